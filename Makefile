@@ -1,0 +1,48 @@
+# Every target sets up what it needs: a virtual environment in .venv with a CPU build of torch.
+# On a machine with a GPU: make run CONSTRAINT=   (takes the torch build that pip prefers)
+PYTHON ?= python3
+CONSTRAINT ?= -c constraints/cpu.txt
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINT)
+
+.PHONY: run test check bench bundle clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run | test | check | bench | bundle MANIFEST=manifest.json | clean"
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/core: pyproject.toml constraints/cpu.txt | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+.venv/test: pyproject.toml constraints/cpu.txt | $(BIN)/python
+	$(PIP) -e '.[test]'
+	touch .venv/core $@
+
+.venv/check: pyproject.toml constraints/cpu.txt | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	touch .venv/core .venv/test $@
+
+run: .venv/core
+	$(BIN)/maisi generate --out out --overwrite
+
+test: .venv/test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/check
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: .venv/test
+	$(BIN)/python benchmarks/splitting.py $(ARGS)
+
+bundle: .venv/core
+	$(BIN)/maisi train recipe ct-small --manifest $(MANIFEST) --out runs/ct-small
+
+clean:
+	rm -rf .venv out build dist

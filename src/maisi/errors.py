@@ -1,0 +1,53 @@
+"""Every exception that maisi raises on purpose.
+
+The command line exits with 2 on an `InvalidRequestError` (something the caller can change) and with 1 on a `RunError`
+(something that went wrong while a valid request was carried out).
+"""
+
+
+class MaisiError(Exception):
+    """The root of the tree: catch it to catch all that maisi raises on purpose."""
+
+
+class InvalidRequestError(MaisiError, ValueError):
+    """What was asked cannot be done; the message says what would be accepted."""
+
+
+class InvalidVolumeError(InvalidRequestError):
+    """An image that is not a readable 3-D CT or MR volume."""
+
+
+class InvalidLabelsError(InvalidRequestError):
+    """A label map with unknown ids, fractional values or another grid than its volume."""
+
+
+class InvalidGridError(InvalidRequestError):
+    """A size, spacing or affine that is impossible here."""
+
+
+class InvalidBundleError(InvalidRequestError):
+    """A bundle or checkpoint that is unknown, incomplete, altered or of another architecture."""
+
+
+class InvalidConfigError(InvalidRequestError):
+    """A setting that does not exist or has an impossible value."""
+
+
+class UnsupportedOperationError(InvalidRequestError):
+    """An operation that a `SlabTensor` cannot carry out slab by slab."""
+
+
+class InvalidPlanError(InvalidRequestError):
+    """A split or a memory budget that cannot be met; the message gives the nearest that can."""
+
+
+class RunError(MaisiError, RuntimeError):
+    """A valid request that failed while running."""
+
+
+class StorageError(RunError):
+    """A disk that is full or not writable."""
+
+
+class RankError(RunError):
+    """Another rank of a distributed run failed."""
