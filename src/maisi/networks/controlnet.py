@@ -1,0 +1,163 @@
+"""The ControlNet: makes a `DenoisingUNet` obey a label map.
+
+Zhang et al., arXiv 2302.05543; MAISI, arXiv 2409.11169, section 3.3. A trainable copy of the U-Net's way down sees the
+label map's bits and adds residuals to the U-Net's skip connections through convolutions that start at zero.
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from maisi.errors import InvalidGridError, InvalidRequestError
+from maisi.networks.blocks import conv1, conv3
+from maisi.networks.unet import (
+    BackboneConfig,
+    DenoisingUNet,
+    Middle,
+    Residuals,
+    check_given,
+    embed_vector,
+    make_down,
+    make_modality_embedding,
+    time_features,
+    zeroed,
+)
+from maisi.shapes import BitsBatch, LatentBatch, Times
+
+logger = logging.getLogger(__name__)
+
+
+class ControlNetConfig(BackboneConfig):
+    """Shape of a `ControlNet`; its levels must be those of the U-Net that it steers."""
+
+    condition_channels: int = Field(default=8, ge=1)
+    embedding_widths: tuple[int, ...] = (8, 32, 64)  # one level each; every further level halves the label map
+
+    @model_validator(mode="after")
+    def _some_width(self) -> "ControlNetConfig":
+        if not self.embedding_widths or min(self.embedding_widths) < 1:
+            raise ValueError(f"embedding_widths {self.embedding_widths} needs at least one width, each at least 1")
+        return self
+
+    @property
+    def condition_factor(self) -> int:
+        """How many times larger the label map is than the latent, on every axis."""
+        return 2 ** (len(self.embedding_widths) - 1)
+
+
+class ConditionEmbedding(nn.Module):
+    """Label bits at volume resolution -> features at latent resolution."""
+
+    def __init__(self, config: ControlNetConfig) -> None:
+        super().__init__()
+        widths = config.embedding_widths
+        self.conv_in = conv3(config.condition_channels, widths[0])
+        self.convs = nn.ModuleList()
+        for width, next_width in pairwise(widths):
+            self.convs += [conv3(width, width), conv3(width, next_width, stride=2)]
+        self.conv_out = zeroed(conv3(widths[-1], config.channels[0]))
+
+    def forward(self, bits: Tensor) -> Tensor:
+        h = F.silu(self.conv_in(bits))
+        for conv in self.convs:
+            h = F.silu(conv(h))
+        return self.conv_out(h)
+
+
+class ControlNet(nn.Module):
+    """Residuals for a `DenoisingUNet` from a noisy latent, the time and an embedded label map."""
+
+    def __init__(self, config: ControlNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.time_embedding = embed_vector(config.channels[0], config.time_channels)
+        self.modality_embedding = make_modality_embedding(config)
+        self.condition_embedding = ConditionEmbedding(config)
+        self.conv_in = conv3(config.in_channels, config.channels[0])
+        self.down = make_down(config)
+        self.middle = Middle(config)
+        self.zero_convs = nn.ModuleList(zeroed(conv1(width, width)) for width in config.skip_channels)
+        self.zero_middle = zeroed(conv1(config.channels[-1], config.channels[-1]))
+
+    @classmethod
+    def from_unet(cls, unet: DenoisingUNet, config: ControlNetConfig) -> "ControlNet":
+        """A ControlNet that starts with every tensor of the U-Net that has its name and shape; its residuals are zero.
+
+        The time projections of the blocks keep their fresh weights where the U-Net also sees regions or spacing.
+        Raises `InvalidRequestError` where the levels differ, for such residuals would not fit.
+        """
+        check_levels(unet.config, config)
+        controlnet = cls(config).to(unet.conv_in.weight)
+        theirs, ours = unet.state_dict(), controlnet.state_dict()
+        shared = {
+            name: tensor for name, tensor in ours.items() if name in theirs and theirs[name].shape == tensor.shape
+        }
+        controlnet.load_state_dict(ours | {name: theirs[name] for name in shared})
+        logger.info("ControlNet starts with %d of its %d tensors from the U-Net", len(shared), len(ours))
+        return controlnet
+
+    def embed_condition(self, bits: BitsBatch) -> Tensor:
+        """The label map as the network sees it, at latent resolution: the same at every step, so compute it once.
+
+        `bits` (b, 8, x, y, z) are 0 or 1, the least significant first. Raises `InvalidGridError` for a size that is not
+        a multiple of the latent's factor.
+        """
+        factor = self.config.condition_factor
+        if bits.shape[1] != self.config.condition_channels:
+            raise InvalidRequestError(f"label map has {bits.shape[1]} channels, not {self.config.condition_channels}")
+        if any(n % factor for n in bits.shape[2:]):
+            raise InvalidGridError(
+                f"label map size {tuple(bits.shape[2:])} is not a multiple of {factor} on every axis"
+            )
+        return self.condition_embedding(bits)
+
+    def forward(
+        self,
+        latent: LatentBatch,
+        t: Times,
+        embedding: Tensor,
+        *,
+        modality: Tensor | None = None,
+        context: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> Residuals:
+        """Residuals times `scale`, for a latent (b, c, u, v, w), times (b,) and the result of `embed_condition`."""
+        self.config.check_size(latent.shape[2:])
+        check_embedding(embedding.shape[2:], latent.shape[2:], self.config.condition_factor)
+        check_given("modality", modality, self.config.num_modalities is not None)
+        check_given("context", context, self.config.context_channels is not None)
+
+        time = self.time_embedding(time_features(t, self.config.channels[0]).to(latent.dtype))
+        if self.modality_embedding is not None:
+            time = time + self.modality_embedding(modality)
+
+        h = self.conv_in(latent) + embedding
+        skips = [h]
+        for level in self.down:
+            h, level_skips = level(h, time, context)
+            skips += level_skips
+        h = self.middle(h, time, context)
+
+        residuals = tuple(conv(skip) * scale for conv, skip in zip(self.zero_convs, skips, strict=True))
+        return Residuals(residuals, self.zero_middle(h) * scale)
+
+
+def check_levels(unet: BackboneConfig, controlnet: BackboneConfig) -> None:
+    """Raise `InvalidRequestError` where the ControlNet's residuals would not fit the U-Net's skip connections."""
+    for name in ("in_channels", "channels", "num_res_blocks"):
+        theirs, ours = getattr(unet, name), getattr(controlnet, name)
+        if theirs != ours:
+            raise InvalidRequestError(f"{name} of the ControlNet is {ours}; to steer this U-Net it must be {theirs}")
+
+
+def check_embedding(size: Sequence[int], latent_size: Sequence[int], factor: int) -> None:
+    """Raise `InvalidGridError` where an embedded label map does not lie on the latent's grid."""
+    if tuple(size) != tuple(latent_size):
+        wanted, got = (tuple(n * factor for n in s) for s in (latent_size, size))
+        raise InvalidGridError(
+            f"label map size {got} does not belong to latent size {tuple(latent_size)}; it must be {wanted}"
+        )
