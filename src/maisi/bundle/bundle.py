@@ -1,0 +1,366 @@
+"""A model on disk: networks, noise schedule, scale factor and what they were trained for.
+
+A bundle is a folder: `bundle.yaml` (a `BundleInfo`), for each network `<kind>/config.yaml` and
+`<kind>/model.safetensors`, `MODEL_CARD.md`, `LICENSE`, and `checksums.json` with the SHA-256 of every file.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from maisi.bundle.files import (
+    check_sum,
+    misfit,
+    read_checksums,
+    read_weights,
+    read_yaml,
+    stored_dtypes,
+    write_checksums,
+    write_directory,
+    write_weights,
+    write_yaml,
+)
+from maisi.bundle.upstream import NetworkConfig, build_network
+from maisi.diffusion.scheduler import DDPM, DDPMConfig, NoiseScheduler, RectifiedFlow, RectifiedFlowConfig
+from maisi.errors import InvalidBundleError, InvalidRequestError
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels
+from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.shapes import Frozen, Size3, Spacing3
+
+DEFAULT_BUNDLE = "ct-small"
+FORMAT_VERSION = 1
+
+NETWORKS: dict[str, type[NetworkConfig]] = {
+    "autoencoder": AutoencoderConfig,
+    "unet": UNetConfig,
+    "controlnet": ControlNetConfig,
+}
+
+_PACKAGED = Path(__file__).parent / "packaged"
+_INFO, _CARD, _LICENCE = "bundle.yaml", "MODEL_CARD.md", "LICENSE"
+_CONFIG, _WEIGHTS = "config.yaml", "model.safetensors"
+
+
+class DDPMSpec(Frozen):
+    """A `DDPM` schedule in a file."""
+
+    kind: Literal["ddpm"] = "ddpm"
+    config: DDPMConfig = DDPMConfig()
+
+
+class RectifiedFlowSpec(Frozen):
+    """A `RectifiedFlow` schedule in a file."""
+
+    kind: Literal["rectified_flow"] = "rectified_flow"
+    config: RectifiedFlowConfig = RectifiedFlowConfig()
+
+
+SchedulerSpec = Annotated[DDPMSpec | RectifiedFlowSpec, Field(discriminator="kind")]
+
+
+def build_scheduler(spec: DDPMSpec | RectifiedFlowSpec) -> NoiseScheduler:
+    """The noise schedule that a file describes."""
+    return DDPM(spec.config) if isinstance(spec, DDPMSpec) else RectifiedFlow(spec.config)
+
+
+class Limits(Frozen):
+    """What a bundle was trained for; more may be tried, but is not promised."""
+
+    min_spacing_mm: Spacing3 = (0.5, 0.5, 0.5)
+    max_spacing_mm: Spacing3 = (5.0, 5.0, 5.0)
+    max_size: Size3 = (512, 512, 768)
+    min_fov_mm: Spacing3 | None = None
+    max_fov_mm: Spacing3 | None = None
+    regions: tuple[Literal["head", "chest", "abdomen", "lower"], ...] = ("head", "chest", "abdomen", "lower")
+    modalities: tuple[str, ...] = ("ct",)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Limits":
+        for low, high in ((self.min_spacing_mm, self.max_spacing_mm), (self.min_fov_mm, self.max_fov_mm)):
+            if low and high and any(a > b for a, b in zip(low, high, strict=True)):
+                raise ValueError(f"least values {low} are above the greatest {high}")
+        if min(self.min_spacing_mm) <= 0 or min(self.max_size) < 1:
+            raise ValueError("spacing and size must be positive")
+        return self
+
+    def violations(self, size: Size3, spacing_mm: Spacing3) -> list[str]:
+        """What of a volume lies outside the limits, one sentence each; none when all is well."""
+        fov_mm = tuple(n * s for n, s in zip(size, spacing_mm, strict=True))
+        asked = (
+            ("spacing", spacing_mm, self.min_spacing_mm, self.max_spacing_mm, " mm"),
+            ("size", size, None, self.max_size, ""),
+            ("field of view", fov_mm, self.min_fov_mm, self.max_fov_mm, " mm"),
+        )
+        return [
+            f"{what} {value:g}{unit} on {axis} is {side} the {limit[i]:g}{unit} that the bundle was trained for"
+            for what, values, low, high, unit in asked
+            for i, (axis, value) in enumerate(zip("xyz", values, strict=True))
+            for side, limit, sign in (("below", low, -1), ("above", high, 1))
+            if limit is not None and sign * (value - limit[i]) > 1e-6 * limit[i]
+        ]
+
+
+class BundleInfo(Frozen):
+    """What `bundle.yaml` says."""
+
+    format_version: int = FORMAT_VERSION
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = "1"
+    description: str = ""
+    licence: str
+    vocabulary_version: str
+    scale_factor: float = Field(default=1.0, gt=0)
+    scheduler: SchedulerSpec | None = None
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _known_format(self) -> "BundleInfo":
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"bundle format {self.format_version} is unknown to this version of maisi, which reads {FORMAT_VERSION}"
+            )
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Networks that belong together; each is loaded when it is first used, ready for inference.
+
+    `scale_factor` multiplies latents of the autoencoder to what the U-Net sees. A part that the bundle lacks raises
+    `InvalidBundleError` when it is asked for; `kinds` tells what there is.
+    """
+
+    info: BundleInfo
+    configs: Mapping[str, NetworkConfig]
+    load: Callable[[str], nn.Module]
+    path: Path | None = None
+    model_card: str = ""
+    licence_text: str = ""
+
+    def __post_init__(self) -> None:
+        _check_parts(self.info, self.configs)
+
+    @classmethod
+    def of(
+        cls, info: BundleInfo, networks: Mapping[str, nn.Module], *, model_card: str = "", licence_text: str = ""
+    ) -> "Bundle":
+        """A bundle of networks in memory, by kind: autoencoder, unet, controlnet."""
+        configs = {kind: cast(NetworkConfig, network.config) for kind, network in networks.items()}
+        return cls(info, configs, dict(networks).__getitem__, model_card=model_card, licence_text=licence_text)
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of network in this bundle."""
+        return tuple(self.configs)
+
+    @property
+    def scale_factor(self) -> float:
+        return self.info.scale_factor
+
+    @property
+    def limits(self) -> Limits:
+        return self.info.limits
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        return cast(Autoencoder, self._network("autoencoder"))
+
+    @cached_property
+    def unet(self) -> DenoisingUNet:
+        return cast(DenoisingUNet, self._network("unet"))
+
+    @cached_property
+    def controlnet(self) -> ControlNet:
+        return cast(ControlNet, self._network("controlnet"))
+
+    @cached_property
+    def scheduler(self) -> NoiseScheduler:
+        if self.info.scheduler is None:
+            raise InvalidBundleError(f"bundle {self.name!r} has no noise schedule; it holds {', '.join(self.kinds)}")
+        return build_scheduler(self.info.scheduler)
+
+    @property
+    def size_multiple(self) -> int:
+        """Every axis of a volume must be a multiple of this."""
+        multiple = 1
+        if "autoencoder" in self.configs:
+            multiple *= cast(AutoencoderConfig, self.configs["autoencoder"]).factor
+        if "unet" in self.configs:
+            multiple *= cast(UNetConfig, self.configs["unet"]).size_multiple
+        return multiple
+
+    def describe(self) -> dict[str, Any]:
+        """All there is to say about the bundle in plain values, without loading a network."""
+        about = self.info.model_dump(mode="json")
+        about |= {"path": str(self.path) if self.path else None, "size_multiple": self.size_multiple}
+        about["networks"] = {kind: self._describe_network(kind) for kind in self.kinds}
+        return about
+
+    def verify(self) -> None:
+        """Read every file on disk and compare its checksum; raises `InvalidBundleError` naming the first broken one."""
+        if self.path is not None:
+            checksums = read_checksums(self.path)
+            for name in checksums:
+                check_sum(self.path, name, checksums)
+
+    def _network(self, kind: str) -> nn.Module:
+        if kind not in self.configs:
+            raise InvalidBundleError(f"bundle {self.name!r} has no {kind}; it holds {', '.join(self.kinds)}")
+        return self.load(kind)
+
+    def _describe_network(self, kind: str) -> dict[str, Any]:
+        config = self.configs[kind]
+        about: dict[str, Any] = {"num_parameters": sum(p.numel() for p in _on_meta(config).parameters())}
+        if self.path is not None:
+            weights = self.path / kind / _WEIGHTS
+            about |= {"num_bytes": weights.stat().st_size, "stored_as": ", ".join(stored_dtypes(weights))}
+        return about | {"config": config.model_dump(mode="json")}
+
+
+def packaged_names() -> list[str]:
+    """Names of the bundles that ship with the package."""
+    return sorted(path.parent.name for path in _PACKAGED.glob(f"*/{_INFO}"))
+
+
+def find_bundle(name_or_path: str | Path) -> Path:
+    """The folder of a packaged bundle, by its name, or of any other, by its path.
+
+    A packaged name comes first; write ./name for a folder of the same name. Raises `InvalidBundleError` listing what
+    there is.
+    """
+    names = packaged_names()
+    if str(name_or_path) in names:
+        return _PACKAGED / str(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if (path / _INFO).is_file():
+        return path
+    if path.is_dir():
+        raise InvalidBundleError(f"{path} is no bundle: it has no {_INFO}")
+    if path.is_file():
+        raise InvalidBundleError(
+            f"{path} is a file, but a bundle is a folder; `maisi convert` makes one from a checkpoint"
+        )
+    close = get_close_matches(str(name_or_path), names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    accepted = ", ".join([*names, "the path of a bundle folder"])
+    raise InvalidBundleError(f"no bundle {str(name_or_path)!r}; {hint}accepted: {accepted}")
+
+
+def load_bundle(
+    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Bundle:
+    """A bundle by packaged name or path; its networks come to `device` as `dtype` when they are first used.
+
+    Configurations and checksums are checked now, the weights' checksum when they are read. Raises `InvalidBundleError`
+    for a bundle that is unknown, incomplete, altered or of another architecture.
+    """
+    folder = find_bundle(name_or_path)
+    checksums = read_checksums(folder)
+    info = read_yaml(check_sum(folder, _INFO, checksums), BundleInfo)
+    configs: dict[str, NetworkConfig] = {}
+    for kind, config_class in NETWORKS.items():
+        if (folder / kind).is_dir():
+            configs[kind] = read_yaml(_listed(folder, f"{kind}/{_CONFIG}", checksums), config_class)
+
+    def load(kind: str) -> nn.Module:
+        return _load_network(folder, kind, configs[kind], checksums, device, dtype)
+
+    card, licence = (_listed(folder, name, checksums).read_text(encoding="utf-8") for name in (_CARD, _LICENCE))
+    return Bundle(info, configs, load, folder, card, licence)
+
+
+def save_bundle(
+    bundle: Bundle, path: str | Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
+) -> Path:
+    """Write a bundle to a new folder, weights stored as `dtype`, and give its path; the folder appears whole or not.
+
+    The same bundle gives the same bytes. Raises `InvalidBundleError` where the folder exists, `StorageError` where the
+    disk is full.
+    """
+    networks = {kind: bundle._network(kind) for kind in bundle.kinds}
+    num_bytes = sum(t.numel() * dtype.itemsize for n in networks.values() for t in n.state_dict().values())
+    path = Path(path)
+    with write_directory(path, overwrite=overwrite, num_bytes=num_bytes) as folder:
+        write_yaml(folder / _INFO, bundle.info)
+        (folder / _CARD).write_text(bundle.model_card or f"# {bundle.name}\n", encoding="utf-8")
+        (folder / _LICENCE).write_text(bundle.licence_text or f"{bundle.info.licence}\n", encoding="utf-8")
+        for kind, network in networks.items():
+            (folder / kind).mkdir()
+            write_yaml(folder / kind / _CONFIG, bundle.configs[kind])
+            write_weights(folder / kind / _WEIGHTS, network.state_dict(), dtype)
+        write_checksums(folder)
+    return path
+
+
+def _listed(folder: Path, name: str, checksums: Mapping[str, str]) -> Path:
+    if not (folder / name).is_file():
+        raise InvalidBundleError(f"{folder} is incomplete; missing: {name}")
+    return check_sum(folder, name, checksums)
+
+
+def _load_network(
+    folder: Path,
+    kind: str,
+    config: NetworkConfig,
+    checksums: Mapping[str, str],
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    path = _listed(folder, f"{kind}/{_WEIGHTS}", checksums)
+    state = read_weights(path, dtype, device)
+    network = _on_meta(config)
+    wrong = misfit(
+        {name: tensor.shape for name, tensor in state.items()},
+        {name: tensor.shape for name, tensor in network.state_dict().items()},
+    )
+    if wrong:
+        raise InvalidBundleError(f"{path} does not fit the {kind} of {_CONFIG}: {wrong}")
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _on_meta(config: NetworkConfig) -> nn.Module:
+    """The network without its weights: building it takes neither memory nor random numbers."""
+    with torch.device("meta"):
+        return build_network(config)
+
+
+def _check_parts(info: BundleInfo, configs: Mapping[str, NetworkConfig]) -> None:
+    """Raise `InvalidBundleError` where the networks of a bundle do not belong together."""
+    unknown = [kind for kind in configs if kind not in NETWORKS]
+    if unknown or not configs:
+        held = ", ".join(unknown) or "no network"
+        raise InvalidBundleError(f"bundle {info.name!r} holds {held}; accepted: {', '.join(NETWORKS)}")
+    autoencoder, unet, controlnet = (configs.get(kind) for kind in NETWORKS)
+    if isinstance(unet, UNetConfig):
+        if info.scheduler is None:
+            raise InvalidBundleError(f"bundle {info.name!r} has a unet, but no scheduler to sample with")
+        if isinstance(autoencoder, AutoencoderConfig) and unet.in_channels != autoencoder.latent_channels:
+            raise InvalidBundleError(
+                f"bundle {info.name!r}: the unet reads {unet.in_channels} channels, "
+                f"the autoencoder's latent has {autoencoder.latent_channels}"
+            )
+    if isinstance(controlnet, ControlNetConfig):
+        if not isinstance(unet, UNetConfig):
+            raise InvalidBundleError(f"bundle {info.name!r} has a controlnet, but no unet for it to steer")
+        if isinstance(autoencoder, AutoencoderConfig) and controlnet.condition_factor != autoencoder.factor:
+            raise InvalidBundleError(
+                f"bundle {info.name!r}: the controlnet shrinks labels {controlnet.condition_factor} times, "
+                f"the autoencoder volumes {autoencoder.factor} times"
+            )
+        try:
+            check_levels(unet, controlnet)
+        except InvalidRequestError as error:
+            raise InvalidBundleError(f"bundle {info.name!r}: {error}") from error

@@ -1,0 +1,216 @@
+"""Files of a bundle: folders that appear whole or not at all, weights in safetensors, checksums, strict YAML."""
+
+import errno
+import glob
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import yaml
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Size, Tensor
+
+from maisi.errors import InvalidBundleError, StorageError
+
+CHECKSUMS = "checksums.json"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@contextmanager
+def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) -> Iterator[Path]:
+    """A hidden folder beside `path` to write into; renamed to `path` when the block ends well, removed on any error.
+
+    With `overwrite` the old folder is renamed away just before and removed just after: `path` is the old or the new
+    one, or for an instant absent, but never a mixture. `num_bytes` is what will be written; the free space is checked
+    for it. Raises `InvalidBundleError` where `path` exists and may not be overwritten, `StorageError` where the disk is
+    full or not writable. What a killed process of this machine left beside is removed first.
+    """
+    path = path.absolute()
+    if path.exists() and not overwrite:
+        raise InvalidBundleError(f"{path} exists already; accepted: another place, or leave to overwrite it")
+    mine = f"{_host()}~{os.getpid()}~{secrets.token_hex(4)}"
+    partial = path.with_name(f".{path.name}.partial-{mine}")
+    replaced = path.with_name(f".{path.name}.replaced-{mine}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        free_bytes = shutil.disk_usage(path.parent).free
+        if num_bytes > free_bytes:
+            raise StorageError(f"cannot write {path}: {num_bytes} bytes needed, {free_bytes} free")
+        partial.mkdir()
+        yield partial
+        for file in [*(f for f in partial.rglob("*") if f.is_file()), partial]:
+            _flush(file)
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+        _flush(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        raise
+    finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w.-]", "_", socket.gethostname())
+
+
+def _remove_stale(path: Path) -> None:
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.partial-{_host()}~*"):
+        if not psutil.pid_exists(int(folder.name.split("~")[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- checksums ---
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the sum of every file of a finished folder into its `checksums.json`."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+    (folder / CHECKSUMS).write_text(json.dumps({"sha256": sums}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """The sums that a folder's files should have, by relative path; every listed file is there.
+
+    Raises `InvalidBundleError`.
+    """
+    path = folder / CHECKSUMS
+    try:
+        sums = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        listed = {str(name): str(value) for name, value in sums.items()}
+    except FileNotFoundError:
+        raise InvalidBundleError(f"{folder} has no {CHECKSUMS}; without it the bundle cannot be trusted") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidBundleError(f'{path} is damaged; expected {{"sha256": {{file: sum}}}}') from error
+    outside = [name for name in listed if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise InvalidBundleError(f"{path} lists {outside[0]!r}, which is not a file of the bundle")
+    missing = [name for name in listed if not (folder / name).is_file()]
+    if missing:
+        raise InvalidBundleError(f"{folder} is incomplete; missing: {', '.join(missing)}")
+    return listed
+
+
+def check_sum(folder: Path, name: str, checksums: Mapping[str, str]) -> Path:
+    """The path of a file whose sum is the listed one; raises `InvalidBundleError` naming the file and both sums."""
+    path = folder / name
+    if name not in checksums:
+        raise InvalidBundleError(f"{path} is not listed in {CHECKSUMS}; it was added after the bundle was made")
+    actual = sha256(path)
+    if actual != checksums[name]:
+        raise InvalidBundleError(
+            f"{path} was altered or damaged: its SHA-256 is {actual}, {CHECKSUMS} says {checksums[name]}"
+        )
+    return path
+
+
+# --- settings ---
+
+
+def write_yaml(path: Path, model: BaseModel) -> None:
+    """Write a configuration, every field of it, in the order of its class."""
+    text = yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, default_flow_style=None, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def read_yaml(path: Path, kind: type[Model]) -> Model:
+    """The configuration in a file; raises `InvalidBundleError` naming each wrong setting."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return kind.model_validate(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidBundleError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        problems = "; ".join(_told(problem, kind) for problem in error.errors())
+        raise InvalidBundleError(f"{path}: {problems}") from error
+
+
+def _told(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{where}: {problem['msg']}, got {problem['input']!r}" if where else str(problem["msg"])
+    close = get_close_matches(str(problem["loc"][-1]), kind.model_fields, n=1)
+    return f"unknown setting {where!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+# --- weights ---
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write tensors to a safetensors file, the floating ones in `dtype`."""
+    stored = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in state.items()
+    }
+    save_file(stored, path, metadata={"format": "pt"})
+
+
+def read_weights(path: Path, dtype: torch.dtype, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Tensors of a safetensors file, the floating ones as `dtype`; raises `InvalidBundleError` where it is damaged."""
+    try:
+        state = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise InvalidBundleError(f"{path} is no readable safetensors file: {error}") from error
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def stored_dtypes(path: Path) -> list[str]:
+    """Names of the number formats in a safetensors file, such as F32 or BF16, without reading its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return sorted({file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise InvalidBundleError(f"{path} is no readable safetensors file: {error}") from error
+
+
+def misfit(got: Mapping[str, Size], expected: Mapping[str, Size], most: int = 12) -> str:
+    """What is wrong with the names and shapes of a network's tensors, at most `most` of each sort; "" when they fit."""
+    lists = {
+        "missing": [name for name in expected if name not in got],
+        "unexpected": [name for name in got if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(got[name])}, expected {tuple(shape)}"
+            for name, shape in expected.items()
+            if name in got and got[name] != shape
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
+        for what, names in lists.items()
+        if names
+    )

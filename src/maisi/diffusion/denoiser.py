@@ -1,0 +1,79 @@
+"""What the sampling loop calls: a function of the noisy latent and the time, with every condition inside."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maisi.diffusion.sampler import Denoise
+from maisi.errors import InvalidRequestError
+from maisi.networks.controlnet import ControlNet
+from maisi.networks.unet import DenoisingUNet
+from maisi.shapes import BitsBatch, LatentBatch, Times
+
+
+def denoiser(
+    unet: DenoisingUNet,
+    controlnet: ControlNet | None = None,
+    *,
+    conditions: Mapping[str, Tensor],
+    bits: BitsBatch | None = None,
+    embedding: Tensor | None = None,
+    controlnet_scale: float = 1.0,
+) -> Denoise:
+    """The prediction of the U-Net under `conditions`, steered by the ControlNet when there is one.
+
+    `conditions` are the keyword tensors of the U-Net, encoded, one row a sample or one for the whole batch. The
+    ControlNet takes its label map as `bits`, embedded here once and not at every step, or as that `embedding`, for a
+    label map that several denoisers share or that was embedded slab by slab. For sampling, not for training: no
+    gradient flows to the embedding.
+    """
+    if controlnet is None:
+        if bits is not None or embedding is not None:
+            raise InvalidRequestError("labels were given, but no ControlNet to read them")
+        return lambda x, t: unet(x, t, **_rows(conditions, x.shape[0]))
+    if bits is not None and embedding is None:
+        with torch.no_grad():
+            embedding = controlnet.embed_condition(bits)
+    elif bits is not None or embedding is None:
+        raise InvalidRequestError("a ControlNet needs its labels once: either as bits or as their embedding")
+
+    def denoise(x: LatentBatch, t: Times) -> LatentBatch:
+        rows = _rows(conditions, x.shape[0])
+        shared = {name: rows[name] for name in ("modality", "context") if name in rows}
+        residuals = controlnet(x, t, embedding, scale=controlnet_scale, **shared)
+        return unet(x, t, residuals=residuals, **rows)
+
+    return denoise
+
+
+def guide(with_: Denoise, without: Denoise, scale: float, interval: tuple[float, float] | None = None) -> Denoise:
+    """Classifier-free guidance (Ho and Salimans, 2022): without + scale (with - without); 1 means no guidance.
+
+    Outside `interval`, times (low, high) in training steps, only `with_` is asked (Kynkäänniemi et al., 2024).
+    """
+    if scale == 1:
+        return with_
+    low, high = interval if interval is not None else (float("-inf"), float("inf"))
+    if low > high:
+        raise InvalidRequestError(f"a guidance interval is (low, high) in training steps, not ({low}, {high})")
+
+    def denoise(x: LatentBatch, t: Times) -> LatentBatch:
+        prediction = with_(x, t)
+        if not low <= float(t[0]) <= high:
+            return prediction
+        unguided = without(x, t)
+        return unguided + scale * (prediction - unguided)
+
+    return denoise
+
+
+def _rows(conditions: Mapping[str, Tensor], batch: int) -> dict[str, Any]:
+    """The conditions with one row a sample."""
+    rows = {}
+    for name, value in conditions.items():
+        if value.shape[0] not in (1, batch):
+            raise InvalidRequestError(f"condition {name!r} has {value.shape[0]} rows for a batch of {batch}")
+        rows[name] = value.expand(batch, *value.shape[1:])
+    return rows

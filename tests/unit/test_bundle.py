@@ -1,0 +1,394 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from maisi.bundle import bundle as bundles
+from maisi.bundle.bundle import (
+    Bundle,
+    BundleInfo,
+    DDPMSpec,
+    Limits,
+    RectifiedFlowSpec,
+    find_bundle,
+    load_bundle,
+    packaged_names,
+    save_bundle,
+)
+from maisi.bundle.files import write_checksums
+from maisi.diffusion.scheduler import DDPM, DDPMConfig, RectifiedFlow
+from maisi.errors import InvalidBundleError, StorageError
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.controlnet import ControlNet, ControlNetConfig
+from maisi.networks.unet import DenoisingUNet, UNetConfig
+
+LEVELS = {
+    "channels": (8, 16),
+    "num_res_blocks": (1, 1),
+    "attention_levels": (False, True),
+    "head_channels": 8,
+    "norm_groups": 4,
+}
+INFO = BundleInfo(
+    name="tiny",
+    description="for tests",
+    licence="CC0-1.0",
+    vocabulary_version="1.0",
+    scale_factor=1.25,
+    scheduler=RectifiedFlowSpec(),
+    limits=Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(5, 5, 5), max_size=(64, 64, 64), regions=("chest",)),
+)
+
+
+def tiny_networks() -> dict[str, torch.nn.Module]:
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderConfig(channels=(4, 8), num_res_blocks=(1, 1), norm_groups=2))
+    unet = DenoisingUNet(UNetConfig(spacing=True, **LEVELS))
+    controlnet = ControlNet(ControlNetConfig(embedding_widths=(4, 8), **LEVELS))
+    return {"autoencoder": autoencoder, "unet": unet, "controlnet": controlnet}
+
+
+@pytest.fixture
+def tiny() -> Bundle:
+    return Bundle.of(INFO, tiny_networks(), model_card="# Tiny\n", licence_text="Public domain\n")
+
+
+@pytest.fixture
+def saved(tiny: Bundle, tmp_path: Path) -> Path:
+    return save_bundle(tiny, tmp_path / "tiny")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """Change settings of bundle.yaml and make its checksum right again."""
+    path = folder / "bundle.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    write_checksums(folder)
+
+
+def test_a_bundle_comes_back_from_disk_as_it_was(tiny: Bundle, saved: Path) -> None:
+    loaded = load_bundle(saved)
+    assert loaded.info == INFO
+    assert loaded.path == saved
+    assert loaded.kinds == ("autoencoder", "unet", "controlnet")
+    assert (loaded.model_card, loaded.licence_text) == ("# Tiny\n", "Public domain\n")
+    assert isinstance(loaded.scheduler, RectifiedFlow)
+    assert (loaded.name, loaded.scale_factor, loaded.limits.max_size) == ("tiny", 1.25, (64, 64, 64))
+    for kind in loaded.kinds:
+        ours, theirs = getattr(tiny, kind).state_dict(), getattr(loaded, kind).state_dict()
+        assert loaded.configs[kind] == tiny.configs[kind]
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_loaded_networks_are_ready_for_inference(saved: Path) -> None:
+    autoencoder = load_bundle(saved).autoencoder
+    assert not autoencoder.training
+    assert not any(parameter.requires_grad for parameter in autoencoder.parameters())
+    assert autoencoder.decode(torch.zeros(1, 4, 2, 2, 2)).shape == (1, 1, 4, 4, 4)
+
+
+def test_the_same_bundle_gives_the_same_bytes(tiny: Bundle, saved: Path, tmp_path: Path) -> None:
+    again = save_bundle(load_bundle(saved), tmp_path / "again")
+    assert tree(again) == tree(saved)
+    assert sorted(tree(saved)) == [
+        "LICENSE",
+        "MODEL_CARD.md",
+        "autoencoder/config.yaml",
+        "autoencoder/model.safetensors",
+        "bundle.yaml",
+        "checksums.json",
+        "controlnet/config.yaml",
+        "controlnet/model.safetensors",
+        "unet/config.yaml",
+        "unet/model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_half_the_bytes_on_disk_are_float32_in_memory(tiny: Bundle, tmp_path: Path, stored: torch.dtype) -> None:
+    path = save_bundle(tiny, tmp_path / "half", dtype=stored)
+    on_disk = load_file(path / "unet" / "model.safetensors")
+    assert {tensor.dtype for tensor in on_disk.values()} == {stored}
+    weight = load_bundle(path).unet.conv_in.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, tiny.unet.conv_in.weight.to(stored).float())
+    assert load_bundle(path, dtype=stored).unet.conv_in.weight.dtype == stored
+
+
+def test_a_network_is_read_when_it_is_first_used(saved: Path) -> None:
+    (saved / "unet" / "model.safetensors").write_bytes(b"broken")
+    loaded = load_bundle(saved)
+    assert loaded.autoencoder is loaded.autoencoder
+    with pytest.raises(InvalidBundleError, match="altered or damaged"):
+        _ = loaded.unet
+
+
+def test_changing_a_loaded_network_does_not_change_the_file(saved: Path) -> None:
+    before = tree(saved)
+    with torch.no_grad():
+        for parameter in load_bundle(saved).autoencoder.parameters():
+            parameter.fill_(7)
+    assert tree(saved) == before
+
+
+def test_a_part_that_is_missing_says_so(tmp_path: Path) -> None:
+    info = BundleInfo(name="codec", licence="CC0-1.0", vocabulary_version="1.0")
+    only = {"autoencoder": tiny_networks()["autoencoder"]}
+    loaded = load_bundle(save_bundle(Bundle.of(info, only), tmp_path / "codec"))
+    assert loaded.kinds == ("autoencoder",)
+    assert loaded.size_multiple == 2
+    for ask in (lambda: loaded.unet, lambda: loaded.controlnet, lambda: loaded.scheduler):
+        with pytest.raises(InvalidBundleError, match=r"'codec' has no .*; it holds autoencoder"):
+            ask()
+
+
+def test_the_size_multiple_is_that_of_autoencoder_and_unet_together(tiny: Bundle) -> None:
+    assert tiny.size_multiple == 2 * 2
+
+
+def test_a_ddpm_schedule_survives_the_file(tmp_path: Path) -> None:
+    info = INFO.model_copy(update={"scheduler": DDPMSpec(config=DDPMConfig(prediction="velocity"))})
+    networks = tiny_networks()
+    loaded = load_bundle(save_bundle(Bundle.of(info, networks), tmp_path / "ddpm"))
+    assert loaded.scheduler == DDPM(DDPMConfig(prediction="velocity"))
+
+
+def test_describe_is_plain_data_and_loads_nothing(tiny: Bundle, saved: Path) -> None:
+    about = load_bundle(saved).describe()
+    json.dumps(about)
+    unet = about["networks"]["unet"]
+    assert unet["num_parameters"] == sum(p.numel() for p in tiny.unet.parameters())
+    assert unet["num_bytes"] == (saved / "unet" / "model.safetensors").stat().st_size
+    assert unet["stored_as"] == "F32"
+    assert unet["config"]["channels"] == [8, 16]
+    assert about["limits"]["regions"] == ["chest"]
+    assert about["size_multiple"] == 4
+    assert about["scheduler"]["kind"] == "rectified_flow"
+    assert Bundle.of(INFO, tiny_networks()).describe()["path"] is None
+
+
+def test_an_altered_file_is_named_with_both_sums(saved: Path) -> None:
+    listed = json.loads((saved / "checksums.json").read_text())["sha256"]
+    with (saved / "bundle.yaml").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(
+        InvalidBundleError, match=rf"bundle\.yaml was altered .* [0-9a-f]{{64}}.*{listed['bundle.yaml']}"
+    ):
+        load_bundle(saved)
+
+
+def test_verify_reads_every_file(saved: Path) -> None:
+    loaded = load_bundle(saved)
+    loaded.verify()
+    weights = saved / "controlnet" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InvalidBundleError, match=r"controlnet/model\.safetensors"):
+        loaded.verify()
+
+
+@pytest.mark.parametrize("name", ["bundle.yaml", "LICENSE", "unet/config.yaml", "unet/model.safetensors"])
+def test_a_missing_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(InvalidBundleError, match=name if name != "bundle.yaml" else "is no bundle"):
+        load_bundle(saved)
+
+
+def test_a_bundle_without_checksums_is_refused(saved: Path) -> None:
+    (saved / "checksums.json").unlink()
+    with pytest.raises(InvalidBundleError, match=r"no checksums\.json"):
+        load_bundle(saved)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"sha256": 3}', "not json"])
+def test_damaged_checksums_are_refused(saved: Path, text: str) -> None:
+    (saved / "checksums.json").write_text(text)
+    with pytest.raises(InvalidBundleError, match=r"checksums\.json is damaged"):
+        load_bundle(saved)
+
+
+def test_checksums_may_not_point_outside_the_bundle(saved: Path) -> None:
+    (saved / "checksums.json").write_text(json.dumps({"sha256": {"../secret": "0" * 64}}))
+    with pytest.raises(InvalidBundleError, match="not a file of the bundle"):
+        load_bundle(saved)
+
+
+def test_a_file_added_later_is_refused(saved: Path) -> None:
+    listed = json.loads((saved / "checksums.json").read_text())
+    del listed["sha256"]["unet/config.yaml"]
+    (saved / "checksums.json").write_text(json.dumps(listed))
+    with pytest.raises(InvalidBundleError, match=r"unet/config\.yaml is not listed"):
+        load_bundle(saved)
+
+
+def test_weights_that_do_not_fit_are_listed_by_kind(saved: Path) -> None:
+    path = saved / "unet" / "model.safetensors"
+    state = load_file(path)
+    del state["conv_in.bias"]
+    state["extra.weight"] = torch.zeros(2)
+    state["conv_in.weight"] = torch.zeros(3, 3)
+    save_file(state, path)
+    write_checksums(saved)
+    with pytest.raises(InvalidBundleError) as refused:
+        _ = load_bundle(saved).unet
+    message = str(refused.value)
+    assert "1 missing: conv_in.bias" in message
+    assert "1 unexpected: extra.weight" in message
+    assert "1 of another shape: conv_in.weight (3, 3), expected (8, 4, 3, 3, 3)" in message
+
+
+def test_a_truncated_weight_file_is_refused(saved: Path) -> None:
+    path = saved / "unet" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    write_checksums(saved)
+    with pytest.raises(InvalidBundleError, match="no readable safetensors file"):
+        _ = load_bundle(saved).unet
+
+
+def test_a_wrong_setting_is_named_with_what_was_meant(saved: Path) -> None:
+    rewrite(saved, scale_facter=1.0)
+    with pytest.raises(InvalidBundleError, match="unknown setting 'scale_facter'; did you mean 'scale_factor'"):
+        load_bundle(saved)
+
+
+def test_impossible_settings_are_refused(saved: Path) -> None:
+    rewrite(saved, scale_factor=-1.0)
+    with pytest.raises(InvalidBundleError, match=r"scale_factor: .* got -1\.0"):
+        load_bundle(saved)
+    rewrite(saved, scale_factor=1.0, format_version=99)
+    with pytest.raises(InvalidBundleError, match="format 99 is unknown"):
+        load_bundle(saved)
+    (saved / "bundle.yaml").write_text("a: [1")
+    write_checksums(saved)
+    with pytest.raises(InvalidBundleError, match="no YAML file"):
+        load_bundle(saved)
+
+
+def test_networks_that_do_not_belong_together_are_refused() -> None:
+    networks = tiny_networks()
+    other = DenoisingUNet(UNetConfig(in_channels=3, out_channels=3, **LEVELS))
+    with pytest.raises(InvalidBundleError, match="reads 3 channels"):
+        Bundle.of(INFO, {**networks, "unet": other})
+    coarse = ControlNet(ControlNetConfig(embedding_widths=(4, 8, 8), **LEVELS))
+    with pytest.raises(InvalidBundleError, match="shrinks labels 4 times"):
+        Bundle.of(INFO, {**networks, "controlnet": coarse})
+    deeper = ControlNet(ControlNetConfig(embedding_widths=(4, 8), **{**LEVELS, "num_res_blocks": (2, 1)}))
+    with pytest.raises(InvalidBundleError, match="num_res_blocks of the ControlNet"):
+        Bundle.of(INFO, {**networks, "controlnet": deeper})
+    with pytest.raises(InvalidBundleError, match="no unet for it to steer"):
+        Bundle.of(INFO, {"controlnet": networks["controlnet"]})
+    with pytest.raises(InvalidBundleError, match="no scheduler"):
+        Bundle.of(INFO.model_copy(update={"scheduler": None}), networks)
+    with pytest.raises(InvalidBundleError, match="holds no network"):
+        Bundle.of(INFO, {})
+    with pytest.raises(InvalidBundleError, match="holds critic"):
+        Bundle.of(INFO, {"critic": networks["autoencoder"]})
+
+
+def test_saving_refuses_an_existing_folder_unless_told(tiny: Bundle, saved: Path) -> None:
+    before = tree(saved)
+    with pytest.raises(InvalidBundleError, match="exists already"):
+        save_bundle(tiny, saved)
+    assert tree(saved) == before
+    save_bundle(tiny, saved, dtype=torch.bfloat16, overwrite=True)
+    assert load_bundle(saved).describe()["networks"]["unet"]["stored_as"] == "BF16"
+    assert [path.name for path in saved.parent.iterdir()] == ["tiny"]
+
+
+def test_a_bundle_is_never_half_written(tmp_path: Path, saved: Path) -> None:
+    def broken(kind: str) -> torch.nn.Module:
+        network = tiny_networks()[kind]
+        if kind == "controlnet":
+            network.register_buffer("shared", network.conv_in.weight.data)  # safetensors refuses shared memory
+        return network
+
+    whole = load_bundle(saved)
+    half = Bundle(INFO, whole.configs, broken)
+    before = tree(saved)
+    for target in (tmp_path / "new", saved):
+        with pytest.raises(RuntimeError, match="shared"):
+            save_bundle(half, target, overwrite=True)
+    assert tree(saved) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_save(tiny: Bundle, tmp_path: Path) -> None:
+    script = (
+        "import os, sys, pathlib\n"
+        "from maisi.bundle.files import write_directory\n"
+        "with write_directory(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').write_text('half')\n"
+        "    os._exit(9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "tiny")], check=False)
+    assert killed.returncode == 9
+    assert [path.name.split("~")[0][:14] for path in tmp_path.iterdir()] == [".tiny.partial-"]
+    save_bundle(tiny, tmp_path / "tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(StorageError, match=r"\d+ bytes needed, 10 free"):
+        save_bundle(tiny, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_is_found_by_packaged_name_or_by_path(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "_PACKAGED", tmp_path)
+    assert packaged_names() == ["tiny"]
+    assert find_bundle("tiny") == saved
+    assert find_bundle(saved) == saved
+    assert load_bundle("tiny").name == "tiny"
+    with pytest.raises(InvalidBundleError, match="no bundle 'tinny'; did you mean 'tiny'"):
+        find_bundle("tinny")
+    with pytest.raises(InvalidBundleError, match="accepted: tiny, the path of a bundle folder"):
+        find_bundle("zzz")
+
+
+def test_what_is_no_bundle_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InvalidBundleError, match=r"is no bundle: it has no bundle\.yaml"):
+        find_bundle(tmp_path)
+    checkpoint = tmp_path / "model.pt"
+    checkpoint.write_bytes(b"")
+    with pytest.raises(InvalidBundleError, match="maisi convert"):
+        find_bundle(checkpoint)
+
+
+def test_limits_name_what_lies_outside() -> None:
+    limits = Limits(
+        min_spacing_mm=(2, 2, 2), max_spacing_mm=(5, 5, 5), max_size=(64, 64, 64), min_fov_mm=(100, 100, 50)
+    )
+    assert limits.violations((64, 64, 32), (2.0, 2.0, 5.0)) == []
+    assert limits.violations((96, 64, 32), (1.5, 2.0, 5.0)) == [
+        "spacing 1.5 mm on x is below the 2 mm that the bundle was trained for",
+        "size 96 on x is above the 64 that the bundle was trained for",
+    ]
+    assert limits.violations((32, 64, 32), (2.0, 2.0, 5.0)) == [
+        "field of view 64 mm on x is below the 100 mm that the bundle was trained for"
+    ]
+    with pytest.raises(ValueError, match="above the greatest"):
+        Limits(min_spacing_mm=(6, 6, 6))
+
+
+def test_every_packaged_bundle_is_whole() -> None:
+    for name in packaged_names():
+        packaged = load_bundle(name)
+        packaged.verify()
+        for kind in packaged.kinds:
+            assert next(getattr(packaged, kind).parameters()).dtype == torch.float32
