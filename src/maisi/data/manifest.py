@@ -1,0 +1,63 @@
+"""Manifests: the list of cases that training, evaluation and preparation work on.
+
+A manifest is a JSON file `{"cases": [...]}`; paths in it are relative to the file.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from maisi.errors import InvalidConfigError, InvalidRequestError
+from maisi.shapes import Frozen, Size3, Spacing3
+
+
+class Case(Frozen):
+    """One scan (or label map) of a manifest, with absolute paths once it was read."""
+
+    id: str
+    group: str = "default"
+    image: Path | None = None
+    labels: Path | None = None
+    labels_maisi: Path | None = None
+    label_names: dict[str, str] = Field(default_factory=dict)
+    labels_present: tuple[str, ...] = ()
+    region: str = ""
+    shape: Size3 | None = None
+    spacing_mm: Spacing3 | None = None
+    licence: str = ""
+    source: str = ""
+    patient: str = ""
+    notes: str = ""
+    split: Literal["training", "validation", "testing"] = "training"
+
+
+def read_manifest(path: Path) -> tuple[Case, ...]:
+    """All cases of a manifest, with paths resolved against its folder.
+
+    Raises `InvalidConfigError` for a file that is not a manifest, a case with unknown fields, or an id used twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidRequestError(f"no manifest at {path}; expected a JSON file with a list 'cases'")
+    try:
+        entries = json.loads(path.read_text())["cases"]
+        cases = tuple(Case.model_validate(entry) for entry in entries)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InvalidConfigError(f"{path} is not a manifest: expected JSON with a list 'cases' ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidConfigError(f"{path}: case field {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    ids = [case.id for case in cases]
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise InvalidConfigError(f"{path}: case ids must be unique; used twice: {', '.join(twice)}")
+    return tuple(_resolve(case, path.parent) for case in cases)
+
+
+def _resolve(case: Case, root: Path) -> Case:
+    paths = {
+        name: root / value for name in ("image", "labels", "labels_maisi") if (value := getattr(case, name)) is not None
+    }
+    return case.model_copy(update=paths)

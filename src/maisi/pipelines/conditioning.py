@@ -1,0 +1,54 @@
+"""What a generated scan is told: region span, spacing, modality; the one place where they become tensors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maisi.anatomy.regions import RegionSpan
+from maisi.errors import InvalidRequestError
+from maisi.networks.unet import UNetConfig
+from maisi.shapes import Spacing3
+
+MODALITIES = {"unknown": 0, "ct": 1, "ct without contrast": 2, "ct with contrast": 3, "phantom": 7, "mr": 8}
+"""Codes of the class embedding. As in the released models up to 7 is CT; 7 is ours, for rendered phantoms."""
+
+INPUT_SCALE = 100.0
+"""Spacing in mm and one-hot regions enter the networks times 100 (spec of the released models, found empirically)."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What is known of a scan besides its labels."""
+
+    span: RegionSpan
+    spacing: Spacing3
+    modality: str = "ct"
+
+
+def modality_code(name: str) -> int:
+    """The code of a modality; raises `InvalidRequestError` for an unknown one."""
+    if name not in MODALITIES:
+        raise InvalidRequestError(f"unknown modality {name!r}; known: {', '.join(MODALITIES)}")
+    return MODALITIES[name]
+
+
+def encode_conditioning(conditioning: Conditioning, config: UNetConfig) -> dict[str, Tensor]:
+    """Keyword tensors of a U-Net for a batch of one: only what its configuration takes."""
+    return condition_tensors(conditioning.span, conditioning.spacing, modality_code(conditioning.modality), config)
+
+
+def condition_tensors(span: RegionSpan, spacing: Spacing3, modality: int, config: UNetConfig) -> dict[str, Tensor]:
+    """As `encode_conditioning`, with the modality as a code."""
+    tensors: dict[str, Tensor] = {}
+    if config.regions:
+        top, bottom = span.one_hots()
+        tensors["top_region"] = INPUT_SCALE * torch.as_tensor(top, dtype=torch.float32)[None]
+        tensors["bottom_region"] = INPUT_SCALE * torch.as_tensor(bottom, dtype=torch.float32)[None]
+    if config.spacing:
+        tensors["spacing"] = INPUT_SCALE * torch.tensor([spacing], dtype=torch.float32)
+    if config.num_modalities is not None:
+        if modality >= config.num_modalities:
+            raise InvalidRequestError(f"modality code {modality} is beyond the {config.num_modalities} of this bundle")
+        tensors["modality"] = torch.tensor([modality])
+    return tensors

@@ -1,0 +1,102 @@
+"""The road: draw labels, condition, sample, decode.
+
+One page on purpose: everything a generated volume depends on is named here.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from maisi.anatomy.bits import label_bits
+from maisi.anatomy.regions import RegionSpan
+from maisi.bundle.bundle import Bundle
+from maisi.diffusion.denoiser import denoiser
+from maisi.diffusion.sampler import sample
+from maisi.errors import InvalidBundleError
+from maisi.pipelines.codec import decode_tensor
+from maisi.pipelines.conditioning import Conditioning, encode_conditioning
+from maisi.pipelines.labels import LabelSource, file_source, phantom_source
+from maisi.pipelines.requests import GenerateRequest
+from maisi.space.volume import LabelMap, Volume
+
+OnStage = Callable[[str, int, int], None]
+"""Called with the stage ("labels", "sample", "decode"), steps done and steps in all."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated volume with its labels on the same grid."""
+
+    index: int
+    volume: Volume
+    labels: LabelMap
+    span: RegionSpan
+
+
+def generate(request: GenerateRequest, bundle: Bundle, on_stage: OnStage | None = None) -> Iterator[Sample]:
+    """`request.count` samples; sample `i` depends on the seed and `i` alone, not on how many are asked for."""
+    on_stage = on_stage or (lambda stage, done, total: None)
+    labels_of = label_source(request, bundle)
+    for index in range(request.count):
+        yield generate_one(request, bundle, labels_of, index, on_stage)
+
+
+def generate_one(
+    request: GenerateRequest, bundle: Bundle, labels_of: LabelSource, index: int, on_stage: OnStage
+) -> Sample:
+    """Sample `index` of a request."""
+    rng, draw = sample_generators(request.seed, index)
+    autoencoder, unet = bundle.autoencoder, bundle.unet
+    controlnet = bundle.controlnet if "controlnet" in bundle.kinds else None
+    dtype = getattr(torch, request.precision)
+
+    on_stage("labels", 0, 1)
+    labels, span = labels_of.draw(rng)
+    on_stage("labels", 1, 1)
+
+    conditioning = Conditioning(span, labels.grid.spacing, request.modality)
+    conditions = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in encode_conditioning(conditioning, unet.config).items()
+    }
+    denoise = denoiser(
+        unet,
+        controlnet,
+        conditions=conditions,
+        bits=label_bits(labels.array, dtype)[None] if controlnet is not None else None,
+        controlnet_scale=request.controlnet_scale,
+    )
+    shape = tuple(n // autoencoder.factor for n in labels.grid.shape)
+    noise = torch.randn((1, unet.config.in_channels, *shape), generator=draw)
+    latent = sample(
+        lambda x, t: denoise(x.to(dtype), t).float(),
+        bundle.scheduler,
+        noise,
+        request.steps,
+        solver=request.solver,
+        generator=draw,
+        on_step=lambda done, total: on_stage("sample", done, total),
+    )
+
+    on_stage("decode", 0, 1)
+    volume = decode_tensor(autoencoder, latent / bundle.scale_factor, labels.grid)
+    on_stage("decode", 1, 1)
+    return Sample(index, volume, labels, span)
+
+
+def label_source(request: GenerateRequest, bundle: Bundle) -> LabelSource:
+    """The label source that a request names, on a grid that the bundle can make."""
+    missing = [kind for kind in ("autoencoder", "unet") if kind not in bundle.kinds]
+    if missing:
+        raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
+    grid = (request.size, request.spacing, bundle.limits, bundle.size_multiple, request.force)
+    return file_source(request.labels, *grid) if request.labels else phantom_source(request.region, *grid)
+
+
+def sample_generators(seed: int, index: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The generators of one sample: numpy for anatomy, torch on the CPU for noise."""
+    anatomy, noise = np.random.SeedSequence([seed, index]).spawn(2)
+    word = int(noise.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return np.random.default_rng(anatomy), torch.Generator().manual_seed(word)

@@ -1,0 +1,62 @@
+"""What a user can ask for, checked before any network is loaded."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from maisi.bundle.bundle import DEFAULT_BUNDLE
+from maisi.pipelines.sizes import Bytes
+from maisi.shapes import Frozen, Size3, Spacing3
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
+    if spacing is not None and not all(0 < s < 100 for s in spacing):
+        raise ValueError(f"spacing {spacing} mm is not between 0 and 100 mm")
+    return spacing
+
+
+class GenerateRequest(Frozen):
+    """A number of volumes with labels. Size (voxels) and spacing (mm) follow the region, or the labels given."""
+
+    bundle: str = DEFAULT_BUNDLE
+    region: str = "chest"
+    size: Size3 | None = None
+    spacing: Spacing3 | None = None
+    labels: Path | None = None
+    modality: str = "ct"
+    count: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=10, ge=1)
+    solver: Literal["multistep", "euler", "ancestral"] = "multistep"
+    controlnet_scale: float = Field(default=1.0, ge=0)
+    precision: Precision = "float32"
+    memory: Bytes | None = None
+    threads: int | None = Field(default=None, ge=1)
+    file_format: Literal["nii.gz", "nii"] = "nii.gz"
+    force: bool = False
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, size: Size3 | None) -> Size3 | None:
+        if size is not None and min(size) < 1:
+            raise ValueError(f"size {size} has an axis without voxels")
+        return size
+
+    _spacing_is_finite = field_validator("spacing")(_finite)
+
+
+class CodecRequest(Frozen):
+    """Encoding or decoding one file. With a spacing (mm) the volume is resampled first; `series` picks of a folder."""
+
+    source: Path
+    series: str | None = None
+    spacing: Spacing3 | None = None
+    bundle: str = DEFAULT_BUNDLE
+    precision: Precision = "float32"
+    memory: Bytes | None = None
+    threads: int | None = Field(default=None, ge=1)
+
+    _spacing_is_finite = field_validator("spacing")(_finite)

@@ -1,0 +1,214 @@
+"""The recipe of a whole bundle: autoencoder, latents, U-Net, ControlNet, measured and saved, one stage after another.
+
+Every stage leaves its result in the run folder and is skipped or resumed when the recipe is run again.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_file
+
+from maisi.anatomy.body import tissue_labels
+from maisi.anatomy.regions import BodyRegion, RegionSpan
+from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.bundle.bundle import (
+    Bundle,
+    BundleInfo,
+    Limits,
+    RectifiedFlowSpec,
+    build_scheduler,
+    load_bundle,
+    save_bundle,
+)
+from maisi.data.augment import on_grid, vary_grid
+from maisi.data.cases import case_span, read_case
+from maisi.data.dataset import PatchSource, at_spacings, patch_source
+from maisi.data.latents import LatentCase, LatentSource, encode_case, latent_scale, read_latent, write_latent
+from maisi.data.manifest import Case, read_manifest
+from maisi.data.phantom import draw_phantom
+from maisi.data.render import render_phantom
+from maisi.networks.autoencoder import Autoencoder
+from maisi.pipelines.conditioning import MODALITIES
+from maisi.pipelines.labels import DEFAULT_GRIDS
+from maisi.recipes.card import measure_bundle, model_card, write_quality
+from maisi.shapes import Frozen, Size3
+from maisi.space.grid import Grid
+from maisi.space.volume import LabelMap
+from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
+from maisi.training.controlnet import ControlNetTraining, train_controlnet
+from maisi.training.diffusion import DiffusionTraining, train_unet
+
+logger = logging.getLogger(__name__)
+
+PHANTOM = "phantom"
+OnStep = Callable[[str, int, Mapping[str, float]], None]
+
+
+class LatentRecipe(Frozen):
+    """How many variations of each case are encoded, and within which spacings (mm) and sizes (voxels)."""
+
+    variations: dict[str, int]
+    spacing_mm: tuple[float, float] = (2.0, 5.0)
+    max_size: Size3 = (96, 96, 96)
+    tissues_only: float = Field(default=0.3, ge=0, le=1)
+    without_fat: float = Field(default=0.5, ge=0, le=1)  # fat as plain body, as in label maps made elsewhere
+    exclude: tuple[str, ...] = ()
+    num_phantoms: int = Field(default=0, ge=0)
+    weights: dict[str, float]
+
+
+class BundleRecipe(Frozen):
+    """All settings of a bundle; `groups` weighs the groups of the manifest in autoencoder training."""
+
+    name: str
+    seed: int = 0
+    description: str = ""
+    licence: str
+    groups: dict[str, float]
+    spacings_mm: tuple[float, ...] = ()
+    limits: Limits = Limits()
+    scheduler: RectifiedFlowSpec = RectifiedFlowSpec()
+    autoencoder: AutoencoderTraining
+    latents: LatentRecipe
+    diffusion: DiffusionTraining
+    controlnet: ControlNetTraining
+
+
+def build_bundle(recipe: BundleRecipe, manifest: Path, folder: Path, on_step: OnStep | None = None) -> Path:
+    """Train everything on the training split of a manifest and give the path of the bundle, `folder/bundle`.
+
+    Run it again after a kill: it goes on where it stopped, and gives the same bundle.
+    """
+    cases = _split(manifest, "training")
+    autoencoder = train_autoencoder(
+        recipe.autoencoder, _patches(recipe, cases), folder / "autoencoder", _named(on_step, "autoencoder")
+    )
+    latents = make_latents(recipe, cases, autoencoder, folder / "latents")
+    bundle = train_diffusion(recipe, autoencoder, latents, folder, on_step)
+    return save_measured(bundle, cases, _split(manifest, "validation"), folder)
+
+
+def train_diffusion(
+    recipe: BundleRecipe,
+    autoencoder: Autoencoder,
+    latents: Sequence[LatentCase],
+    folder: Path,
+    on_step: OnStep | None = None,
+) -> Bundle:
+    """The bundle of an autoencoder with a U-Net and a ControlNet trained on its latents."""
+    scheduler, scale_factor = build_scheduler(recipe.scheduler), latent_scale(latents)
+    source = LatentSource(latents, recipe.latents.weights, recipe.diffusion.network.size_multiple)
+    unet = train_unet(
+        recipe.diffusion, source, scheduler, scale_factor, folder / "diffusion", _named(on_step, "diffusion")
+    )
+    controlnet, unet = train_controlnet(
+        recipe.controlnet, unet, source, scheduler, scale_factor, folder / "controlnet", _named(on_step, "controlnet")
+    )
+    info = BundleInfo(
+        name=recipe.name,
+        description=recipe.description,
+        licence=recipe.licence,
+        vocabulary_version=load_vocabulary().version,
+        scale_factor=scale_factor,
+        scheduler=recipe.scheduler,
+        limits=recipe.limits,
+    )
+    networks = {"autoencoder": autoencoder, "unet": unet, "controlnet": controlnet}
+    return Bundle.of(info, networks)
+
+
+def save_measured(bundle: Bundle, training: Sequence[Case], validation: Sequence[Case], folder: Path) -> Path:
+    """Save a bundle as float16, measure it as it will be loaded, and save it again with its model card."""
+    path = save_bundle(bundle, folder / "bundle", dtype=torch.float16, overwrite=True)
+    quality = measure_bundle(load_bundle(path), validation, on_case=logger.info)
+    write_quality(quality, folder / "quality.json")
+    licence = f"{bundle.info.licence}\nAttribution: see MODEL_CARD.md\n"
+    loaded = load_bundle(path)
+    carded = dataclasses.replace(loaded, model_card=model_card(loaded, quality, training), licence_text=licence)
+    return save_bundle(carded, folder / "bundle", dtype=torch.float16, overwrite=True)
+
+
+def _split(manifest: Path, split: str) -> list[Case]:
+    return [case for case in read_manifest(manifest) if case.split == split and case.image is not None]
+
+
+def make_latents(
+    recipe: BundleRecipe, cases: Sequence[Case], autoencoder: Autoencoder, folder: Path
+) -> list[LatentCase]:
+    """Variations of every case and of phantoms, encoded; files that are already there are read."""
+    latents = []
+    for case in (case for case in cases if case.id not in recipe.latents.exclude):
+        names = [folder / f"{case.id}_{i}.safetensors" for i in range(recipe.latents.variations.get(case.group, 0))]
+        if names and not all(path.exists() for path in names):
+            for path, latent in zip(names, _vary(recipe, case, autoencoder, len(names)), strict=True):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_latent(latent, path)
+        latents += [read_latent(path) for path in names]
+    for index in range(recipe.latents.num_phantoms):
+        path = folder / f"{PHANTOM}_{index}.safetensors"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_latent(encode_phantom(recipe, autoencoder, index), path)
+        latents.append(read_latent(path))
+    return latents
+
+
+def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, count: int) -> list[LatentCase]:
+    rng = np.random.default_rng([recipe.seed, *case.id.encode()])
+    volume, labels = read_case(case)
+    tissues = tissue_labels(volume)
+    multiple = autoencoder.factor * recipe.diffusion.network.size_multiple
+    made = []
+    for _ in range(count):
+        shown = tissues if rng.random() < recipe.latents.tissues_only else labels
+        shown = _without_fat(shown) if rng.random() < recipe.latents.without_fat else shown
+        grid = vary_grid(volume.grid, rng, recipe.latents.spacing_mm, recipe.latents.max_size, multiple)
+        part, part_labels = on_grid(volume, shown, grid)
+        span = case_span(case, labels)
+        made.append(encode_case(autoencoder, part, part_labels, span, MODALITIES["ct"], case.group))
+    return made
+
+
+def _without_fat(labels: LabelMap) -> LabelMap:
+    vocabulary = load_vocabulary()
+    fat, body = vocabulary.id("fat"), np.uint8(vocabulary.id("body"))
+    return LabelMap(np.where(labels.array == fat, body, labels.array), labels.grid)
+
+
+def encode_phantom(recipe: BundleRecipe, autoencoder: Autoencoder, index: int) -> LatentCase:
+    """A rendered phantom of one region at a random spacing, encoded."""
+    rng = np.random.default_rng([recipe.seed, index])
+    region = list(BodyRegion)[index % len(BodyRegion)].name.lower()
+    usual, spacing = DEFAULT_GRIDS[region]
+    covered = Grid.centered(usual, spacing)
+    multiple = autoencoder.factor * recipe.diffusion.network.size_multiple
+    grid = vary_grid(covered, rng, recipe.latents.spacing_mm, recipe.latents.max_size, multiple)
+    labels = draw_phantom(region, grid, rng)
+    volume = render_phantom(labels, rng)
+    ids = LabelMap(labels.array.astype(np.uint8), grid)
+    return encode_case(autoencoder, volume, ids, RegionSpan.named(region), MODALITIES[PHANTOM], PHANTOM)
+
+
+def _patches(recipe: BundleRecipe, cases: Sequence[Case]) -> PatchSource:
+    return patch_source(
+        (weight, [volume for case in cases if case.group == group for volume in at_spacings(case, recipe.spacings_mm)])
+        for group, weight in recipe.groups.items()
+    )
+
+
+def _named(on_step: OnStep | None, stage: str) -> Callable[[int, Mapping[str, float]], None] | None:
+    return None if on_step is None else (lambda step, metrics: on_step(stage, step, metrics))
+
+
+def averaged_autoencoder(config: AutoencoderTraining, checkpoint: Path) -> Autoencoder:
+    """The averaged autoencoder of a checkpoint, also of a run that still goes on."""
+    prefix = "module/average/"
+    state = {k[len(prefix) :]: v for k, v in load_file(checkpoint).items() if k.startswith(prefix)}
+    autoencoder = Autoencoder(config.network)
+    autoencoder.load_state_dict(state)
+    return autoencoder.eval().requires_grad_(False)

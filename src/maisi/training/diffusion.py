@@ -1,0 +1,107 @@
+"""Training of the denoising U-Net on stored latents (MAISI, arXiv 2409.11169, section 3.2)."""
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from maisi.data.latents import LatentExample, LatentSource
+from maisi.diffusion.scheduler import NoiseScheduler
+from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.pipelines.conditioning import condition_tensors
+from maisi.shapes import Frozen, Size3
+from maisi.training.loop import (
+    LoopConfig,
+    TrainingState,
+    fit,
+    set_learning_rate,
+    step_generators,
+    update_average,
+    warmed_cosine,
+)
+
+UNKNOWN_MODALITY = 0
+
+
+class DiffusionTraining(Frozen):
+    """Recipe of a denoising U-Net; sizes are in latent voxels, one is drawn for every example."""
+
+    network: UNetConfig = UNetConfig()
+    loop: LoopConfig
+    sizes: tuple[Size3, ...] = ((32, 32, 32),)
+    examples_per_step: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    warmup: int = Field(default=100, ge=0)
+    average_decay: float = Field(default=0.999, ge=0, lt=1)
+    loss: Literal["l1", "mse"] = "l1"
+    drop_modality: float = Field(default=0.1, ge=0, le=1)
+    bfloat16: bool = True
+
+
+def train_unet(
+    config: DiffusionTraining,
+    source: LatentSource,
+    scheduler: NoiseScheduler,
+    scale_factor: float,
+    folder: Path,
+    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    until: int | None = None,
+) -> DenoisingUNet:
+    """The averaged U-Net after `config.loop.num_steps`; resumes from `folder` where a run was stopped."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.loop.seed)
+        unet = DenoisingUNet(config.network)
+    unet = unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    average = copy.deepcopy(unet)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    state = TrainingState({"unet": unet, "average": average}, {"unet": optimizer})
+
+    def predict(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
+        return unet(noisy, t, **conditions)
+
+    def take_step(step: int) -> dict[str, float]:
+        set_learning_rate(optimizer, config.learning_rate * warmed_cosine(step, config.loop.num_steps, config.warmup))
+        optimizer.zero_grad(set_to_none=True)
+        loss = accumulate_loss(config, source, scheduler, scale_factor, step, predict)
+        norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        update_average(average, unet, config.average_decay, step)
+        return {"loss": round(loss, 6), "grad_norm": round(float(norm), 4)}
+
+    fit(state, take_step, config.loop, folder, on_step, until)
+    return average
+
+
+Predict = Callable[[Tensor, Tensor, dict[str, Tensor], LatentExample], Tensor]
+
+
+def accumulate_loss(
+    config: DiffusionTraining,
+    source: LatentSource,
+    scheduler: NoiseScheduler,
+    scale_factor: float,
+    step: int,
+    predict: Predict,
+) -> float:
+    """The mean loss of one step's examples, its gradient added up in the parameters that `predict` uses."""
+    draw, rng = step_generators(config.loop.seed, step)
+    total = 0.0
+    for _ in range(config.examples_per_step):
+        example = source.draw(config.sizes[int(rng.integers(len(config.sizes)))], rng, draw)
+        clean = example.latent * scale_factor
+        noise = torch.randn(clean.shape, generator=draw)
+        t = scheduler.sample_times(1, draw, clean[0, 0].numel())
+        modality = UNKNOWN_MODALITY if rng.random() < config.drop_modality else example.modality
+        conditions = condition_tensors(example.span, example.spacing, modality, config.network)
+        noisy = scheduler.add_noise(clean, noise, t).to(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+            prediction = predict(noisy, t.float(), conditions, example)
+        error = prediction.float() - scheduler.target(clean, noise, t)
+        loss = error.abs().mean() if config.loss == "l1" else error.square().mean()
+        (loss / config.examples_per_step).backward()
+        total += float(loss.detach()) / config.examples_per_step
+    return total

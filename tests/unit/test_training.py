@@ -1,0 +1,191 @@
+"""Training steps at tiny size: they learn, and a killed run continues to the same weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from maisi.anatomy.regions import RegionSpan
+from maisi.data.dataset import PatchSource, patch_source
+from maisi.data.latents import LatentCase, LatentSource, encode_case, latent_scale, read_latent, write_latent
+from maisi.diffusion.scheduler import RectifiedFlow
+from maisi.errors import InvalidRequestError
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.controlnet import ControlNetConfig
+from maisi.networks.discriminator import DiscriminatorConfig
+from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.space.grid import Grid
+from maisi.space.volume import LabelMap, Volume
+from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
+from maisi.training.controlnet import ControlNetTraining, train_controlnet
+from maisi.training.diffusion import DiffusionTraining, train_unet
+from maisi.training.loop import LoopConfig, TrainingState, load_checkpoint, save_checkpoint
+
+AUTOENCODER = AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2)
+BACKBONE = {
+    "channels": (8, 16),
+    "num_res_blocks": (1, 1),
+    "attention_levels": (False, False),
+    "head_channels": 8,
+    "norm_groups": 4,
+    "num_modalities": 4,
+}
+UNET = UNetConfig(**BACKBONE, regions=True, spacing=True)
+SPAN = RegionSpan.named("chest")
+
+
+def volume(seed: int = 0) -> Volume:
+    rng = np.random.default_rng(seed)
+    hu = np.full((32, 32, 32), -1000.0, np.float32)
+    hu[8:24, 8:24, :] = rng.normal(40.0, 30.0, (16, 16, 32))
+    return Volume(hu, Grid.centered((32, 32, 32), (3.0, 3.0, 3.0)))
+
+
+def patches() -> PatchSource:
+    return patch_source([(1.0, [volume(0), volume(1)])])
+
+
+def latents() -> list[LatentCase]:
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AUTOENCODER).eval()
+    made = []
+    for seed in range(2):
+        v = volume(seed)
+        labels = LabelMap(np.where(v.array > -500, 200, 0).astype(np.uint8), v.grid)
+        made.append(encode_case(autoencoder, v, labels, SPAN, 1, "real"))
+    return made
+
+
+def autoencoder_recipe(steps: int, **more: object) -> AutoencoderTraining:
+    return AutoencoderTraining.model_validate(
+        {
+            "network": AUTOENCODER,
+            "loop": LoopConfig(num_steps=steps, save_every=2),
+            "batch_size": 1,
+            "patch": (32, 32, 32),
+            "warmup": 2,
+            "bfloat16": False,
+            **more,
+        }
+    )
+
+
+def diffusion_recipe(steps: int) -> DiffusionTraining:
+    loop = LoopConfig(num_steps=steps, save_every=2)
+    return DiffusionTraining(network=UNET, loop=loop, sizes=((8, 8, 8), (8, 12, 8)), warmup=2, bfloat16=False)
+
+
+def controlnet_recipe(steps: int, train_unet: bool) -> ControlNetTraining:
+    return ControlNetTraining(
+        **{**dict(diffusion_recipe(steps)), "drop_labels": 0.2 if train_unet else 0.0},
+        controlnet=ControlNetConfig(**BACKBONE, embedding_widths=(4, 8)),
+        train_unet=train_unet,
+    )
+
+
+def source() -> LatentSource:
+    return LatentSource(latents(), {"real": 1.0}, multiple=2)
+
+
+def weights(module: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"perceptual_weight": 0.1, "perceptual_slices": 2},
+        {
+            "adversarial_weight": 0.1,
+            "adversarial_start": 2,
+            "discriminator": DiscriminatorConfig(channels=4, num_layers=2),
+        },
+        {"decoder_only_after": 3},
+    ],
+    ids=["plain", "perceptual", "adversarial", "decoder only"],
+)
+def test_an_autoencoder_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, more: dict) -> None:
+    recipe = autoencoder_recipe(6, **more)
+    whole = train_autoencoder(recipe, patches(), tmp_path / "whole")
+    train_autoencoder(recipe, patches(), tmp_path / "parts", until=3)
+    parts = train_autoencoder(recipe, patches(), tmp_path / "parts")
+    assert torch.equal(weights(whole), weights(parts))
+    assert (tmp_path / "whole" / "metrics.jsonl").read_text().count("\n") == 6
+    assert (tmp_path / "parts" / "metrics.jsonl").read_text().count("\n") == 6
+
+
+def test_the_autoencoder_learns(tmp_path: Path) -> None:
+    losses: list[float] = []
+    train_autoencoder(autoencoder_recipe(40), patches(), tmp_path, lambda step, metrics: losses.append(metrics["l1"]))
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_decoder_only_leaves_the_encoder_as_it_was(tmp_path: Path) -> None:
+    early = train_autoencoder(autoencoder_recipe(8, decoder_only_after=4), patches(), tmp_path, until=4)
+    late = train_autoencoder(autoencoder_recipe(8, decoder_only_after=4), patches(), tmp_path)
+    assert torch.equal(weights(early.encoder), weights(late.encoder))
+    assert not torch.equal(weights(early.decoder), weights(late.decoder))
+
+
+def test_a_unet_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    recipe, scheduler = diffusion_recipe(5), RectifiedFlow()
+    whole = train_unet(recipe, source(), scheduler, 1.0, tmp_path / "whole")
+    train_unet(recipe, source(), scheduler, 1.0, tmp_path / "parts", until=2)
+    parts = train_unet(recipe, source(), scheduler, 1.0, tmp_path / "parts")
+    assert torch.equal(weights(whole), weights(parts))
+
+
+@pytest.mark.parametrize("train_unet", [False, True])
+def test_a_controlnet_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, train_unet: bool) -> None:
+    torch.manual_seed(0)
+    unet, scheduler, recipe = DenoisingUNet(UNET), RectifiedFlow(), controlnet_recipe(5, train_unet)
+    whole = train_controlnet(recipe, unet, source(), scheduler, 1.0, tmp_path / "whole")
+    train_controlnet(recipe, unet, source(), scheduler, 1.0, tmp_path / "parts", until=2)
+    parts = train_controlnet(recipe, unet, source(), scheduler, 1.0, tmp_path / "parts")
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(weights(a), weights(b))
+    assert torch.equal(weights(unet), weights(whole[1])) is not train_unet
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(TrainingState({"net": torch.nn.Linear(2, 2)}), path)
+    with pytest.raises(InvalidRequestError, match="another net"):
+        load_checkpoint(TrainingState({"net": torch.nn.Linear(2, 3)}), path)
+
+
+def test_latents_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
+    case = latents()[0]
+    write_latent(case, tmp_path / "case.safetensors")
+    back = read_latent(tmp_path / "case.safetensors")
+    assert torch.equal(back.mean, case.mean)
+    assert torch.equal(back.labels, case.labels)
+    assert back.grid.is_close(case.grid)
+    assert (back.span, back.modality, back.group) == (case.span, case.modality, case.group)
+
+
+def test_the_latent_scale_makes_sampled_latents_unit_wide() -> None:
+    cases = latents()
+    generator = torch.Generator().manual_seed(0)
+    values = torch.cat(
+        [
+            (
+                c.mean.float() + (0.5 * c.log_variance.float()).exp() * torch.randn(c.mean.shape, generator=generator)
+            ).flatten()
+            for c in cases
+        ]
+    )
+    assert float(values.std()) * latent_scale(cases) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_crop_of_labels_lies_on_the_crop_of_its_latent() -> None:
+    case = latents()[0]
+    ramp = torch.arange(32, dtype=torch.uint8)[:, None, None].expand(32, 32, 32)
+    mean = torch.arange(16, dtype=torch.float32)[None, :, None, None].expand(4, 16, 16, 16)
+    marked = LatentCase(mean, torch.full_like(mean, -30.0), ramp, case.grid, SPAN, 1, "real")
+    example = LatentSource([marked], {"real": 1.0}, 2).draw((8, 8, 8), np.random.default_rng(3), torch.Generator())
+    first = float(example.latent[0, 0, 0, 0, 0])
+    assert float(example.labels[0, 0, 0]) == pytest.approx(2 * first, abs=1e-4)
