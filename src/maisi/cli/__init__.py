@@ -112,7 +112,7 @@ def _explain(error: BaseException) -> int:
         complain("interrupted")
         return INTERRUPTED
     if isinstance(error, _USAGE_ERROR):
-        complain(_usage(error))
+        _tell_usage(error)
         return ASKED_WRONGLY
     if isinstance(error, InvalidRequestError):
         complain(str(error))
@@ -129,9 +129,9 @@ def _explain(error: BaseException) -> int:
     return FAILED
 
 
-def _usage(error: Exception) -> str:
-    """What of a command line is wrong, and where its help is."""
+def _tell_usage(error: Exception) -> None:
+    """Say what of a command line is wrong and where its help is; where nothing was asked, the help was shown."""
     message = getattr(error, "format_message", lambda: str(error))()
-    context = getattr(error, "ctx", None)
-    command = getattr(context, "command_path", "maisi")
-    return f"{message} See {command} --help." if message else f"see {command} --help"
+    if message:
+        command = getattr(getattr(error, "ctx", None), "command_path", "maisi")
+        complain(f"{message.rstrip('.')}. See {command} --help.")

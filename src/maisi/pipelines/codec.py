@@ -16,7 +16,7 @@ from maisi.space.files import write_atomically
 from maisi.space.grid import Grid
 from maisi.space.intensity import from_unit, to_unit
 from maisi.space.resample import crop
-from maisi.space.volume import Volume
+from maisi.space.volume import Modality, Volume
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Latent:
     mean: Tensor  # (1, c, u, v, w)
     log_variance: Tensor  # (1, c, u, v, w)
     grid: Grid
-    modality: str = "ct"
+    modality: Modality = "ct"
 
 
 def encode(autoencoder: Autoencoder, volume: Volume) -> Latent:
@@ -49,7 +49,7 @@ def decode(autoencoder: Autoencoder, latent: Latent) -> Volume:
     return decode_tensor(autoencoder, latent.mean, latent.grid, latent.modality)
 
 
-def decode_tensor(autoencoder: Autoencoder, latent: Tensor, grid: Grid, modality: str = "ct") -> Volume:
+def decode_tensor(autoencoder: Autoencoder, latent: Tensor, grid: Grid, modality: Modality = "ct") -> Volume:
     """The volume of an unscaled latent (1, c, u, v, w), HU, cut to `grid`."""
     expected = tuple(-(-n // autoencoder.factor) for n in grid.shape)
     if tuple(latent.shape[2:]) != expected:

@@ -18,7 +18,7 @@ from maisi.errors import InvalidBundleError
 from maisi.pipelines.codec import decode_tensor
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning
 from maisi.pipelines.labels import LabelSource, file_source, phantom_source
-from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.requests import DEFAULT_REGION, GenerateRequest
 from maisi.space.volume import LabelMap, Volume
 
 OnStage = Callable[[str, int, int], None]
@@ -92,7 +92,9 @@ def label_source(request: GenerateRequest, bundle: Bundle) -> LabelSource:
     if missing:
         raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
     grid = (request.size, request.spacing, bundle.limits, bundle.size_multiple, request.force)
-    return file_source(request.labels, *grid) if request.labels else phantom_source(request.region, *grid)
+    if request.labels is not None:
+        return file_source(request.labels, *grid, region=request.region)
+    return phantom_source(request.region or DEFAULT_REGION, *grid)
 
 
 def sample_generators(seed: int, index: int) -> tuple[np.random.Generator, torch.Generator]:

@@ -22,7 +22,8 @@ from maisi.space.volume import LabelMap
 class LabelSource(Protocol):
     """Draws the label map of one sample."""
 
-    grid: Grid
+    @property
+    def grid(self) -> Grid: ...
 
     def draw(self, rng: np.random.Generator) -> tuple[LabelMap, RegionSpan]: ...
 
@@ -77,16 +78,23 @@ def phantom_source(
 
 
 def file_source(
-    path: Path, size: Size3 | None, spacing: Spacing3 | None, limits: Limits, multiple: int, force: bool = False
+    path: Path,
+    size: Size3 | None,
+    spacing: Spacing3 | None,
+    limits: Limits,
+    multiple: int,
+    force: bool = False,
+    region: str | None = None,
 ) -> GivenLabels:
     """The labels of a file on a grid that the bundle can generate.
 
     Without size and spacing the file's own field of view is covered, at its spacing moved into the bundle's range and
-    coarse enough for the bundle's largest size. Raises `InvalidLabelsError` for ids that the vocabulary does not have.
+    coarse enough for the bundle's largest size. The span is what the labels show, unless a region is named. Raises
+    `InvalidLabelsError` for ids that the vocabulary does not have.
     """
     labels = read_labels(path)
     load_vocabulary().check_ids(labels.array)
-    span = region_span(labels)
+    span = RegionSpan.named(region) if region is not None else region_span(labels)
     if spacing is None:
         spacing = _fitting_spacing(labels.grid, size, limits)
     if size is None:

@@ -9,6 +9,8 @@ from maisi.bundle.bundle import DEFAULT_BUNDLE
 from maisi.pipelines.sizes import Bytes
 from maisi.shapes import Frozen, Size3, Spacing3
 
+DEFAULT_REGION = "chest"
+
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -19,10 +21,13 @@ def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
 
 
 class GenerateRequest(Frozen):
-    """A number of volumes with labels. Size (voxels) and spacing (mm) follow the region, or the labels given."""
+    """A number of volumes with labels. Size (voxels) and spacing (mm) follow the region, or the labels given.
+
+    Without labels the region is the chest; with labels it is what they show, unless named.
+    """
 
     bundle: str = DEFAULT_BUNDLE
-    region: str = "chest"
+    region: str | None = None
     size: Size3 | None = None
     spacing: Spacing3 | None = None
     labels: Path | None = None

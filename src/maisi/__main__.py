@@ -1,0 +1,7 @@
+"""`python -m maisi` is `maisi`."""
+
+import sys
+
+from maisi.cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""What the command line says: results to stdout, talk to stderr."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+STAGES = {"labels": "drawing labels", "sample": "sampling", "decode": "decoding"}
+
+
+def tell(text: str) -> None:
+    """A line of talk."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def complain(message: str) -> None:
+    """Each line of a message as an error."""
+    for line in message.splitlines() or ["failed"]:
+        tell(f"error: {line}")
+
+
+def give(text: str) -> None:
+    """A line of result."""
+    print(text)
+
+
+def give_json(value: Any) -> None:
+    """A result for machines."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def give_table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:
+    """Rows in aligned columns; numbers to the right."""
+    table = [list(header)] if header else []
+    table += [[str(cell) for cell in row] for row in rows]
+    if not table:
+        return
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
+    right = [all(_is_number(row[k]) for row in table[bool(header) :]) for k in range(len(table[0]))]
+    for row in table:
+        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        give("  ".join(cells).rstrip())
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).replace(",", "").lstrip("-").isdigit()
+
+
+@contextmanager
+def follow_log(level: int) -> Iterator[None]:
+    """What maisi logs from `level` up goes to stderr, while the block lasts."""
+    logger, handler = logging.getLogger("maisi"), logging.StreamHandler()
+    handler.setFormatter(_Lines())
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {record.getMessage()}"
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; the function takes a stage, the steps done and the steps in all."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    to_file = not sys.stdout.isatty()  # then results must not pass through the bar's console, which is stderr
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=not to_file) as bars:
+        task = bars.add_task(f"{title}: loading", total=1)
+
+        def on_stage(stage: str, done: int, total: int) -> None:
+            bars.update(task, description=f"{title}: {STAGES.get(stage, stage)}", completed=done, total=total)
+
+        yield on_stage

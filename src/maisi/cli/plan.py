@@ -1,0 +1,42 @@
+"""`maisi plan`: how the work on a volume would be cut to fit into memory."""
+
+from typing import Annotated
+
+import typer
+
+from maisi.cli.console import give, give_json, give_table
+from maisi.cli.options import AsJson, BundleName, Three, three_numbers
+
+
+def plan(
+    size: Annotated[
+        Three, typer.Option(metavar="X Y Z", help="Voxels of the volume.", callback=three_numbers, show_default=False)
+    ],
+    memory: Annotated[str, typer.Option(help="Memory to stay within, such as 24GB.", show_default=False)],
+    bundle: BundleName = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Show how encoding, sampling and decoding a volume would be cut to stay within an amount of memory."""
+    from maisi.pipelines.execution import bundle_of, dtype_of, fixed_bytes, plan_bundle
+    from maisi.pipelines.requests import GenerateRequest
+    from maisi.pipelines.settings import checked
+    from maisi.pipelines.sizes import format_bytes
+
+    options = {"size": size, "memory": memory, "bundle": bundle, "precision": precision}
+    request = checked(GenerateRequest, {name: value for name, value in options.items() if value is not None})
+    assert request.size is not None
+    assert request.memory is not None
+    dtype, model = dtype_of(request), bundle_of(request)
+    plans = plan_bundle(model, request.size, request.memory, dtype)
+    fixed = fixed_bytes(model, dtype)
+    if as_json:
+        told = {name: found.model_dump(mode="json") for name, found in plans.items()}
+        give_json({"fixed_bytes": fixed, "plans": told})
+        return
+    rows = [
+        (name, "xyz"[p.axis], p.parts, format_bytes(p.peak_bytes), f"{100 * p.overhead:.0f} %")
+        for name, p in plans.items()
+    ]
+    give_table(rows, ("", "axis", "slabs", "peak", "extra work"))
+    give(f"besides: {format_bytes(fixed)} for the process and the networks")

@@ -1,0 +1,176 @@
+"""How a request is carried out: its bundle and its input, threads and memory."""
+
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from maisi.anatomy.regions import RegionSpan
+from maisi.bundle.bundle import Bundle, load_bundle, packaged_names
+from maisi.bundle.upstream import build_network
+from maisi.errors import InvalidBundleError, InvalidPlanError
+from maisi.pipelines.conditioning import condition_tensors
+from maisi.pipelines.requests import CodecRequest, GenerateRequest
+from maisi.pipelines.sizes import format_bytes
+from maisi.shapes import Size3
+from maisi.space.files import read_volume
+from maisi.space.resample import resample, with_spacing
+from maisi.space.volume import Volume
+from maisi.splitting.plan import MemoryPlan, plan_memory, run_split
+
+logger = logging.getLogger(__name__)
+
+Request = TypeVar("Request", GenerateRequest, CodecRequest)
+
+
+def with_threads(request: Request) -> Request:
+    """The request with its number of threads filled in, and torch set to it: the last bits of sums depend on it."""
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    return request.model_copy(update={"threads": torch.get_num_threads()})
+
+
+def dtype_of(request: GenerateRequest | CodecRequest) -> torch.dtype:
+    """The number format that networks compute in."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[request.precision]
+
+
+def bundle_of(request: GenerateRequest | CodecRequest) -> Bundle:
+    """The bundle of a request in its precision; raises `InvalidBundleError` where it has no autoencoder."""
+    bundle = load_bundle(request.bundle, dtype=dtype_of(request))
+    if "autoencoder" not in bundle.kinds:
+        raise InvalidBundleError(f"bundle {bundle.name!r} has no autoencoder; it holds {', '.join(bundle.kinds)}")
+    return bundle
+
+
+def lasting_name(request: GenerateRequest | CodecRequest, bundle: Bundle) -> str:
+    """The bundle's name where it is packaged, else its absolute path."""
+    if bundle.path is None or request.bundle in packaged_names():
+        return request.bundle
+    return str(bundle.path.resolve())
+
+
+def volume_of(source: Path, request: CodecRequest, bundle: Bundle) -> Volume:
+    """The volume to encode, resampled where the request says so; warns of a spacing the bundle was not trained for."""
+    volume = read_volume(source, series=request.series)
+    if request.spacing is not None:
+        volume = resample(volume, with_spacing(volume.grid, request.spacing))
+    for sentence in bundle.limits.violations((1, 1, 1), volume.grid.spacing):
+        if sentence.startswith("spacing"):
+            logger.warning("%s; --spacing resamples first", sentence)
+    return volume
+
+
+METHODS = {
+    "autoencoder": {"encode": "encode", "decode": "decode"},
+    "unet": {"__call__": "denoise"},
+    "controlnet": {"embed_condition": "embed labels"},
+}
+"""The work that can be cut, by the network and the method that does it."""
+
+ALL_WORK = tuple(work for methods in METHODS.values() for work in methods.values())
+
+PROCESS_BYTES = 400_000_000
+"""What Python, torch and the libraries hold before any network is there (measured on Linux, CPU build)."""
+
+
+def work_of(bundle: Bundle, size: Size3) -> dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]]:
+    """What a bundle does on volumes of `size` voxels: functions of networks without data, and the input's shape."""
+    with torch.device("meta"):
+        networks: dict[str, Any] = {kind: build_network(config) for kind, config in bundle.configs.items()}
+    work: dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]] = {}
+    autoencoder, unet, controlnet = (networks.get(kind) for kind in ("autoencoder", "unet", "controlnet"))
+    if autoencoder is None:
+        return work
+    padded = tuple(-(-n // autoencoder.factor) for n in size)
+    latent = (1, autoencoder.config.latent_channels, *padded)
+    volume = (1, autoencoder.config.in_channels, *(n * autoencoder.factor for n in padded))
+    work = {"encode": (autoencoder.encode, volume), "decode": (autoencoder.decode, latent)}
+    if unet is not None:
+        given = condition_tensors(RegionSpan.named("chest"), (1.0, 1.0, 1.0), 0, unet.config)
+        conditions = {name: tensor.to("meta") for name, tensor in given.items()}
+        work["denoise"] = (lambda x: unet(x, torch.empty(1, device="meta"), **conditions), latent)
+    if controlnet is not None:
+        bits = (1, controlnet.config.condition_channels, *volume[2:])
+        work["embed labels"] = (controlnet.embed_condition, bits)
+    return work
+
+
+def plan_bundle(
+    bundle: Bundle, size: Size3, memory: int, dtype: torch.dtype, only: Collection[str] = ALL_WORK
+) -> dict[str, MemoryPlan]:
+    """A plan for each thing the bundle does, so that the process with all networks stays within `memory` bytes.
+
+    Raises `InvalidPlanError` with the least memory that would do.
+    """
+    fixed = fixed_bytes(bundle, dtype)
+    plans = {}
+    for name, (function, shape) in work_of(bundle, size).items():
+        if name not in only:
+            continue
+        besides = fixed + math.prod(shape) * dtype.itemsize
+        if memory <= besides:
+            raise InvalidPlanError(
+                f"{name} of {size} voxels within {format_bytes(memory)}: the process, the networks and the input alone "
+                f"take {format_bytes(besides)}"
+            )
+        try:
+            plans[name] = plan_memory(function, shape, memory - besides, dtype=dtype)
+        except InvalidPlanError as error:
+            raise InvalidPlanError(
+                f"{name} of {size} voxels within {format_bytes(memory)}, of which {format_bytes(besides)} go to the "
+                f"process, the networks and the input: {error}"
+            ) from error
+    return plans
+
+
+def fixed_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
+    """What the process holds before any volume is there."""
+    parameters = sum(network["num_parameters"] for network in bundle.describe()["networks"].values())
+    return PROCESS_BYTES + int(parameters) * dtype.itemsize
+
+
+def fitted(
+    bundle: Bundle, size: Size3, memory: int | None, dtype: torch.dtype, only: Collection[str] = ALL_WORK
+) -> Bundle:
+    """The bundle, its work on volumes of `size` voxels cut into slabs to stay within `memory` bytes; None: as is.
+
+    The ControlNet itself, which works on latents and shares the U-Net's shape, is planned with it. Raises
+    `InvalidPlanError` with the least memory that would do.
+    """
+    if memory is None:
+        return bundle
+    plans = plan_bundle(bundle, size, memory, dtype, only)
+
+    def load(kind: str) -> Any:
+        planned = {method: plans[work] for method, work in METHODS[kind].items() if work in plans}
+        return SplitNetwork(getattr(bundle, kind), planned)
+
+    return replace(bundle, load=load)
+
+
+class SplitNetwork:
+    """A network of which some methods run slab by slab, as planned; in all else it is the network."""
+
+    def __init__(self, network: Any, plans: Mapping[str, MemoryPlan]) -> None:
+        self._network, self._plans = network, plans
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._network, name)
+        return self._split(found, self._plans[name]) if name in self._plans else found
+
+    def __call__(self, x: torch.Tensor, *inputs: Any, **conditions: Any) -> Any:
+        plan = self._plans.get("__call__")
+        function = self._network if plan is None else self._split(self._network, plan)
+        return function(x, *inputs, **conditions)
+
+    @staticmethod
+    def _split(function: Callable[..., Any], plan: MemoryPlan) -> Callable[..., Any]:
+        def run(x: torch.Tensor, *inputs: Any, **conditions: Any) -> Any:
+            return run_split(lambda slabs: function(slabs, *inputs, **conditions), x, plan)
+
+        return run

@@ -1,0 +1,100 @@
+"""Settings of a request: from a YAML file, `a.b=value` assignments and options, in this order, strictly checked."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from maisi.errors import InvalidConfigError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises `InvalidConfigError` for anything else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidConfigError(f"no settings file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfigError(f"{path} cannot be read as settings: {error}") from error
+    except yaml.YAMLError as error:
+        raise InvalidConfigError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InvalidConfigError(f"{path} is no mapping of settings; accepted: lines such as `steps: 10`")
+    return content
+
+
+def assigned(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """The settings with assignments such as `steps=20` or `limits.max_size=[64, 64, 64]`; values are YAML."""
+    result = dict(settings)
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        if not sign or not name.strip():
+            raise InvalidConfigError(f"{assignment!r} assigns nothing; accepted: name=value or group.name=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InvalidConfigError(f"the value of {assignment!r} is no YAML: {error}") from error
+        result = _with(result, name.strip().split("."), value, assignment)
+    return result
+
+
+def checked(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
+    """The request of these settings; `InvalidConfigError` with a line for each setting that is unknown or wrong."""
+    try:
+        return kind.model_validate(dict(settings))
+    except ValidationError as error:
+        raise InvalidConfigError("\n".join(dict.fromkeys(_told(kind, p) for p in error.errors()))) from error
+
+
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings as YAML, in their order."""
+    text = yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=None, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _with(settings: Mapping[str, Any], names: list[str], value: Any, assignment: str) -> dict[str, Any]:
+    name, *rest = names
+    if not rest:
+        return {**settings, name: value}
+    inner = settings.get(name, {})
+    if not isinstance(inner, Mapping):
+        raise InvalidConfigError(f"{assignment!r}: {name} is {inner!r}, which has no settings inside")
+    return {**settings, name: _with(inner, rest, value, assignment)}
+
+
+def _told(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _settings_at(kind, problem["loc"][:-1])
+        close = get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+        return f"unknown setting {where!r}; {hint}"
+    reason = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    reason = reason.partition(", unable to parse")[0]
+    if problem["type"] == "missing":
+        return f"setting {where!r} is missing"
+    if problem["type"] == "value_error" or not where:
+        return f"{where}: {reason}" if where else reason
+    return f"{where}: {problem['input']!r} is not accepted; it should be {reason[:1].lower()}{reason[1:]}"
+
+
+def _settings_at(kind: Any, location: Iterable[Any]) -> list[str]:
+    """Names of the settings of the model at a place inside `kind`."""
+    for part in location:
+        models = [m for m in _models(kind) if part in m.model_fields]
+        if models:
+            kind = models[0].model_fields[part].annotation
+    return [name for model in _models(kind) for name in model.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]

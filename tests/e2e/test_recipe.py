@@ -1,0 +1,104 @@
+"""A whole recipe at tiny size, on phantoms written as if they were scans."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maisi.bundle.bundle import load_bundle
+from maisi.data.phantom import draw_phantom
+from maisi.data.render import render_phantom
+from maisi.errors import InvalidConfigError
+from maisi.pipelines.generate import generate
+from maisi.pipelines.requests import GenerateRequest
+from maisi.recipes.bundle import BundleRecipe, build_bundle
+from maisi.recipes.load import load_recipe
+from maisi.space.files import write_volume
+from maisi.space.grid import Grid
+
+BACKBONE = {
+    "channels": [8, 16],
+    "num_res_blocks": [1, 1],
+    "attention_levels": [False, False],
+    "head_channels": 8,
+    "norm_groups": 4,
+    "num_modalities": 8,
+}
+
+
+def tiny() -> BundleRecipe:
+    loop = {"num_steps": 3, "save_every": 1}
+    diffusion = {
+        "network": {**BACKBONE, "regions": True, "spacing": True},
+        "loop": loop,
+        "sizes": [[8, 8, 8]],
+        "bfloat16": False,
+    }
+    return BundleRecipe.model_validate(
+        {
+            "name": "tiny",
+            "licence": "CC BY 4.0",
+            "groups": {"made": 1.0},
+            "spacings_mm": [16.0],
+            "limits": {"min_spacing_mm": [2, 2, 2], "max_spacing_mm": [16, 16, 16], "max_size": [32, 32, 32]},
+            "autoencoder": {
+                "network": {"channels": [8, 8], "num_res_blocks": [1, 1], "norm_groups": 2},
+                "loop": loop,
+                "batch_size": 1,
+                "patch": [16, 16, 16],
+                "bfloat16": False,
+            },
+            "latents": {
+                "variations": {"made": 2},
+                "spacing_mm": [10, 16],
+                "max_size": [32, 32, 32],
+                "num_phantoms": 1,
+                "weights": {"made": 0.5, "phantom": 0.5},
+            },
+            "diffusion": diffusion,
+            "controlnet": {**diffusion, "controlnet": {**BACKBONE, "embedding_widths": [4, 8]}, "train_unet": True},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cases")
+    cases = []
+    for i, split in enumerate(("training", "validation")):
+        rng = np.random.default_rng(i)
+        labels = draw_phantom("chest", Grid.centered((32, 24, 24), (12.0, 12.0, 12.0)), rng)
+        write_volume(render_phantom(labels, rng), folder / f"{i}.nii.gz")
+        cases.append({"id": str(i), "group": "made", "image": f"{i}.nii.gz", "region": "chest", "split": split})
+    (folder / "manifest.json").write_text(json.dumps({"cases": cases}))
+    return folder / "manifest.json"
+
+
+def test_a_recipe_makes_a_bundle_that_generates_and_says_how_good_it_is(manifest: Path, tmp_path: Path) -> None:
+    path = build_bundle(tiny(), manifest, tmp_path)
+    bundle = load_bundle(path)
+    bundle.verify()
+    assert set(bundle.kinds) == {"autoencoder", "unet", "controlnet"}
+    assert "Not for diagnosis" in bundle.model_card
+    assert "| made | 1 |" in bundle.model_card
+    assert (tmp_path / "quality.json").exists()
+    request = GenerateRequest(size=(16, 16, 16), spacing=(16.0, 16.0, 16.0), steps=1)
+    (sample,) = generate(request, bundle)
+    assert np.isfinite(sample.volume.array).all()
+
+    checksums = (path / "checksums.json").read_text()
+    again = build_bundle(tiny(), manifest, tmp_path)
+    assert (again / "checksums.json").read_text() == checksums
+
+
+def test_the_packaged_recipe_is_valid() -> None:
+    recipe = load_recipe("ct-small")
+    assert recipe.name == "ct-small"
+    assert recipe.controlnet.train_unet
+
+
+def test_a_recipe_with_a_setting_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("name: x\nlicence: y\nlerning_rate: 1\n")
+    with pytest.raises(InvalidConfigError, match="lerning_rate"):
+        load_recipe(tmp_path / "r.yaml")

@@ -1,0 +1,125 @@
+"""`maisi reconstruct`, `encode`, `decode` and `info`."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from command_line import Maisi, Patient, files_in
+from PIL import Image
+
+from maisi.evaluation.fidelity import fidelity
+from maisi.space.files import read_volume
+
+RESULTS = ["metrics.json", "reconstruction.nii.gz", "reconstruction_preview.png", "run.json", "run.yaml"]
+
+
+def test_reconstruct_measures_what_it_writes(maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    answer = maisi("reconstruct", patient.ct, "-b", tiny_bundle, "--out", out)
+
+    assert answer.code == 0, answer.err
+    assert files_in(out) == RESULTS
+    metrics = json.loads((out / "metrics.json").read_text())
+    measured = fidelity(read_volume(out / "reconstruction.nii.gz"), read_volume(patient.ct))
+    assert metrics["reconstruction"]["psnr_db"] == pytest.approx(measured.psnr_db, abs=0.01)
+    assert metrics["reconstruction"]["mae_hu"] == pytest.approx(measured.mae_hu, abs=0.5)
+    assert metrics["yardstick"]["psnr_db"] > 10
+    assert f"{measured.psnr_db:.2f}" in answer.out
+    with Image.open(out / "reconstruction_preview.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_the_reconstruction_lies_on_the_grid_of_its_ct_also_where_sizes_are_odd(
+    maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path
+) -> None:
+    ask = ("reconstruct", patient.ct, "-b", tiny_bundle, "--spacing", 18, 16, 20)
+    answer = maisi(*ask, "-o", tmp_path / "out", "--json")
+    assert answer.json["reconstruction"]["psnr_db"] > 0
+    written = read_volume(tmp_path / "out" / "reconstruction.nii.gz")
+    assert any(n % 2 for n in written.grid.shape)
+    assert np.allclose(written.grid.spacing, (18, 16, 20))
+
+
+def test_a_spacing_that_the_bundle_does_not_know_is_warned_of(
+    maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path
+) -> None:
+    answer = maisi("reconstruct", patient.ct, "-b", tiny_bundle, "--spacing", 14, 14, 30, "-o", tmp_path / "out")
+    assert answer.code == 0
+    assert answer.err.startswith("warning: spacing 30 mm on z is above the 20 mm that the bundle was trained for")
+
+
+def test_encode_then_decode_is_the_reconstruction(
+    maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path
+) -> None:
+    latent, ct = tmp_path / "latent.safetensors", tmp_path / "again.nii.gz"
+    assert maisi("encode", patient.ct, "-b", tiny_bundle, "-o", latent).out.strip() == str(latent)
+    assert maisi("decode", latent, "-b", tiny_bundle, "-o", ct).code == 0
+    maisi("reconstruct", patient.ct, "-b", tiny_bundle, "-o", tmp_path / "out")
+    again, expected = (nib.load(path) for path in (ct, tmp_path / "out" / "reconstruction.nii.gz"))
+    assert np.array_equal(np.asarray(again.dataobj), np.asarray(expected.dataobj))
+    assert np.array_equal(again.affine, expected.affine)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("encode", "{ct}", "-o", "{tmp}/latent.pt"), "accepted: .safetensors"),
+        (("encode", "{ct}", "-o", "{tmp}/nowhere/latent.safetensors"), "there is no folder"),
+        (("decode", "{ct}", "-o", "{tmp}/ct.nii.gz"), "is not a latent"),
+        (("decode", "{tmp}/none.safetensors", "-o", "{tmp}/ct.nii.gz"), "no latent at"),
+        (("encode", "{ct}", "--memory", "much", "-o", "{tmp}/latent.safetensors"), "write 8GB"),
+    ],
+)
+def test_what_cannot_be_encoded_or_decoded_is_refused(
+    maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    answer = maisi(*(a.format(ct=patient.ct, tmp=tmp_path) for a in arguments), "-b", tiny_bundle)
+    assert answer.code == 2
+    assert complaint in answer.err
+    assert files_in(tmp_path) == []
+
+
+def test_info_tells_a_ct_a_label_map_a_latent_a_bundle_and_a_run_apart(
+    maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path
+) -> None:
+    latent, run = tmp_path / "latent.safetensors", tmp_path / "run"
+    maisi("encode", patient.ct, "-b", tiny_bundle, "-o", latent)
+    maisi("reconstruct", patient.ct, "-b", tiny_bundle, "-o", run)
+    subjects = (patient.ct, patient.labels, latent, tiny_bundle, run)
+    kinds = [maisi("info", subject, "--json").json["kind"] for subject in subjects]
+    assert kinds == ["volume", "labels", "latent", "bundle", "run"]
+
+
+def test_info_names_the_structures_of_a_label_map(maisi: Maisi, patient: Patient) -> None:
+    about = maisi("info", patient.labels, "--json").json
+    assert about["size"] == [26, 22, 18]
+    assert about["spacing_mm"] == [14.0, 14.0, 14.0]
+    assert "abdomen" in about["regions"]
+    liver = next(s for s in about["structures"] if s["name"] == "liver")
+    assert liver["voxels"] == int((np.asarray(nib.load(patient.labels).dataobj) == liver["id"]).sum())
+    assert liver["volume_ml"] == pytest.approx(liver["voxels"] * 14**3 / 1000, abs=0.01)
+    assert "liver" in maisi("info", patient.labels).out
+
+
+def test_info_describes_a_bundle(maisi: Maisi, tiny_bundle: Path) -> None:
+    answer = maisi("info", tiny_bundle)
+    assert "name: tiny" in answer.out
+    assert "size multiple: 4" in answer.out
+    assert maisi("info", tiny_bundle, "--json").json["networks"]["unet"]["num_parameters"] > 1000
+
+
+def test_real_scans_are_reconstructed(maisi: Maisi, tiny_bundle: Path, shared_data: Path, tmp_path: Path) -> None:
+    ct = shared_data / "torso_head" / "totalseg_example_ct" / "ct.nii.gz"
+    answer = maisi("reconstruct", ct, "-b", tiny_bundle, "--spacing", 8, 8, 8, "-o", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert files_in(tmp_path / "out") == RESULTS
+
+
+def test_the_packaged_autoencoder_beats_the_box_blur(
+    maisi: Maisi, packaged: str, shared_data: Path, tmp_path: Path
+) -> None:
+    ct = shared_data / "torso_head" / "totalseg_example_ct" / "ct.nii.gz"
+    answer = maisi("reconstruct", ct, "-b", packaged, "-o", tmp_path / "out", "--json")
+    assert answer.json["reconstruction"]["psnr_db"] > answer.json["yardstick"]["psnr_db"] + 2

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+
+from maisi.errors import InvalidConfigError
+from maisi.pipelines.requests import CodecRequest, GenerateRequest
+from maisi.pipelines.settings import assigned, checked, read_settings, write_settings
+from maisi.pipelines.sizes import format_bytes, parse_bytes
+from maisi.shapes import Frozen
+
+
+class Inner(Frozen):
+    width: int = 3
+
+
+class Outer(Frozen):
+    inner: Inner = Inner()
+    many: tuple[Inner, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8GB", 8 * 10**9),
+        ("8gb", 8 * 10**9),
+        ("500 MB", 500 * 10**6),
+        ("2GiB", 2 * 2**30),
+        ("1.5G", 1_500_000_000),
+        ("64k", 64000),
+        ("1024", 1024),
+        (1024, 1024),
+        ("1TiB", 2**40),
+    ],
+)
+def test_amounts_of_memory_are_read(text: str | int, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "8 bananas", "-3GB", "0", "1e9", "8iB", "nan", True, 1.5, None])
+def test_what_is_no_amount_of_memory_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="memory"):
+        parse_bytes(text)  # type: ignore[arg-type]
+
+
+def test_amounts_are_written_for_people() -> None:
+    amounts = (0, 999, 1200, 25_300_000, 474_431_488, 25.3e9, 7e12)
+    assert [format_bytes(n) for n in amounts] == ["0 B", "999 B", "1.2 kB", "25.3 MB", "474 MB", "25.3 GB", "7.0 TB"]
+
+
+def test_assignments_reach_inside_and_are_yaml() -> None:
+    settings = assigned({"a": 1, "inner": {"b": 2}}, ["inner.c=[1, 2.5]", "x.y.z=null", "a=text"])
+    assert settings == {"a": "text", "inner": {"b": 2, "c": [1, 2.5]}, "x": {"y": {"z": None}}}
+
+
+def test_an_assignment_inside_a_plain_value_is_refused() -> None:
+    with pytest.raises(InvalidConfigError, match="a is 1, which has no settings inside"):
+        assigned({"a": 1}, ["a.b=2"])
+
+
+def test_an_unknown_setting_inside_is_told_with_the_nearest() -> None:
+    with pytest.raises(InvalidConfigError, match=r"unknown setting 'inner\.witdh'; did you mean 'width'\?"):
+        checked(Outer, {"inner": {"witdh": 4}})
+    with pytest.raises(InvalidConfigError, match=r"unknown setting 'many\.0\.witdh'"):
+        checked(Outer, {"many": [{"witdh": 4}]})
+
+
+def test_a_missing_setting_is_told() -> None:
+    with pytest.raises(InvalidConfigError, match="setting 'source' is missing"):
+        checked(CodecRequest, {})
+
+
+def test_a_request_written_and_read_is_the_same(tmp_path: Path) -> None:
+    size, spacing, labels = (16, 16, 16), (1.1, 2.3, 0.7), Path("a b.nii")
+    request = GenerateRequest(size=size, spacing=spacing, memory=parse_bytes("2GiB"), labels=labels)
+    write_settings(tmp_path / "run.yaml", request.model_dump(mode="json"))
+    assert checked(GenerateRequest, read_settings(tmp_path / "run.yaml")) == request
+
+
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert read_settings(tmp_path / "empty.yaml") == {}
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "evil.yaml").write_text("bundle: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(InvalidConfigError, match="no YAML"):
+        read_settings(tmp_path / "evil.yaml")
