@@ -1,0 +1,193 @@
+"""The road at tiny size: conditioning, label sources, codec and generate."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from maisi.anatomy.regions import BodyRegion, RegionSpan
+from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec
+from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.controlnet import ControlNet, ControlNetConfig
+from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.pipelines.codec import decode, encode, read_latent, write_latent
+from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
+from maisi.pipelines.generate import generate, sample_generators
+from maisi.pipelines.labels import GivenLabels, LabelSource, PhantomLabels, file_source, phantom_source
+from maisi.pipelines.requests import GenerateRequest
+from maisi.space.files import write_labels
+from maisi.space.grid import Grid
+from maisi.space.volume import LabelMap, Volume
+
+BACKBONE = {
+    "channels": (8, 16),
+    "num_res_blocks": (1, 1),
+    "attention_levels": (False, True),
+    "head_channels": 8,
+    "norm_groups": 4,
+    "num_modalities": 8,
+}
+LIMITS = Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(20, 20, 20), max_size=(32, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    torch.manual_seed(0)
+    networks = {
+        "autoencoder": Autoencoder(AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2)),
+        "unet": DenoisingUNet(UNetConfig(**BACKBONE, regions=True, spacing=True)),
+        "controlnet": ControlNet(ControlNetConfig(**BACKBONE, embedding_widths=(4, 8))),
+    }
+    for network in networks.values():
+        for parameter in network.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    networks["autoencoder"].decoder.conv_out.bias.data.fill_(0.5)
+    info = BundleInfo(
+        name="tiny", licence="none", vocabulary_version="1.0", scheduler=RectifiedFlowSpec(), limits=LIMITS
+    )
+    return Bundle.of(info, networks)
+
+
+def asked(**more: object) -> GenerateRequest:
+    fields = {"size": (16, 16, 16), "spacing": (16.0, 16.0, 16.0), "steps": 2, **more}
+    return GenerateRequest.model_validate(fields)
+
+
+def test_spacing_and_regions_enter_the_network_times_100() -> None:
+    tensors = encode_conditioning(
+        Conditioning(RegionSpan(BodyRegion.CHEST, BodyRegion.ABDOMEN), (2.0, 2.0, 4.0)),
+        UNetConfig(**BACKBONE, regions=True, spacing=True),
+    )
+    assert tensors["spacing"].tolist() == [[200.0, 200.0, 400.0]]
+    assert tensors["top_region"].tolist() == [[0.0, 100.0, 0.0, 0.0]]
+    assert tensors["bottom_region"].tolist() == [[0.0, 0.0, 100.0, 0.0]]
+    assert tensors["modality"].tolist() == [1]
+
+
+def test_a_network_is_given_only_what_it_takes() -> None:
+    config = UNetConfig(
+        channels=(8, 16), num_res_blocks=(1, 1), attention_levels=(False, False), head_channels=8, norm_groups=4
+    )
+    assert encode_conditioning(Conditioning(RegionSpan.named("head"), (2, 2, 2)), config) == {}
+
+
+def test_an_unknown_modality_names_the_known() -> None:
+    with pytest.raises(InvalidRequestError, match="ct with contrast"):
+        modality_code("ultrasound")
+
+
+def test_the_same_seed_gives_the_same_sample_whatever_the_count(bundle: Bundle) -> None:
+    alone = list(generate(asked(count=1, seed=3), bundle))
+    of_two = list(generate(asked(count=2, seed=3), bundle))
+    np.testing.assert_array_equal(alone[0].volume.array, of_two[0].volume.array)
+    np.testing.assert_array_equal(alone[0].labels.array, of_two[0].labels.array)
+    assert not np.array_equal(of_two[0].volume.array, of_two[1].volume.array)
+
+
+def test_volume_and_labels_lie_on_the_grid_asked_for(bundle: Bundle) -> None:
+    (sample,) = generate(asked(size=(16, 24, 8)), bundle)
+    assert sample.volume.grid.shape == sample.labels.grid.shape == (16, 24, 8)
+    assert sample.volume.grid.spacing == pytest.approx((16.0, 16.0, 16.0))
+    assert sample.volume.grid.is_close(sample.labels.grid)
+    assert sample.volume.array.min() >= -1000
+    assert sample.volume.array.max() <= 1000
+
+
+def test_the_labels_change_the_volume(bundle: Bundle) -> None:
+    (with_labels,) = generate(asked(), bundle)
+    (without,) = generate(asked(controlnet_scale=0.0), bundle)
+    assert not np.allclose(with_labels.volume.array, without.volume.array, atol=0.5)
+
+
+def test_stages_are_told_in_order(bundle: Bundle) -> None:
+    told: list[tuple[str, int, int]] = []
+    list(generate(asked(), bundle, lambda *stage: told.append(stage)))
+    assert [stage for stage, _, _ in told] == ["labels", "labels", "sample", "sample", "decode", "decode"]
+    assert told[3] == ("sample", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"size": (17, 16, 16)}, r"nearest: \(16, 16, 16\) or \(20, 16, 16\)"),
+        ({"size": (64, 16, 16)}, "above the 32"),
+        ({"spacing": (1.0, 16.0, 16.0)}, "below the 2 mm"),
+    ],
+)
+def test_a_grid_that_the_bundle_cannot_make_is_refused_with_what_it_can(bundle: Bundle, more: dict, said: str) -> None:
+    with pytest.raises(InvalidGridError, match=said):
+        next(generate(asked(**more), bundle))
+
+
+def test_force_goes_on_beyond_the_limits(bundle: Bundle) -> None:
+    (sample,) = generate(asked(spacing=(1.0, 16.0, 16.0), force=True), bundle)
+    assert sample.volume.grid.spacing[0] == pytest.approx(1.0)
+
+
+def test_a_bundle_without_a_unet_cannot_generate(bundle: Bundle) -> None:
+    info = bundle.info.model_copy(update={"scheduler": None})
+    only = Bundle.of(info, {"autoencoder": bundle.autoencoder})
+    with pytest.raises(InvalidBundleError, match="no unet"):
+        next(generate(asked(), only))
+
+
+def test_labels_of_a_file_are_covered_at_a_spacing_that_the_bundle_takes(tmp_path: Path) -> None:
+    ids = np.full((120, 100, 90), load_vocabulary().id("liver"), np.uint8)
+    write_labels(LabelMap(ids, Grid.centered(ids.shape, (1.0, 1.0, 1.0))), tmp_path / "labels.nii.gz")
+    source = file_source(tmp_path / "labels.nii.gz", None, None, LIMITS, 4)
+    assert isinstance(source, LabelSource)
+    assert source.grid.shape == (32, 32, 32)
+    assert all(fov >= n for fov, n in zip(source.grid.fov_mm, ids.shape, strict=True))
+    labels, span = source.draw(np.random.default_rng())
+    assert span == RegionSpan.named("abdomen")
+    assert 0.5 < (labels.array > 0).mean() <= 1.0
+
+
+def test_without_a_size_the_region_is_covered() -> None:
+    wide = Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(5, 5, 5), max_size=(128, 128, 128))
+    coarse, fine = (phantom_source("chest", None, (s, s, s), wide, 8) for s in (5.0, 4.0))
+    assert isinstance(coarse, PhantomLabels)
+    assert coarse.grid.shape < fine.grid.shape
+    assert all(a >= 300 for a in coarse.grid.fov_mm)
+
+
+def test_given_labels_are_the_same_for_every_sample() -> None:
+    labels = LabelMap(np.ones((4, 4, 4), np.uint8), Grid.centered((4, 4, 4), (2, 2, 2)))
+    source = GivenLabels(labels, RegionSpan.named("head"))
+    assert source.draw(np.random.default_rng(0))[0] is source.draw(np.random.default_rng(1))[0]
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (17, 15, 18)])
+def test_a_codec_gives_back_the_grid_it_was_given(bundle: Bundle, shape: tuple[int, int, int]) -> None:
+    volume = Volume(np.random.default_rng(0).normal(0, 200, shape).astype(np.float32), Grid.centered(shape, (3, 3, 3)))
+    again = decode(bundle.autoencoder, encode(bundle.autoencoder, volume))
+    assert again.grid.is_close(volume.grid)
+    assert again.array.shape == shape
+
+
+def test_a_latent_comes_back_from_disk_as_it_was(bundle: Bundle, tmp_path: Path) -> None:
+    shape = (9, 8, 10)
+    volume = Volume(np.random.default_rng(0).normal(0, 200, shape).astype(np.float32), Grid.centered(shape, (3, 3, 3)))
+    latent = encode(bundle.autoencoder, volume)
+    write_latent(latent, tmp_path / "l.safetensors")
+    back = read_latent(tmp_path / "l.safetensors")
+    assert torch.equal(back.mean, latent.mean)
+    assert torch.equal(back.log_variance, latent.log_variance)
+    assert back.grid.is_close(latent.grid)
+
+
+def test_another_file_is_no_latent(tmp_path: Path) -> None:
+    (tmp_path / "l.safetensors").write_bytes(b"something else")
+    with pytest.raises(InvalidRequestError, match="not a latent"):
+        read_latent(tmp_path / "l.safetensors")
+
+
+def test_seed_and_index_alone_decide_a_samples_randomness() -> None:
+    (a, b), (c, d) = sample_generators(5, 2), sample_generators(5, 2)
+    assert a.random() == c.random()
+    assert torch.equal(torch.randn(4, generator=b), torch.randn(4, generator=d))
+    other = sample_generators(5, 3)[1]
+    assert not torch.equal(torch.randn(4, generator=other), torch.randn(4, generator=sample_generators(5, 2)[1]))
