@@ -328,6 +328,8 @@ def _load_network(
     if wrong:
         raise InvalidBundleError(f"{path} does not fit the {kind} of {_CONFIG}: {wrong}")
     network.load_state_dict(state, assign=True)
+    # channels last: convolutions of a CPU are up to several times faster so, and the result is the same to rounding
+    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
 
 

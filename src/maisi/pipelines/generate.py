@@ -70,6 +70,7 @@ def generate_one(
     )
     shape = tuple(n // autoencoder.factor for n in labels.grid.shape)
     noise = torch.randn((1, unet.config.in_channels, *shape), generator=draw)
+    noise = noise.contiguous(memory_format=torch.channels_last_3d)
     latent = sample(
         lambda x, t: denoise(x.to(dtype), t).float(),
         bundle.scheduler,
