@@ -7,7 +7,7 @@ three spatial axes, so tokens carry no position of their own and their order doe
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maisi.networks.blocks import conv1
+from maisi.networks.blocks import GroupNorm, conv1
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, head_channels: int) -> Tensor:
@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int, groups: int, eps: float, project: bool) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm = GroupNorm(groups, channels, eps=eps)
         self.attention = Attention(channels, channels, head_channels, bias=True, project=project)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -88,7 +88,7 @@ class ContextAttention(nn.Module):
         self, channels: int, head_channels: int, context_channels: int, groups: int, eps: float, project: bool
     ) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm = GroupNorm(groups, channels, eps=eps)
         self.proj_in = conv1(channels, channels)
         self.transformer = TransformerBlock(channels, head_channels, context_channels, project)
         self.proj_out = conv1(channels, channels)

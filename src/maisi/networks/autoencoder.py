@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from maisi.errors import InvalidGridError
-from maisi.networks.blocks import Downsample, ResBlock, TransposedUpsample, TrilinearUpsample, conv1, conv3
+from maisi.networks.blocks import Downsample, GroupNorm, ResBlock, TransposedUpsample, TrilinearUpsample, conv1, conv3
 from maisi.shapes import Frozen, ImageBatch, LatentBatch
 
 
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
                 width = channels
             if level < len(config.channels) - 1:
                 self.blocks.append(Downsample(width))
-        self.norm_out = nn.GroupNorm(groups, width, eps=eps)
+        self.norm_out = GroupNorm(groups, width, eps=eps)
         self.conv_out = conv3(width, config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
                 width = channels
             if level < len(channels_up) - 1:
                 self.blocks.append(upsample(width))
-        self.norm_out = nn.GroupNorm(groups, width, eps=eps)
+        self.norm_out = GroupNorm(groups, width, eps=eps)
         self.conv_out = conv3(width, config.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class Autoencoder(nn.Module):
     def encode(self, x: ImageBatch) -> tuple[LatentBatch, LatentBatch]:
         """Mean and log-variance of the latent, the log-variance clamped to [-30, 20].
 
-        Raises `InvalidGridError` for a size that is not a multiple of the factor: the strided convolutions would crop it.
+        Raises `InvalidGridError` for a size that is not a multiple of the factor, which the strides would crop.
         """
         self._check_size(x)
         h = self.encoder(x)

@@ -14,14 +14,25 @@ def conv1(in_channels: int, out_channels: int) -> nn.Conv3d:
     return nn.Conv3d(in_channels, out_channels, kernel_size=1)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that is right to rounding in every memory layout.
+
+    On a CPU torch's kernel for channels last adds up squares in float32: groups of 4 channels and 96^3 voxels come out
+    wrong by 4e-4 of the largest value, larger ones by more.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous())
+
+
 class ResBlock(nn.Module):
     """Pre-activation residual block: (norm, SiLU, conv) twice, plus a pointwise shortcut where the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = conv3(in_channels, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = conv3(out_channels, out_channels)
         self.shortcut = conv1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 

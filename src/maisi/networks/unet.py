@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from maisi.errors import InvalidGridError, InvalidRequestError
 from maisi.networks.attention import ContextAttention, SelfAttention
-from maisi.networks.blocks import conv1, conv3
+from maisi.networks.blocks import GroupNorm, conv1, conv3
 from maisi.shapes import Frozen, LatentBatch, Times
 
 NUM_REGIONS = 4  # one-hot over head and neck, chest, abdomen, lower body
@@ -146,11 +146,11 @@ class TimeResBlock(nn.Module):
         resample: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(config.norm_groups, in_channels, eps=config.norm_eps)
+        self.norm1 = GroupNorm(config.norm_groups, in_channels, eps=config.norm_eps)
         self.resample = resample
         self.conv1 = conv3(in_channels, out_channels)
         self.time = nn.Linear(config.embedding_channels, out_channels)
-        self.norm2 = nn.GroupNorm(config.norm_groups, out_channels, eps=config.norm_eps)
+        self.norm2 = GroupNorm(config.norm_groups, out_channels, eps=config.norm_eps)
         self.conv2 = zeroed(conv3(out_channels, out_channels))
         self.shortcut = conv1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
@@ -267,7 +267,7 @@ class DenoisingUNet(nn.Module):
         self.down = make_down(config)
         self.middle = Middle(config)
         self.up = make_up(config)
-        self.norm_out = nn.GroupNorm(config.norm_groups, config.channels[0], eps=config.norm_eps)
+        self.norm_out = GroupNorm(config.norm_groups, config.channels[0], eps=config.norm_eps)
         self.conv_out = zeroed(conv3(config.channels[0], config.out_channels))
 
     def forward(
