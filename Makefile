@@ -1,5 +1,6 @@
-# Every target sets up what it needs: a virtual environment in .venv with a CPU build of torch.
-# On a machine with a GPU: make run CONSTRAINT=   (takes the torch build that pip prefers)
+# Every target sets up what it needs in the virtual environment .venv, with the torch of constraints/cpu.txt. Where pip
+# prefers a CUDA build: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make run. For another torch: make run
+# CONSTRAINT=
 PYTHON ?= python3
 CONSTRAINT ?= -c constraints/cpu.txt
 BIN := .venv/bin

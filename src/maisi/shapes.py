@@ -1,7 +1,7 @@
 """Named tensor shapes and the frozen base of every configuration.
 
 Letters: `x y z` voxels of a volume, `u v w` voxels of a latent, `b` batch, `c` channels.
-The names document shapes; nothing is checked at run time unless a test asks for it.
+The names tell a reader the shape; nothing checks them at run time.
 """
 
 from typing import TYPE_CHECKING, Any, TypeAlias

@@ -178,6 +178,18 @@ def test_a_series_of_another_modality_is_refused(maisi: Maisi, tiny_bundle: Path
 # Labels -------------------------------------------------------------------------------------------------------------
 
 
+def test_labels_without_a_body_are_warned_of(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:
+    array = np.zeros((16, 16, 16), np.uint8)
+    array[4:12, 4:12, 4:12] = 1
+    nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / "labels.nii.gz")
+    ask = ("generate", "-b", tiny_bundle, "--labels", tmp_path / "labels.nii.gz", "--force", "--steps", 1)
+    assert "warning: " in (told := maisi(*ask, "--out", tmp_path / "organ").err)
+    assert "labels.nii.gz has no body (200): between and around its structures the CT will be air" in told
+    array[2:14, 2:14, 2:14][array[2:14, 2:14, 2:14] == 0] = 200
+    nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / "labels.nii.gz")
+    assert "no body" not in maisi(*ask, "--out", tmp_path / "patient").err
+
+
 @pytest.mark.parametrize(
     ("array", "complaint"),
     [
@@ -328,6 +340,12 @@ def test_a_region_that_the_bundle_was_not_trained_for_needs_force(
     assert "was not trained for chest; accepted: head" in refused(maisi, tmp_path / "out", *ask)
     assert maisi(*ask, "--force", "--out", tmp_path / "forced").code == 0
     assert maisi(*ask, "--region", "head", "--out", tmp_path / "head").code == 0
+
+
+def test_info_of_what_does_not_exist_names_all_that_could_be_told(maisi: Maisi) -> None:
+    answer = maisi("info", "nowhere.nii.gz")
+    assert answer.code == 2
+    assert answer.err.startswith("error: no bundle, file or folder 'nowhere.nii.gz'; accepted: ")
 
 
 def test_info_of_what_is_neither_ct_nor_labels_tells_both_reasons(maisi: Maisi, tmp_path: Path) -> None:

@@ -196,9 +196,13 @@ def test_a_stopped_run_cleans_up_behind_it(tiny_bundle: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX resource limits")
-def test_a_full_disk_fails_with_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arguments = [str(a) for a in ("generate", "-b", tiny_bundle, *SMALL, "-o", out)]
+@pytest.mark.parametrize(
+    "command", [("generate", *SMALL, "-o", "{tmp}/out"), ("encode", "{ct}", "-o", "{tmp}/ct.safetensors")]
+)
+def test_a_full_disk_fails_with_one_line_and_leaves_nothing(
+    tiny_bundle: Path, patient: Patient, tmp_path: Path, command: tuple[object, ...]
+) -> None:
+    arguments = [str(a).format(ct=patient.ct, tmp=tmp_path) for a in (*command, "-b", tiny_bundle)]
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "

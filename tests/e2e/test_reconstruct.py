@@ -9,7 +9,9 @@ import pytest
 from command_line import Maisi, Patient, files_in
 from PIL import Image
 
+from maisi.bundle.bundle import Bundle, BundleInfo, save_bundle
 from maisi.evaluation.fidelity import fidelity
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.space.files import read_volume
 
 RESULTS = ["metrics.json", "reconstruction.nii.gz", "reconstruction_preview.png", "run.json", "run.yaml"]
@@ -101,6 +103,33 @@ def test_info_names_the_structures_of_a_label_map(maisi: Maisi, patient: Patient
     assert liver["voxels"] == int((np.asarray(nib.load(patient.labels).dataobj) == liver["id"]).sum())
     assert liver["volume_ml"] == pytest.approx(liver["voxels"] * 14**3 / 1000, abs=0.01)
     assert "liver" in maisi("info", patient.labels).out
+
+
+def test_info_writes_names_of_files_as_they_are(
+    maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path
+) -> None:
+    maisi("reconstruct", patient.ct, "-b", tiny_bundle, "-o", tmp_path / "run")
+    assert "  reconstruction_preview.png: " in maisi("info", tmp_path / "run").out
+    assert str(patient.ct.resolve()) in maisi("info", tmp_path / "run").out
+
+
+def test_info_joins_sizes_with_x_and_other_lists_with_commas(maisi: Maisi, tiny_bundle: Path, patient: Patient) -> None:
+    told = maisi("info", patient.ct).out
+    assert "spacing mm: 14.0 x 14.0 x 14.0" in told
+    assert " x " not in next(line for line in told.splitlines() if line.startswith("origin mm: "))
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "encode"])
+def test_an_autoencoder_of_label_maps_takes_no_ct(maisi: Maisi, patient: Patient, tmp_path: Path, command: str) -> None:
+    config = AutoencoderConfig(
+        in_channels=8, out_channels=5, channels=(8, 16), num_res_blocks=(1, 1), norm_groups=4, upsampling="transposed"
+    )
+    info = BundleInfo(name="masks", licence="none", vocabulary_version="1.0")
+    save_bundle(Bundle.of(info, {"autoencoder": Autoencoder(config)}), tmp_path / "masks")
+    answer = maisi(command, patient.ct, "-b", tmp_path / "masks", "-o", tmp_path / "out.safetensors")
+    assert answer.code == 2
+    assert "autoencoder of bundle 'masks' takes 8 channels and gives 5 (label maps)" in answer.err
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_info_describes_a_bundle(maisi: Maisi, tiny_bundle: Path) -> None:

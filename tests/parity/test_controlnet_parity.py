@@ -66,7 +66,7 @@ def test_a_steered_prediction_equals_that_of_monai(dtype):
     check({"prediction": error}, dtype)
 
 
-@pytest.mark.parametrize("model, num_copied", [("ddpm-ct", 148), ("rflow-ct", 180)])
+@pytest.mark.parametrize(("model", "num_copied"), [("ddpm-ct", 148), ("rflow-ct", 180)])
 def test_a_released_controlnet_starts_with_the_tensors_that_monai_would_copy(model, num_copied):
     release = RELEASED[model]
     with torch.device("meta"):

@@ -48,7 +48,9 @@ def test_names_map_one_to_one_onto_those_of_monai(config):
     assert shapes_of(to_upstream(network)) == shapes_of(meta_oracle(config).state_dict())
 
 
-@pytest.mark.parametrize("keys, model, name, num_tensors, num_parameters", LISTS, ids=[row[0] for row in LISTS])
+@pytest.mark.parametrize(
+    ("keys", "model", "name", "num_tensors", "num_parameters"), LISTS, ids=[row[0] for row in LISTS]
+)
 def test_names_map_one_to_one_onto_the_reference_lists(key_lists, keys, model, name, num_tensors, num_parameters):
     network = on_meta(RELEASED[model].networks[name])
     assert shapes_of(to_upstream(network)) == read_keys(key_lists / f"{keys}.txt")
@@ -56,7 +58,7 @@ def test_names_map_one_to_one_onto_the_reference_lists(key_lists, keys, model, n
     assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
 
 
-@pytest.mark.parametrize("name, num_dead", [("unet", 22), ("controlnet", 10)])
+@pytest.mark.parametrize(("name", "num_dead"), [("unet", 22), ("controlnet", 10)])
 def test_the_dead_projections_of_the_shipped_ddpm_files_are_dropped_and_nothing_else(key_lists, name, num_dead):
     shapes = read_keys(key_lists / f"keys_{name}_ddpm_AS_SHIPPED_inferred.txt")
     shipped = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}

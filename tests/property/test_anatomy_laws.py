@@ -45,9 +45,8 @@ def test_a_span_contains_every_region_whose_marker_is_present(ids: set[int]) -> 
 @given(masks, st.floats(0.5, 12), spacings)
 def test_morphology_is_ordered_and_closing_only_adds(mask: np.ndarray, radius: float, spacing: tuple) -> None:  # type: ignore[type-arg]
     eroded, dilated = (f(mask, radius, spacing) for f in (morphology.erode, morphology.dilate))
-    opened, closed = (f(mask, radius, spacing) for f in (morphology.open_mask, morphology.close_mask))
-    assert not (eroded & ~opened).any()
-    assert not (opened & ~mask).any()
+    closed = morphology.close_mask(mask, radius, spacing)
+    assert not (eroded & ~mask).any()
     assert not (mask & ~closed).any()
     assert not (closed & ~dilated).any()
 

@@ -66,7 +66,7 @@ def test_a_controlnet_does_not_share_memory_with_its_unet():
     assert all(parameter.requires_grad for parameter in controlnet.parameters())
 
 
-@pytest.mark.parametrize("widths, factor", [((8,), 1), ((8, 32), 2), ((8, 32, 64), 4)])
+@pytest.mark.parametrize(("widths", "factor"), [((8,), 1), ((8, 32), 2), ((8, 32, 64), 4)])
 def test_the_number_of_widths_decides_how_much_larger_the_label_map_is(widths, factor):
     config = CONTROLNET.model_copy(update={"embedding_widths": widths})
     bits = draw_bits(1, 8, 4 * factor, 2 * factor, 6 * factor)

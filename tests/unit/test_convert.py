@@ -116,7 +116,7 @@ def test_what_cannot_be_one_bundle_is_refused(files: dict[str, Path], tmp_path: 
 
 def test_a_checkpoint_without_scale_factor_needs_one(files: dict[str, Path], tmp_path: Path) -> None:
     torch.save({"unet_state_dict": weights("unet")}, files["unet"])
-    with pytest.raises(InvalidBundleError, match="does not say its scale_factor"):
+    with pytest.raises(InvalidBundleError, match="does not say its scale_factor; accepted: --scale-factor"):
         convert([files["unet"]], tmp_path / "out", model="rflow-ct", configs=CONFIGS)
     path = convert([files["unet"]], tmp_path / "out", model="rflow-ct", configs=CONFIGS, scale_factor=0.9)
     assert load_bundle(path).scale_factor == 0.9

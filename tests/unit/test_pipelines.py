@@ -1,5 +1,6 @@
 """The road at tiny size: conditioning, label sources, codec and generate."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.codec import decode, encode, read_latent, write_latent
-from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
+from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code, shown_labels
 from maisi.pipelines.generate import generate, sample_generators
 from maisi.pipelines.labels import GivenLabels, LabelSource, PhantomLabels, file_source, phantom_source
 from maisi.pipelines.requests import GenerateRequest
@@ -72,6 +73,18 @@ def test_a_network_is_given_only_what_it_takes() -> None:
         channels=(8, 16), num_res_blocks=(1, 1), attention_levels=(False, False), head_channels=8, norm_groups=4
     )
     assert encode_conditioning(Conditioning(RegionSpan.named("head"), (2, 2, 2)), config) == {}
+
+
+def test_a_group_is_shown_to_the_controlnet_as_one_structure_and_written_as_it_was(bundle: Bundle) -> None:
+    vocabulary = load_vocabulary()
+    ids = np.array([[[vocabulary.id("left rib 4"), vocabulary.id("liver"), 0]]], np.uint8)
+    shown = shown_labels(ids, {"bones": "skeleton"})
+    assert shown.tolist() == [[[vocabulary.id("skeleton"), vocabulary.id("liver"), 0]]]
+    assert ids[0, 0, 0] == vocabulary.id("left rib 4")
+    merged = dataclasses.replace(bundle, info=bundle.info.model_copy(update={"shown_as": {"bones": "skeleton"}}))
+    (as_is,), (as_one,) = generate(asked(), bundle), generate(asked(), merged)
+    np.testing.assert_array_equal(as_is.labels.array, as_one.labels.array)
+    assert not np.array_equal(as_is.volume.array, as_one.volume.array)
 
 
 def test_an_unknown_modality_names_the_known() -> None:

@@ -64,6 +64,12 @@ def test_an_unknown_setting_inside_is_told_with_the_nearest() -> None:
         checked(Outer, {"many": [{"witdh": 4}]})
 
 
+@pytest.mark.parametrize("value", ["64", "64 64 64", {"x": 1}])
+def test_what_is_no_list_is_told_how_a_list_is_written(value: object) -> None:
+    with pytest.raises(InvalidConfigError, match=r"size: .* is not accepted; it should be a list such as \[.*\]"):
+        checked(GenerateRequest, {"size": value})
+
+
 def test_a_missing_setting_is_told() -> None:
     with pytest.raises(InvalidConfigError, match="setting 'source' is missing"):
         checked(CodecRequest, {})

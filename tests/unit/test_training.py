@@ -1,5 +1,6 @@
 """Training steps at tiny size: they learn, and a killed run continues to the same weights."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def autoencoder_recipe(steps: int, **more: object) -> AutoencoderTraining:
             "network": AUTOENCODER,
             "loop": LoopConfig(num_steps=steps, save_every=2),
             "batch_size": 1,
-            "patch": (32, 32, 32),
+            "patch": (16, 16, 16),
             "warmup": 2,
             "bfloat16": False,
             **more,
@@ -136,6 +137,16 @@ def test_a_unet_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path) 
     train_unet(recipe, source(), scheduler, 1.0, tmp_path / "parts", until=2)
     parts = train_unet(recipe, source(), scheduler, 1.0, tmp_path / "parts")
     assert torch.equal(weights(whole), weights(parts))
+
+
+def test_a_line_of_metrics_that_a_kill_cut_short_does_not_stop_the_next_run(tmp_path: Path) -> None:
+    recipe, scheduler = diffusion_recipe(3), RectifiedFlow()
+    train_unet(recipe, source(), scheduler, 1.0, tmp_path, until=2)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    train_unet(recipe, source(), scheduler, 1.0, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("train_unet", [False, True])

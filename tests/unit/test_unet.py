@@ -30,6 +30,7 @@ SPLITTABLE = {
     "torch.Tensor.add",
     "torch.Tensor.mul",
     # attention, on tokens
+    "torch.Tensor.contiguous",
     "torch.Tensor.flatten",
     "torch.Tensor.unflatten",
     "torch.Tensor.transpose",
@@ -153,7 +154,7 @@ def test_residuals_of_another_number_of_levels_are_refused():
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    ("settings", "message"),
     [
         ({"num_res_blocks": (1, 1, 1)}, "one entry a level"),
         ({"channels": ()}, "one entry a level"),

@@ -136,7 +136,7 @@ def test_a_checkpoint_that_does_not_fit_says_what_is_missing_unexpected_and_of_a
 
 
 @pytest.mark.parametrize(
-    "model, name, models",
+    ("model", "name", "models"),
     [
         ("ddpm-ct", "autoencoder", ("ddpm-ct", "rflow-ct")),
         ("ddpm-ct", "unet", ("ddpm-ct",)),
@@ -196,12 +196,13 @@ class Payload:
 
 def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
     torch.save({"weight": Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(InvalidBundleError, match="no file of weights only"):
+    with pytest.raises(InvalidBundleError, match="no file of weights only") as refusal:
         read_checkpoint(tmp_path / "evil.pt")
+    assert "can still be loaded" not in str(refusal.value)  # torch's advice, which would run the code
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    ("content", "message"),
     [
         ([1, 2], "holds no state dict but list"),
         ({}, "holds no state dict"),

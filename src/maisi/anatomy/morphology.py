@@ -35,13 +35,6 @@ def dilate(
     return ~erode(~mask, radius_mm, spacing, axes)
 
 
-def open_mask(
-    mask: np.ndarray, radius_mm: float, spacing: Sequence[float], axes: Sequence[bool] = EVERYWHERE
-) -> np.ndarray:
-    """The mask without what is thinner than twice the radius."""
-    return dilate(erode(mask, radius_mm, spacing, axes), radius_mm, spacing, axes) & mask
-
-
 def close_mask(
     mask: np.ndarray, radius_mm: float, spacing: Sequence[float], axes: Sequence[bool] = EVERYWHERE
 ) -> np.ndarray:
@@ -69,14 +62,6 @@ def without_specks(mask: np.ndarray, smallest_ml: float, spacing: Sequence[float
     keep = sizes * np.prod(spacing) >= 1000 * smallest_ml
     keep[0] = False
     return keep[numbered]
-
-
-def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part."""
-    numbered, sizes = parts(mask)
-    if len(sizes) == 1:
-        return mask.copy()
-    return numbered == 1 + int(np.argmax(sizes[1:]))
 
 
 def _footprint(radius_mm: float, spacing: Sequence[float], axes: Sequence[bool]) -> np.ndarray:

@@ -75,7 +75,7 @@ def convert(
     if not checkpoints:
         raise InvalidBundleError("no checkpoint to convert; accepted: .pt files of an autoencoder, unet or controlnet")
     if Path(to).exists() and not overwrite:
-        raise InvalidBundleError(f"{to} exists already; accepted: another place, or leave to overwrite it")
+        raise InvalidBundleError(f"{to} exists already; accepted: another place, or --overwrite")
     if model is not None and model not in MODELS:
         raise InvalidBundleError(f"unknown model {model!r}; accepted: {', '.join(MODELS)}")
     parts = [_recognised(Path(path), configs) for path in checkpoints]
@@ -151,7 +151,8 @@ def _common_model(parts: Sequence[_Part], asked: str | None) -> str | None:
     if len(common) == 1:
         return next(iter(common))
     if any(part.kind == "unet" for part in parts):
-        raise InvalidBundleError(f"a unet of another size needs its model named; accepted: {', '.join(sorted(common))}")
+        named = " or ".join(sorted(common))
+        raise InvalidBundleError(f"a unet of another size needs its model named; accepted: --model {named}")
     return None
 
 
@@ -162,7 +163,7 @@ def _scale_factor(unet: _Part | None, asked: float | None) -> float:
     if unet is None:
         return 1.0
     if unet.checkpoint.scale_factor is None:
-        raise InvalidBundleError(f"{unet.path} does not say its scale_factor; give it")
+        raise InvalidBundleError(f"{unet.path} does not say its scale_factor; accepted: --scale-factor")
     return unet.checkpoint.scale_factor
 
 

@@ -4,18 +4,13 @@ import errno
 import glob
 import hashlib
 import json
-import os
-import re
-import secrets
 import shutil
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Size, Tensor
 
 from maisi.errors import InvalidBundleError, StorageError
+from maisi.space.atomic import flush, is_abandoned, process_mark
 
 CHECKSUMS = "checksums.json"
 
@@ -41,8 +37,8 @@ def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) 
     """
     path = path.absolute()
     if path.exists() and not overwrite:
-        raise InvalidBundleError(f"{path} exists already; accepted: another place, or leave to overwrite it")
-    mine = f"{_host()}~{os.getpid()}~{secrets.token_hex(4)}"
+        raise InvalidBundleError(f"{path} exists already; accepted: another place, or --overwrite")
+    mine = process_mark()
     partial = path.with_name(f".{path.name}.partial-{mine}")
     replaced = path.with_name(f".{path.name}.replaced-{mine}")
     try:
@@ -54,11 +50,11 @@ def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) 
         partial.mkdir()
         yield partial
         for file in [*(f for f in partial.rglob("*") if f.is_file()), partial]:
-            _flush(file)
+            flush(file)
         if path.exists():
             path.rename(replaced)
         partial.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
@@ -70,22 +66,11 @@ def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) 
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _host() -> str:
-    return re.sub(r"[^\w.-]", "_", socket.gethostname())
-
-
 def _remove_stale(path: Path) -> None:
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.partial-{_host()}~*"):
-        if not psutil.pid_exists(int(folder.name.split("~")[1])):
+    prefix = f".{path.name}.partial-"
+    for folder in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if is_abandoned(folder.name, prefix):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- checksums ---
@@ -198,8 +183,8 @@ def stored_dtypes(path: Path) -> list[str]:
         raise InvalidBundleError(f"{path} is no readable safetensors file: {error}") from error
 
 
-def misfit(got: Mapping[str, Size], expected: Mapping[str, Size], most: int = 12) -> str:
-    """What is wrong with the names and shapes of a network's tensors, at most `most` of each sort; "" when they fit."""
+def misfit(got: Mapping[str, Size], expected: Mapping[str, Size]) -> str:
+    """What is wrong with the names and shapes of a network's tensors, a few of each sort; "" when they fit."""
     lists = {
         "missing": [name for name in expected if name not in got],
         "unexpected": [name for name in got if name not in expected],
@@ -209,8 +194,9 @@ def misfit(got: Mapping[str, Size], expected: Mapping[str, Size], most: int = 12
             if name in got and got[name] != shape
         ],
     }
-    return "; ".join(
-        f"{len(names)} {what}: {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
-        for what, names in lists.items()
-        if names
-    )
+    return "; ".join(f"{len(names)} {what} ({some(names)})" for what, names in lists.items() if names)
+
+
+def some(names: Sequence[str], most: int = 6) -> str:
+    """The first of the names, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

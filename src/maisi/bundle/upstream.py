@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Size, Tensor, nn
 
+from maisi.bundle.files import misfit, some
 from maisi.errors import InvalidBundleError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
@@ -172,9 +173,9 @@ def load_upstream(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     names = upstream_names(network)
     expected = _shapes(to_upstream(network))
     state = _without_dead_projections(state, expected)
-    misfit = _misfit(_shapes(state), expected)
-    if misfit:
-        raise InvalidBundleError(f"checkpoint does not fit this {type(network).__name__}: {misfit}")
+    wrong = misfit(_shapes(state), expected)
+    if wrong:
+        raise InvalidBundleError(f"checkpoint does not fit this {type(network).__name__}: {wrong}")
     on_meta = any(parameter.is_meta for parameter in network.parameters())
     network.load_state_dict({ours: state[theirs] for ours, theirs in names.items()}, assign=on_meta)
 
@@ -201,10 +202,10 @@ def identify(state: Mapping[str, Tensor]) -> Identity:
         if shapes == expected:
             models = tuple(m for m, r in RELEASED.items() if r.networks.get(name) == config)
             return Identity(models, name, config)
-        differences.append((len(shapes.items() ^ expected.items()), f"{name} of {model}", _misfit(shapes, expected)))
-    _, nearest, misfit = min(differences)
+        differences.append((len(shapes.items() ^ expected.items()), f"{name} of {model}", misfit(shapes, expected)))
+    _, nearest, wrong = min(differences)
     known = ", ".join(f"{model} {name}" for model, name, _ in candidates)
-    raise InvalidBundleError(f"checkpoint is none of {known}; the nearest is the {nearest}, but: {misfit}")
+    raise InvalidBundleError(f"checkpoint is none of {known}; the nearest is the {nearest}, but: {wrong}")
 
 
 def _without_dead_projections(state: Mapping[str, Tensor], expected: Mapping[str, Size]) -> dict[str, Tensor]:
@@ -222,23 +223,6 @@ def _expected(config: NetworkConfig) -> dict[str, Size]:
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, Size]:
     return {name: tensor.shape for name, tensor in state.items()}
-
-
-def _misfit(got: Mapping[str, Size], expected: Mapping[str, Size]) -> str:
-    """What is wrong with a checkpoint's names and shapes, or an empty string."""
-    missing = [name for name in expected if name not in got]
-    unexpected = [name for name in got if name not in expected]
-    reshaped = [
-        f"{name} {tuple(got[name])}, expected {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in got and got[name] != shape
-    ]
-    lists = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    return "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in lists.items() if names)
-
-
-def _some(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 # --- files ---
@@ -273,7 +257,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     foreign = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
         expected = "a bare state dict or one under " + ", ".join(_WRAPPERS)
-        raise InvalidBundleError(f"{path} has entries that are no tensors ({_some(foreign)}); expected {expected}")
+        raise InvalidBundleError(f"{path} has entries that are no tensors ({some(foreign)}); expected {expected}")
     meta = content if wrappers else {}
     steps = _number(meta, "num_train_timesteps")
     return Checkpoint(dict(state), _number(meta, "scale_factor"), None if steps is None else int(steps))
@@ -285,7 +269,10 @@ def _load(path: Path) -> object:
     try:
         # A zip archive can be mapped: tensors that are not used never enter memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (pickle.UnpicklingError, ValueError, KeyError) as error:  # torch would advise to trust the file
+        accepted = "a .pt file that holds tensors and plain values, nothing else"
+        raise InvalidBundleError(f"{path} is damaged or no file of weights only; accepted: {accepted}") from error
+    except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InvalidBundleError(f"{path} is damaged or no file of weights only: {reason}") from error
 

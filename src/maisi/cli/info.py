@@ -63,9 +63,10 @@ def _about(subject: str) -> dict[str, Any]:
         return {"kind": "latent", "latent_shape": list(latent.mean.shape), **_grid(latent.grid)}
     if path.exists():
         return _about_image(path)
-    from maisi.bundle.bundle import find_bundle
+    from maisi.errors import InvalidRequestError
 
-    return {"kind": "bundle", "path": str(find_bundle(subject))}  # raises, and says what there is
+    accepted = ", ".join([*packaged_names(), "a bundle's or a run's folder", "a file of a CT, a label map or a latent"])
+    raise InvalidRequestError(f"no bundle, file or folder {subject!r}; accepted: {accepted}")
 
 
 def _about_image(path: Path) -> dict[str, Any]:
@@ -143,15 +144,15 @@ def _show(about: dict[str, Any]) -> None:
 
 def _show_values(values: dict[str, Any], indent: str = "") -> None:
     for name, value in values.items():
-        label = f"{indent}{name.replace('_', ' ')}:"
+        label = f"{indent}{name if '.' in name else name.replace('_', ' ')}:"  # with a dot: the name of a file
         if isinstance(value, dict) and value:
             give(label)
             _show_values(value, indent + "  ")
         elif isinstance(value, list):
-            give(f"{label} {' x '.join(map(str, value)) if _is_size(value) else ', '.join(map(str, value))}")
+            give(f"{label} {(' x ' if _is_size(name) else ', ').join(map(str, value))}")
         elif value not in (None, "", {}):
             give(f"{label} {value}")
 
 
-def _is_size(value: list[Any]) -> bool:
-    return len(value) == 3 and all(isinstance(v, int | float) for v in value)
+def _is_size(name: str) -> bool:
+    return name.endswith(("size", "spacing_mm", "fov_mm"))

@@ -12,10 +12,11 @@ from maisi.space.volume import LabelMap, Volume
 def vary_grid(
     grid: Grid, rng: np.random.Generator, spacing_mm: tuple[float, float], max_size: Sequence[int], multiple: int
 ) -> Grid:
-    """A grid over a random part of `grid` at a random spacing, its size a multiple of `multiple` and at most `max_size`.
+    """A grid over a random part of `grid` at a random spacing (mm), of at most `max_size` voxels.
 
-    In-plane spacing is the same on both axes. A spacing finer than three quarters of the scan's own is never drawn: it
-    would show interpolation, not anatomy. An axis that is covered whole is centred.
+    Its size is a multiple of `multiple` on every axis. In-plane spacing is the same on both axes. A spacing finer than
+    three quarters of the scan's own is never drawn: it would show interpolation, not anatomy. An axis that is covered
+    whole is centred.
     """
     low, high = spacing_mm
     in_plane = _between(max(low, 0.75 * max(grid.spacing[:2])), high, rng)

@@ -8,7 +8,7 @@ from maisi.anatomy.body import complete_labels, tissue_labels
 from maisi.anatomy.regions import BodyRegion, RegionSpan, region_span
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.manifest import Case
-from maisi.errors import InvalidLabelsError, InvalidRequestError
+from maisi.errors import InvalidRequestError
 from maisi.space.files import read_labels, read_volume
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 
@@ -33,24 +33,16 @@ def read_case(case: Case) -> tuple[Volume, LabelMap]:
 
 
 def own_labels(case: Case) -> LabelMap | None:
-    """The case's labels in our vocabulary; names that the vocabulary does not know are left out."""
+    """The case's labels in our vocabulary; ids without a name, and names it does not know, are left out."""
     if case.labels_maisi is not None:
         return read_labels(case.labels_maisi)
     if case.labels is None:
         return None
-    labels = read_labels(case.labels)
-    table = np.zeros(int(labels.array.max()) + 1, np.uint8)
-    for key, name in case.label_names.items():
-        if int(key) < len(table) and (found := _known(name)) is not None:
-            table[int(key)] = found
-    return LabelMap(table[labels.array], labels.grid) if table.any() else None
-
-
-def _known(name: str) -> int | None:
-    try:
-        return load_vocabulary().find(name)
-    except InvalidLabelsError:
-        return None
+    labels, vocabulary = read_labels(case.labels), load_vocabulary()
+    names = {int(id): case.label_names.get(str(id), "") for id in np.unique(labels.array)}
+    foreign = {name for name in names.values() if not vocabulary.knows(name)}
+    ours = vocabulary.translate(labels.array, names, drop=foreign)
+    return LabelMap(ours, labels.grid) if ours.any() else None
 
 
 def case_span(case: Case, labels: LabelMap) -> RegionSpan:

@@ -1,6 +1,5 @@
 """Random patches of real and phantom volumes, for training the autoencoder."""
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,6 @@ from maisi.space.files import read_volume
 from maisi.space.intensity import to_unit
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import Volume
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,10 @@ def read_latent(path: Path) -> LatentCase:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
             mean, log_variance, labels = (file.get_tensor(name) for name in ("mean", "log_variance", "labels"))
-    except (SafetensorError, KeyError, TypeError, OSError) as error:
+        span = RegionSpan(*(BodyRegion[name] for name in facts["span"]))
+        grid = Grid(tuple(labels.shape), np.array(facts["affine"]))
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise InvalidRequestError(f"{path} is not a latent case: {error}") from error
-    shape = (int(labels.shape[0]), int(labels.shape[1]), int(labels.shape[2]))
-    span = RegionSpan(*(BodyRegion[name] for name in facts["span"]))
-    grid = Grid(shape, np.array(facts["affine"]))
     return LatentCase(mean, log_variance, labels, grid, span, facts["modality"], facts["group"])
 
 

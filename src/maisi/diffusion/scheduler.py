@@ -72,7 +72,7 @@ class NoiseScheduler(Protocol):
 
 
 class DDPMConfig(Frozen):
-    """Setting of `DDPM`; the defaults are those of upstream's released models."""
+    """Settings of a `DDPM`; the defaults are those of upstream's released models."""
 
     num_train_steps: int = Field(default=1000, ge=1)
     schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
@@ -178,7 +178,7 @@ class DDPM:
 
 
 class RectifiedFlowConfig(Frozen):
-    """Setting of `RectifiedFlow`; the defaults are what upstream's released models were trained and run with."""
+    """Settings of a `RectifiedFlow`; the defaults are what upstream's released models were trained and run with."""
 
     num_train_steps: int = Field(default=1000, ge=1)
     time_distribution: Literal["uniform", "logit-normal"] = "uniform"

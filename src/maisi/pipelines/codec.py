@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from maisi.errors import InvalidRequestError
@@ -68,21 +68,25 @@ def write_latent(latent: Latent, path: Path) -> None:
     """Write mean, log-variance, affine, size and modality as safetensors, beside and renamed."""
     facts = {"shape": latent.grid.shape, "affine": latent.grid.affine.tolist(), "modality": latent.modality}
     tensors = {"mean": latent.mean.contiguous(), "log_variance": latent.log_variance.contiguous()}
-    with write_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={"maisi": json.dumps(facts)})
+    content = save(tensors, metadata={"maisi": json.dumps(facts)})
+    with write_atomically(path, num_bytes=len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_latent(path: Path) -> Latent:
     """Read what `write_latent` wrote; raises `InvalidRequestError` for anything else."""
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["maisi"])
+            facts = json.loads((file.metadata() or {}).get("maisi", "null"))
+            if not isinstance(facts, dict):
+                raise InvalidRequestError(f"{path} is not a latent that `maisi encode` wrote: it holds other tensors")
             mean, log_variance = file.get_tensor("mean"), file.get_tensor("log_variance")
+        grid, modality = Grid(tuple(facts["shape"]), np.array(facts["affine"])), facts["modality"]
     except FileNotFoundError as error:
         raise InvalidRequestError(f"no latent at {path}") from error
-    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise InvalidRequestError(f"{path} is not a latent that `maisi encode` wrote: {error}") from error
-    return Latent(mean, log_variance, Grid(tuple(facts["shape"]), np.array(facts["affine"])), facts["modality"])
+    return Latent(mean, log_variance, grid, modality)
 
 
 def _dtype(autoencoder: Autoencoder) -> torch.dtype:

@@ -1,11 +1,14 @@
 """What a generated scan is told: region span, spacing, modality; the one place where they become tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from maisi.anatomy.regions import RegionSpan
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.errors import InvalidRequestError
 from maisi.networks.unet import UNetConfig
 from maisi.shapes import Spacing3
@@ -14,7 +17,7 @@ MODALITIES = {"unknown": 0, "ct": 1, "ct without contrast": 2, "ct with contrast
 """Codes of the class embedding. As in the released models up to 7 is CT; 7 is ours, for rendered phantoms."""
 
 INPUT_SCALE = 100.0
-"""Spacing in mm and one-hot regions enter the networks times 100 (spec of the released models, found empirically)."""
+"""Spacing in mm and one-hot regions enter the networks times 100, as in training of the released models."""
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,14 @@ def condition_tensors(span: RegionSpan, spacing: Spacing3, modality: int, config
             raise InvalidRequestError(f"modality code {modality} is beyond the {config.num_modalities} of this bundle")
         tensors["modality"] = torch.tensor([modality])
     return tensors
+
+
+def shown_labels(labels: np.ndarray, shown_as: Mapping[str, str]) -> np.ndarray:
+    """The ids as a ControlNet is to see them: each group of structures as the one structure that stands for it.
+
+    A small bundle knows "skeleton" well and the fourth rib hardly; the label map that is written keeps the rib.
+    """
+    vocabulary, shown = load_vocabulary(), labels.copy()
+    for group, structure in shown_as.items():
+        shown[np.isin(labels, vocabulary.group(group))] = vocabulary.id(structure)
+    return shown

@@ -13,6 +13,7 @@ from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle, load_bundle, packaged_names
 from maisi.bundle.upstream import build_network
 from maisi.errors import InvalidBundleError, InvalidPlanError
+from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.pipelines.conditioning import condition_tensors
 from maisi.pipelines.requests import CodecRequest, GenerateRequest
 from maisi.pipelines.sizes import format_bytes
@@ -40,10 +41,17 @@ def dtype_of(request: GenerateRequest | CodecRequest) -> torch.dtype:
 
 
 def bundle_of(request: GenerateRequest | CodecRequest) -> Bundle:
-    """The bundle of a request in its precision; raises `InvalidBundleError` where it has no autoencoder."""
+    """The bundle of a request in its precision; raises `InvalidBundleError` where it has no autoencoder of CTs."""
     bundle = load_bundle(request.bundle, dtype=dtype_of(request))
     if "autoencoder" not in bundle.kinds:
         raise InvalidBundleError(f"bundle {bundle.name!r} has no autoencoder; it holds {', '.join(bundle.kinds)}")
+    config = bundle.configs["autoencoder"]
+    assert isinstance(config, AutoencoderConfig)
+    if (config.in_channels, config.out_channels) != (1, 1):
+        raise InvalidBundleError(
+            f"the autoencoder of bundle {bundle.name!r} takes {config.in_channels} channels and gives "
+            f"{config.out_channels} (label maps); accepted: a bundle whose autoencoder takes and gives a CT, 1 channel"
+        )
     return bundle
 
 

@@ -16,7 +16,8 @@ from maisi.diffusion.denoiser import denoiser
 from maisi.diffusion.sampler import sample
 from maisi.errors import InvalidBundleError
 from maisi.pipelines.codec import decode_tensor
-from maisi.pipelines.conditioning import Conditioning, encode_conditioning
+from maisi.pipelines.conditioning import Conditioning, encode_conditioning, shown_labels
+from maisi.pipelines.execution import dtype_of
 from maisi.pipelines.labels import LabelSource, file_source, phantom_source
 from maisi.pipelines.requests import DEFAULT_REGION, GenerateRequest
 from maisi.space.volume import LabelMap, Volume
@@ -50,7 +51,7 @@ def generate_one(
     rng, draw = sample_generators(request.seed, index)
     autoencoder, unet = bundle.autoencoder, bundle.unet
     controlnet = bundle.controlnet if "controlnet" in bundle.kinds else None
-    dtype = getattr(torch, request.precision)
+    dtype = dtype_of(request)
 
     on_stage("labels", 0, 1)
     labels, span = labels_of.draw(rng)
@@ -65,7 +66,7 @@ def generate_one(
         unet,
         controlnet,
         conditions=conditions,
-        bits=label_bits(labels.array, dtype)[None] if controlnet is not None else None,
+        bits=label_bits(shown_labels(labels.array, bundle.info.shown_as), dtype)[None] if controlnet is not None else None,
         controlnet_scale=request.controlnet_scale,
     )
     shape = tuple(n // autoencoder.factor for n in labels.grid.shape)

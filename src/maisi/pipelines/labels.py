@@ -1,5 +1,6 @@
 """Where the label map of a generated volume comes from."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,6 +17,8 @@ from maisi.space.files import read_labels
 from maisi.space.grid import Grid
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -93,7 +96,8 @@ def file_source(
     `InvalidLabelsError` for ids that the vocabulary does not have.
     """
     labels = read_labels(path)
-    load_vocabulary().check_ids(labels.array)
+    vocabulary = load_vocabulary()
+    present, body = vocabulary.check_ids(labels.array), vocabulary.id("body")
     span = RegionSpan.named(region) if region is not None else region_span(labels)
     if spacing is None:
         spacing = _fitting_spacing(labels.grid, size, limits)
@@ -106,6 +110,8 @@ def file_source(
     resampled = resample(labels, target)
     if not resampled.array.any():
         raise InvalidRequestError(f"no label of {path} lies in a field of view of {size} voxels at {spacing} mm")
+    if body not in present:
+        logger.warning("%s has no body (%d): between and around its structures the CT will be air", path, body)
     return GivenLabels(LabelMap(resampled.array.astype(np.uint8), target), span)
 
 

@@ -4,9 +4,7 @@ import json
 import os
 import platform
 import re
-import secrets
 import shutil
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pydantic import BaseModel, ValidationError
 
 from maisi.bundle.bundle import Bundle
@@ -24,11 +21,12 @@ from maisi.errors import InvalidRequestError, StorageError
 from maisi.pipelines.meter import Stage, StageMeter
 from maisi.pipelines.settings import read_settings, write_settings
 from maisi.shapes import Frozen
+from maisi.space.atomic import is_abandoned, process_mark
 
 RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
 COMMAND = "command"
 
-_PARTIAL = re.compile(r"^\.partial-(?P<host>[^~]*)~(?P<pid>\d+)~[0-9a-f]{8}$")
+_PARTIAL = ".partial-"
 _OURS = re.compile(r"^(run\.(yaml|json)|metrics\.json|(sample_\d{3,}|reconstruction)(_[a-z]+)?\.(nii|nii\.gz|png))$")
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel", "isal", "safetensors", "pillow", "pydantic")
 
@@ -87,7 +85,8 @@ def check_free(path: Path, overwrite: bool = False) -> None:
     with _storage_errors(path):
         if path.exists() and not path.is_dir():
             raise InvalidRequestError(f"{path} is a file; accepted: a new or empty folder")
-        found = [entry.name for entry in path.iterdir() if not _is_abandoned(entry)] if path.exists() else []
+        entries = [entry.name for entry in path.iterdir()] if path.exists() else []
+    found = [name for name in entries if not is_abandoned(name, _PARTIAL)]
     if found and not overwrite:
         shown = ", ".join(sorted(found)[:3]) + (", ..." if len(found) > 3 else "")
         raise InvalidRequestError(
@@ -104,29 +103,19 @@ def open_run(path: Path, overwrite: bool = False) -> Iterator[RunFolder]:
     """
     check_free(path, overwrite)
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    partial = path / f".partial-{_host()}~{os.getpid()}~{secrets.token_hex(4)}"
+    partial = path / f"{_PARTIAL}{process_mark()}"
     run = RunFolder(path, partial)
     try:
         with _storage_errors(path):
             partial.mkdir(parents=True)
             for entry in path.iterdir():
-                if _is_abandoned(entry):
+                if is_abandoned(entry.name, _PARTIAL):
                     shutil.rmtree(entry, ignore_errors=True)
         yield run
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if not run.published:
             _remove_empty(created)
-
-
-def _host() -> str:
-    return re.sub(r"[^\w.-]", "_", socket.gethostname())
-
-
-def _is_abandoned(entry: Path) -> bool:
-    """Whether this is what a killed run of this machine left behind."""
-    match = _PARTIAL.match(entry.name)
-    return bool(match and match["host"] == _host() and not psutil.pid_exists(int(match["pid"])))
 
 
 def _remove_earlier(path: Path) -> None:

@@ -78,6 +78,8 @@ def _told(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:
         return f"unknown setting {where!r}; {hint}"
     reason = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     reason = reason.partition(", unable to parse")[0]
+    if problem["type"] in {"tuple_type", "list_type"}:
+        reason = "a list such as [2, 2, 2]"
     if problem["type"] == "missing":
         return f"setting {where!r} is missing"
     if problem["type"] == "value_error" or not where:

@@ -72,6 +72,7 @@ class BundleRecipe(Frozen):
     groups: dict[str, float]
     spacings_mm: tuple[float, ...] = ()
     limits: Limits = Limits()
+    shown_as: dict[str, str] = {}
     scheduler: RectifiedFlowSpec = RectifiedFlowSpec()
     autoencoder: AutoencoderTraining
     latents: LatentRecipe
@@ -117,6 +118,7 @@ def train_diffusion(
         scale_factor=scale_factor,
         scheduler=recipe.scheduler,
         limits=recipe.limits,
+        shown_as=recipe.shown_as,
     )
     networks = {"autoencoder": autoencoder, "unet": unet, "controlnet": controlnet}
     return Bundle.of(info, networks)

@@ -1,5 +1,6 @@
 """What a bundle can do, measured, and the model card that says so."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from maisi.anatomy.regions import BodyRegion
 from maisi.bundle.bundle import Bundle
 from maisi.data.manifest import Case
-from maisi.evaluation.adherence import Adherence, adherence
+from maisi.evaluation.adherence import BODY_HU, BONE_HU, Adherence, adherence
 from maisi.evaluation.fidelity import Fidelity
 from maisi.evaluation.reconstruction import measure, reconstruct
 from maisi.pipelines.generate import generate_one, label_source
@@ -17,7 +18,6 @@ from maisi.shapes import Frozen
 from maisi.space.files import read_volume
 
 OnCase = Callable[[str], None]
-TORSO_2MM = "2 mm torso"
 
 
 class CaseQuality(Frozen):
@@ -127,12 +127,13 @@ for the released foundation weights, which `maisi convert` takes.
 | regions | {", ".join(limits.regions)} |
 | parameters | {parameters} |
 | vocabulary | version {bundle.info.vocabulary_version} |
+| shown to the ControlNet as one structure | {", ".join(bundle.info.shown_as) or "none"} |
 | licence of the weights | {bundle.info.licence} |
 
 ## Measured quality
 Medians over the validation split, which was not trained on; PSNR with a data range of 2000 HU. Samples: default grid
-of the region, 10 steps, labels from the phantom, Dice between HU thresholds (body and air -400, bone 170) and the
-labels asked for.
+of the region, 10 steps, labels from the phantom, Dice between HU thresholds (body and air {BODY_HU:g}, bone
+{BONE_HU:g}) and the labels asked for.
 Made by `python benchmarks/bundle.py MANIFEST --bundle {bundle.name}`.
 
 {quality_tables(quality)}
@@ -151,10 +152,11 @@ the bundle to identify anybody.
 
 
 def _attribution(cases: Sequence[Case]) -> str:
+    """A table of licences and sources; sources that differ by a number at their end are one."""
     lines = ["| cases | licence | source |", "|---|---|---|"]
     seen: dict[tuple[str, str], int] = {}
     for case in cases:
-        source = case.source if case.group != "sts" else "TCIA Soft-tissue-Sarcoma, IBSI validation set"
+        source = re.sub(r"[_-]*\d+$", "", case.source)
         seen[(case.licence, source)] = seen.get((case.licence, source), 0) + 1
     lines += [f"| {count} | {licence} | {source} |" for (licence, source), count in seen.items()]
     return "\n".join(lines)

@@ -15,7 +15,7 @@ import psutil
 from maisi.errors import StorageError
 
 _PREFIX = ".maisi-"
-_STALE = re.compile(r"^\.maisi-(?P<host>[^~]*)~(?P<pid>\d+)~[0-9a-f]{8}(\.|$)")
+_MARK = re.compile(r"^(?P<host>[^~]*)~(?P<pid>\d+)~[0-9a-f]{8}(\.|$)")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -31,17 +31,37 @@ def write_atomically(path: str | Path, num_bytes: int | None = None) -> Iterator
     Raises `StorageError` where the disk is full (needed and free bytes are told), not writable or without that folder.
     """
     path = Path(path)
-    temporary = path.parent / f"{_PREFIX}{_host()}~{os.getpid()}~{secrets.token_hex(4)}{''.join(path.suffixes[-2:])}"
+    temporary = path.parent / f"{_PREFIX}{process_mark()}{''.join(path.suffixes[-2:])}"
     with _storage_errors(path, temporary, num_bytes):
         _check_folder(path, num_bytes)
     try:
         with _storage_errors(path, temporary, num_bytes):
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, path)
-            _flush(path.parent)
+            flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def process_mark() -> str:
+    """An ending for the name of a temporary: this machine, this process and a random word."""
+    return f"{_host()}~{os.getpid()}~{secrets.token_hex(4)}"
+
+
+def is_abandoned(name: str, prefix: str) -> bool:
+    """Whether this is `prefix` and the mark of a process of this machine that is gone."""
+    match = _MARK.match(name.removeprefix(prefix)) if name.startswith(prefix) else None
+    return bool(match and match["host"] == _host() and not psutil.pid_exists(int(match["pid"])))
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _host() -> str:
@@ -50,8 +70,7 @@ def _host() -> str:
 
 def _remove_stale(folder: Path) -> None:
     for entry in folder.glob(_PREFIX + "*"):
-        match = _STALE.match(entry.name)
-        if match and match["host"] == _host() and not psutil.pid_exists(int(match["pid"])):
+        if is_abandoned(entry.name, _PREFIX):
             entry.unlink(missing_ok=True)
 
 
@@ -61,14 +80,6 @@ def _check_folder(path: Path, num_bytes: int | None) -> None:
     _remove_stale(path.parent)
     if num_bytes is not None and num_bytes > _free_bytes(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

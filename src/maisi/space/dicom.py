@@ -23,7 +23,7 @@ from maisi.space.grid import TOLERANCE_VOXELS, Grid
 from maisi.space.orientation import turn_to_ras
 from maisi.space.volume import OUTSIDE, Volume
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _SAME_DIRECTION = 1e-3  # largest difference of direction cosines that is rounding
 _SAME_PLACE_MM = 0.01
@@ -91,7 +91,7 @@ def _ct_series(folder: Path) -> dict[str, list[Path]]:
     if not found:
         raise bad_volume(folder, f"no CT image among {len(files)} files ({summary})", "a folder of one DICOM CT series")
     if summary:
-        log.info("%s: passed over what is not CT: %s", folder, summary)
+        logger.info("%s: passed over what is not CT: %s", folder, summary)
     return found
 
 
@@ -131,7 +131,7 @@ def _chosen(found: dict[str, list[Path]], folder: Path, series: str | None) -> l
         return found[series]
     listing = "; ".join(f"{uid} ({_described(paths)})" for uid, paths in sorted(found.items()))
     if series is None:
-        raise bad_volume(folder, f"{len(found)} CT series: {listing}", "one series, or the UID of the one to take")
+        raise bad_volume(folder, f"{len(found)} CT series: {listing}", "one series, or --series with the UID of one")
     raise bad_volume(folder, f"no CT series {series}", f"one of: {listing}")
 
 

@@ -19,7 +19,7 @@ from maisi.space.volume import OUTSIDE, LabelMap, Modality, Volume
 
 __all__ = ["read_labels", "read_volume", "write_atomically", "write_labels", "write_volume"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".nii", ".nii.gz")
 _INTEGER_TOLERANCE = 1e-3  # how far a stored scale factor may put an id from its integer
@@ -156,7 +156,7 @@ def _grid(image: Any, path: Path, refuse: Refusal) -> Grid:
     """The grid of the file's axes, in mm; the sform counts before the qform, as nibabel reads them."""
     header = image.header
     if not int(header["sform_code"]) and not int(header["qform_code"]):
-        log.warning("%s has neither sform nor qform: left and right are taken as in NIfTI's method 1", path)
+        logger.warning("%s has neither sform nor qform: left and right are taken as in NIfTI's method 1", path)
     unit = int(header["xyzt_units"]) & 7
     if unit not in _MM_PER_UNIT:
         raise refuse(path, f"the unit of length {unit}", f"one of the NIfTI codes {', '.join(map(str, _MM_PER_UNIT))}")

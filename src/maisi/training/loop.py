@@ -85,10 +85,10 @@ def fit(
 
 
 def _cut_metrics(path: Path, step: int) -> None:
-    """Drop lines of steps that the checkpoint does not contain."""
+    """Drop lines of steps that the checkpoint does not contain, and a last line that a kill cut short."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
 def save_checkpoint(state: TrainingState, path: Path) -> None:
