@@ -1,0 +1,7 @@
+"""Exact splitting: unchanged networks on activations that are never whole."""
+
+from maisi.splitting.plan import MemoryPlan, plan_memory, run_split
+from maisi.splitting.ranks import Ranks
+from maisi.splitting.slabs import SlabTensor, gather
+
+__all__ = ["MemoryPlan", "Ranks", "SlabTensor", "gather", "plan_memory", "run_split"]

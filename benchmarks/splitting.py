@@ -1,0 +1,268 @@
+"""Time and memory of split networks against MONAI 1.6.1, with the same weights, in one process, alternating.
+
+    python benchmarks/splitting.py [--quick] [--rounds 3] [--only decode ...]
+
+Writes benchmarks/results/splitting.json and .md. Times are medians of wall and of CPU seconds over the rounds; memory
+is the peak above what was resident before the call (Linux). `--quick` runs everything at half the size, once.
+"""
+# ruff: noqa: E402
+
+import argparse
+import copy
+import gc
+import json
+import logging
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "parity"))
+warnings.filterwarnings("ignore")
+logging.disable(logging.INFO)
+
+from oracle_networks import drawn_network, oracle_of
+
+from maisi.networks.autoencoder import AutoencoderConfig
+from maisi.networks.controlnet import ControlNetConfig
+from maisi.networks.unet import UNetConfig
+from maisi.splitting import SlabTensor, gather, plan_memory, run_split
+
+RESULTS = ROOT / "benchmarks" / "results"
+UPDOWN = {"resblock_updown": True, "num_modalities": 128}
+
+
+@dataclass
+class Contender:
+    """One way to do a piece of work."""
+
+    label: str
+    run: Callable[[], Any]
+    wall_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+
+@dataclass
+class Work:
+    """One row group of the table; the first contenders are MONAI's."""
+
+    name: str
+    contenders: list[Contender]
+
+
+def resident(key: str) -> int:
+    """A number of bytes from /proc/self/status."""
+    found = re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found.group(1)) << 10 if found else 0
+
+
+def measure(contender: Contender) -> None:
+    """One timed call."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before, wall, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
+    result = contender.run()
+    contender.wall_s.append(time.perf_counter() - wall)
+    contender.cpu_s.append(time.process_time() - cpu)
+    contender.peak_bytes = max(contender.peak_bytes, resident("VmHWM") - before)
+    del result
+
+
+def with_splits(oracle: nn.Module, splits: int) -> nn.Module:
+    """MONAI's network with that `num_splits` in all its convolutions."""
+    for module in oracle.modules():
+        if hasattr(module, "num_splits"):
+            module.num_splits = splits
+    return oracle
+
+
+def split(function: Callable[[Any], Any], x: Tensor, parts: int = 1) -> Any:
+    """Our network on slabs."""
+    result = function(SlabTensor.split(x, parts))
+    return gather(*result) if isinstance(result, tuple) else result.gather()
+
+
+def codec_work(size: int, folder: Path) -> list[Work]:
+    """Decode to and encode from `size` voxels an axis, released configuration."""
+    network = drawn_network(AutoencoderConfig(), torch.float32)
+    monai, half = oracle_of(network), copy.deepcopy(network).bfloat16()
+    latent = torch.randn(1, 4, *[size // 4] * 3, generator=torch.Generator().manual_seed(0))
+    volume = torch.rand(1, 1, *[size] * 3, generator=torch.Generator().manual_seed(0))
+    budget = max(0.5 * (size / 128) ** 3, 0.15)  # GiB
+
+    def planned(net: Any, x: Tensor) -> Callable[[], Tensor]:
+        plan = plan_memory(net.decode, x.shape, int(budget * 2**30), dtype=x.dtype, folder=folder)
+        return lambda: run_split(net.decode, x, plan)
+
+    half_latent = latent.bfloat16()
+    decode = [
+        Contender("MONAI float32, num_splits 4", lambda: with_splits(monai, 4).decode(latent)),
+        Contender("MONAI float32, num_splits 1", lambda: with_splits(monai, 1).decode(latent)),
+        Contender("ours unsplit (plain torch), float32", lambda: network.decode(latent)),
+        Contender("ours 1 slab, float32", lambda: split(network.decode, latent)),
+        Contender("ours 8 slabs, float32", lambda: split(network.decode, latent, 8)),
+        Contender(f"ours within {budget:.2f} GiB (disk), float32", planned(network, latent)),
+        Contender("ours 8 slabs, bfloat16", lambda: split(half.decode, half_latent, 8)),
+        Contender(f"ours within {budget:.2f} GiB (disk), bfloat16", planned(half, half_latent)),
+    ]
+    encode = [
+        Contender("MONAI float32, num_splits 4", lambda: with_splits(monai, 4).encode(volume)),
+        Contender("MONAI float32, num_splits 1", lambda: with_splits(monai, 1).encode(volume)),
+        Contender("ours 8 slabs, float32", lambda: split(network.encode, volume, 8)),
+        Contender("ours 8 slabs, bfloat16", lambda: split(half.encode, volume.bfloat16(), 8)),
+    ]
+    return [Work(f"decode to {size}^3", decode), Work(f"encode {size}^3", encode)]
+
+
+def denoise_work(size: int) -> list[Work]:
+    """A U-Net step and a ControlNet + U-Net step on a latent of `size` voxels an axis, released rflow configuration."""
+    unet = drawn_network(UNetConfig(**UPDOWN, spacing=True), torch.float32)
+    controlnet = drawn_network(ControlNetConfig(**UPDOWN), torch.float32)
+    monai_unet, monai_controlnet = oracle_of(unet), oracle_of(controlnet)
+    half_unet, half_controlnet = copy.deepcopy(unet).bfloat16(), copy.deepcopy(controlnet).bfloat16()
+    latent = torch.randn(1, 4, *[size] * 3, generator=torch.Generator().manual_seed(0))
+    bits = (torch.rand(1, 8, *[4 * size] * 3, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    t, modality, spacing = torch.tensor([500.0]), torch.tensor([1]), torch.full((1, 3), 100.0)
+    embedding = split(controlnet.embed_condition, bits)
+
+    def ours(net: Any, steer: Any, dtype: torch.dtype) -> Tensor:
+        x = SlabTensor.split(latent.to(dtype))
+        residuals = None if steer is None else steer(x, t, embedding.to(dtype), modality=modality)
+        return net(x, t, spacing=spacing.to(dtype), modality=modality, residuals=residuals).gather()
+
+    def theirs(steer: bool) -> Tensor:
+        down, middle = None, None
+        if steer:
+            down, middle = monai_controlnet(latent, t, bits, class_labels=modality)
+        return monai_unet(
+            latent,
+            t,
+            class_labels=modality,
+            spacing_tensor=spacing,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        )
+
+    return [
+        Work(
+            f"U-Net step, {size}^3 latent",
+            [
+                Contender("MONAI float32", lambda: theirs(False)),
+                Contender("ours float32", lambda: ours(unet, None, torch.float32)),
+                Contender("ours bfloat16", lambda: ours(half_unet, None, torch.bfloat16)),
+            ],
+        ),
+        Work(
+            f"ControlNet + U-Net step, {size}^3 latent (ours: label embedding computed once for all steps)",
+            [
+                Contender("MONAI float32", lambda: theirs(True)),
+                Contender("ours float32", lambda: ours(unet, controlnet, torch.float32)),
+                Contender("ours bfloat16", lambda: ours(half_unet, half_controlnet, torch.bfloat16)),
+            ],
+        ),
+    ]
+
+
+def accuracy(latent_size: int) -> dict[str, float]:
+    """Deviation of a decode from float64: the largest relative to the range, the rms relative to the spread."""
+    network = drawn_network(AutoencoderConfig(), torch.float32)
+    latent = torch.randn(1, 4, *[latent_size] * 3, generator=torch.Generator().manual_seed(0))
+    truth = copy.deepcopy(network).double().decode(latent.double())
+    results = {
+        "plain torch float32": network.decode(latent),
+        "8 slabs float32": split(network.decode, latent, 8),
+        "8 slabs bfloat16": split(network.bfloat16().decode, latent.bfloat16(), 8),
+    }
+    spread = truth.max() - truth.min()
+    errors = {}
+    for name, result in results.items():
+        errors[f"{name}: largest / range"] = float((result.double() - truth).abs().max() / spread)
+        errors[f"{name}: rms / std"] = float((result.double() - truth).square().mean().sqrt() / truth.std())
+    return errors
+
+
+def table(work: Work) -> str:
+    """Markdown rows, with speed relative to the MONAI contenders."""
+    references = [c for c in work.contenders if c.label.startswith("MONAI")]
+    heads = [f"x faster than {c.label.removeprefix('MONAI float32, ')}" for c in references]
+    lines = [
+        f"### {work.name}",
+        "",
+        f"| | wall s | CPU s | peak GiB | {' | '.join(heads)} |",
+        "|---" * (4 + len(heads)) + "|",
+    ]
+    for contender in work.contenders:
+        wall, cpu = statistics.median(contender.wall_s), statistics.median(contender.cpu_s)
+        ratios = [f"{statistics.median(c.wall_s) / wall:.2f}" for c in references]
+        peak = contender.peak_bytes / 2**30
+        lines.append(f"| {contender.label} | {wall:.2f} | {cpu:.2f} | {peak:.2f} | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
+def save(name: str, works: list[Work], errors: dict[str, float], rounds: int, load: tuple[float, ...]) -> None:
+    """The measurements as JSON and Markdown."""
+    machine = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": platform.processor() or platform.machine(),
+        "load_before": load,
+        "load_after": os.getloadavg(),
+        "rounds": rounds,
+    }
+    raw = {
+        "machine": machine,
+        "accuracy": errors,
+        "work": {
+            work.name: {
+                c.label: {"wall_s": c.wall_s, "cpu_s": c.cpu_s, "peak_bytes": c.peak_bytes} for c in work.contenders
+            }
+            for work in works
+        },
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
+    text = ["## Splitting against MONAI 1.6.1", "", ", ".join(f"{key} {value}" for key, value in machine.items()), ""]
+    text += [table(work) + "\n" for work in works if work.contenders[0].wall_s]
+    text += ["### Accuracy of a decode against float64", "", "| | |", "|---|---|"]
+    text += [f"| {key} | {value:.1e} |" for key, value in errors.items()]
+    (RESULTS / f"{name}.md").write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="half the size, one round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=[], help="words that the names of the work must contain")
+    parser.add_argument("--folder", type=Path, default=Path("slabs"), help="for tensors on disk")
+    arguments = parser.parse_args()
+    load = os.getloadavg()
+    rounds = 1 if arguments.quick else arguments.rounds
+    name = "splitting-quick" if arguments.quick else "splitting"
+    with torch.inference_mode():
+        works = codec_work(64 if arguments.quick else 128, arguments.folder) + denoise_work(
+            16 if arguments.quick else 32
+        )
+        works = [w for w in works if not arguments.only or any(word in w.name for word in arguments.only)]
+        for _ in range(rounds):
+            for work in works:
+                for contender in work.contenders:
+                    measure(contender)
+                    print(f"{work.name}: {contender.label}: {contender.wall_s[-1]:.2f} s", file=sys.stderr, flush=True)
+        save(name, works, accuracy(12), rounds, load)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Deferred operations: what a network wrote down while it ran on a `SlabTensor`.
+
+A node knows the global shape of its result, which rows of its inputs give which of its own rows, and how to compute
+them. Nothing is computed until the result is gathered; `schedule` then decides what is stored and in which order.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maisi.splitting.halo import Magnify, Transposed, Window, pad_rows
+from maisi.splitting.layout import Layout, Range
+from maisi.splitting.norm import Moments, affine, merge, moments, normalise
+
+_numbers = count()
+
+
+class Node:
+    """One deferred operation; `inputs` give rows, or one value for all rows where they are a `Summary`."""
+
+    flops_per_row = 0  # multiplications and additions x 2 of matrix products only
+    view = False  # the result may share memory with the input
+
+    def __init__(self, name: str, inputs: Sequence["Node"], layout: Layout, dtype: torch.dtype, cuts: tuple[int, ...]):
+        self.name, self.inputs, self.layout, self.dtype, self.cuts = name, tuple(inputs), layout, dtype, cuts
+        self.number = next(_numbers)
+        self.consumers: weakref.WeakSet[Node] = weakref.WeakSet()
+        for node in inputs:
+            node.consumers.add(self)
+
+    @property
+    def rows(self) -> int:
+        return self.layout.rows
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row of the result."""
+        return self.layout.row_numel * self.dtype.itemsize
+
+    in_place = False  # writes its result over an input that nobody else needs
+
+    def held_bytes(self, start: int, stop: int) -> int:
+        """Memory behind the result, for the planner."""
+        return self.row_bytes * (stop - start)
+
+    def workspace_bytes(self, start: int, stop: int) -> int:
+        """Memory that is needed only while computing, for the planner."""
+        return 0
+
+    def need(self, start: int, stop: int) -> list[Range]:
+        """Rows of every input that rows start..stop need."""
+        return [(start, stop)] * len(self.inputs)
+
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+        """Rows start..stop; an `owned` input is not needed afterwards and may be overwritten."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{self.name} {tuple(self.layout.shape)}"
+
+
+class Summary(Node):
+    """One value of all rows of its input: a barrier, after which the input is read again."""
+
+    def of_slab(self, slab: Tensor) -> Any:
+        """What one slab contributes."""
+        raise NotImplementedError
+
+    def of_all(self, parts: list[Any]) -> Any:
+        """The value, from the contributions in the order of the rows."""
+        raise NotImplementedError
+
+
+class Leaf(Node):
+    """A dense tensor, read where it lies."""
+
+    def __init__(self, dense: Tensor, layout: Layout, cuts: tuple[int, ...]) -> None:
+        super().__init__("input", (), layout, dense.dtype, cuts)
+        self.dense = dense
+
+
+class Pointwise(Node):
+    """Rows of the result from the same rows of the inputs."""
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[Node],
+        layout: Layout,
+        dtype: torch.dtype,
+        function: Callable[[Sequence[Tensor], int], Tensor],
+        *,
+        into: Callable[[Sequence[Tensor], Tensor], Tensor] | None = None,
+        flops: int = 0,
+        view: bool = False,
+    ) -> None:
+        super().__init__(name, inputs, layout, dtype, inputs[0].cuts)
+        self._function, self._into = function, into
+        self.flops_per_row = flops // max(layout.rows, 1)
+        self.view = view
+        self.in_place = into is not None
+
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+        if self._into is not None and not torch.is_grad_enabled():
+            shape = self.layout.local_shape(stop - start)
+            for tensor, free in zip(inputs, owned, strict=True):
+                if free and isinstance(tensor, Tensor) and tensor.shape == shape and tensor.dtype == self.dtype:
+                    return self._into(inputs, tensor)
+        return self._function(inputs, stop - start)
+
+
+class Windowed(Node):
+    """A sliding window along the rows: convolution, pooling, padding."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Node,
+        layout: Layout,
+        dtype: torch.dtype,
+        cuts: tuple[int, ...],
+        window: Window,
+        function: Callable[[Tensor, int], Tensor],
+        *,
+        flops: int = 0,
+        pad_value: float = 0.0,
+        workspace: Callable[[int], int] | None = None,
+    ) -> None:
+        """`function(slab, padding)` applies the operation with that much padding of its own along the rows."""
+        super().__init__(name, (source,), layout, dtype, cuts)
+        self.window, self._function, self._pad_value = window, function, pad_value
+        self._workspace = workspace
+        self.flops_per_row = flops // max(layout.rows, 1)
+
+    def need(self, start: int, stop: int) -> list[Range]:
+        return [self.window.need(start, stop, self.inputs[0].rows)]
+
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+        dim = self.inputs[0].layout.dim
+        if stop == start:
+            return inputs[0].new_empty(self.layout.local_shape(0), dtype=self.dtype)
+        low, high = self.window.missing(start, stop, self.inputs[0].rows)
+        if low == high and low == self.window.padding:
+            return self._function(inputs[0], low)
+        return self._function(pad_rows(inputs[0], dim, low, high, self._pad_value), 0)
+
+    def workspace_bytes(self, start: int, stop: int) -> int:
+        low, high = self.window.missing(start, stop, self.inputs[0].rows)
+        if low == high == self.window.padding or low == high == 0:
+            padded = 0
+        else:
+            first, last = self.need(start, stop)[0]
+            padded = self.inputs[0].row_bytes * (last - first + low + high)
+        return padded + (0 if self._workspace is None else self._workspace(stop - start))
+
+
+class TransposedConv(Node):
+    """A transposed convolution; `function` applies it without bias and without cropping the rows."""
+
+    def __init__(
+        self,
+        source: Node,
+        layout: Layout,
+        dtype: torch.dtype,
+        cuts: tuple[int, ...],
+        window: Transposed,
+        function: Callable[[Tensor], Tensor],
+        bias: Tensor | None,
+        flops: int,
+    ) -> None:
+        super().__init__("conv_transpose", (source,), layout, dtype, cuts)
+        self.window, self._function, self._bias = window, function, bias
+        self.flops_per_row = flops // max(layout.rows, 1)
+
+    def need(self, start: int, stop: int) -> list[Range]:
+        return [self.window.need(start, stop, self.inputs[0].rows)]
+
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+        dim = self.layout.dim
+        low, high = self.need(start, stop)[0]
+        if high == low:
+            result = inputs[0].new_zeros(self.layout.local_shape(stop - start), dtype=self.dtype)
+        else:
+            full = self._function(inputs[0])
+            first = self.window.first_row(low)
+            inner = max(start, first), min(stop, first + full.shape[dim])
+            result = full.narrow(dim, inner[0] - first, inner[1] - inner[0])
+            result = pad_rows(result, dim, inner[0] - start, stop - inner[1])
+        if self._bias is None:
+            return result
+        return result + self._bias.reshape(-1, *[1] * (len(self.layout.shape) - 2))
+
+
+class Interpolated(Node):
+    """Interpolation to a whole multiple of the rows."""
+
+    def __init__(
+        self,
+        source: Node,
+        layout: Layout,
+        cuts: tuple[int, ...],
+        magnify: Magnify,
+        function: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__("interpolate", (source,), layout, source.dtype, cuts)
+        self.magnify, self._function = magnify, function
+
+    def need(self, start: int, stop: int) -> list[Range]:
+        return [self.magnify.need(start, stop, self.inputs[0].rows)]
+
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+        if stop == start:
+            return inputs[0].new_empty(self.layout.local_shape(0))
+        low = self.need(start, stop)[0][0]
+        return self.magnify.crop(self._function(inputs[0]), self.layout.dim, low, start, stop)
+
+    def held_bytes(self, start: int, stop: int) -> int:
+        low, high = self.need(start, stop)[0]
+        return self.row_bytes * self.magnify.factor * (high - low)
+
+
+class MomentsOf(Summary):
+    """Moments of every (sample, group) over all rows."""
+
+    def __init__(self, source: Node, groups: int) -> None:
+        super().__init__("moments", (source,), source.layout, torch.float64, source.cuts)
+        self.groups = groups
+
+    def of_slab(self, slab: Tensor) -> Moments:
+        return moments(slab, self.groups, self.layout.dim)
+
+    def of_all(self, parts: list[Moments]) -> Moments:
+        return merge(parts)
+
+
+class Normalised(Node):
+    """Group normalisation with known moments, and the SiLU after it where that is all that reads it."""
+
+    def __init__(
+        self,
+        source: Node,
+        stats: MomentsOf,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        silu: bool = False,
+    ) -> None:
+        super().__init__("group_norm", (source, stats), source.layout, source.dtype, source.cuts)
+        self.weight, self.bias, self.eps, self.silu = weight, bias, eps, silu
+
+    def activated(self) -> "Normalised | Pointwise":
+        """The same followed by SiLU."""
+        source, stats = self.inputs
+        assert isinstance(stats, MomentsOf)
+        if self.silu:
+            return Pointwise("silu", [self], self.layout, self.dtype, lambda x, rows: F.silu(x[0]), into=silu_into)
+        return Normalised(source, stats, self.weight, self.bias, self.eps, silu=True)
+
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+        pieces, stats = inputs
+        pieces = pieces if isinstance(pieces, list) else [pieces]
+        shape = self.layout.shape
+        ready = affine(stats, self.weight, self.bias, self.eps, shape[1], len(shape))
+        if not self.layout.plain and len(pieces) > 1:
+            pieces = [self.layout.join(pieces)]
+        return normalise(pieces, ready, self.layout.dim, self.silu)
+
+
+class Whole(Summary):
+    """All rows as one dense tensor: keys and values of attention."""
+
+    def __init__(self, source: Node) -> None:
+        super().__init__("gather", (source,), source.layout, source.dtype, source.cuts)
+
+    def of_slab(self, slab: Tensor) -> Tensor:
+        return slab if torch.is_grad_enabled() else slab.contiguous()
+
+    def of_all(self, parts: list[Tensor]) -> Tensor:
+        return self.layout.join(parts)
+
+
+def conv_flops(weight: Tensor, layout: Layout) -> int:
+    """Multiplications and additions of a convolution with that result."""
+    return 2 * math.prod(weight.shape[1:]) * math.prod(layout.shape)
+
+
+def silu_into(inputs: Sequence[Tensor], out: Tensor) -> Tensor:
+    return F.silu(out, inplace=True)

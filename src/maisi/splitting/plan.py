@@ -1,0 +1,241 @@
+"""Choosing how to split: axis, size of a step, what is stored where and what is computed again, for a memory budget.
+
+Nothing is computed while planning: the network writes its operations down on tensors without data, and a walk through
+the schedule counts the bytes that carrying it out will hold.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from maisi.errors import InvalidPlanError
+from maisi.shapes import Frozen
+from maisi.splitting.execute import Settings
+from maisi.splitting.meter import Usage, predict
+from maisi.splitting.ops import mapped, walk
+from maisi.splitting.ranks import Ranks
+from maisi.splitting.schedule import make_schedule
+from maisi.splitting.slabs import SlabTensor, gather
+
+logger = logging.getLogger(__name__)
+
+LEAST_STEP_BYTES, MOST_STEP_BYTES = 2 << 20, 1 << 30
+USUAL_STEP_BYTES = 128 << 20  # larger ones are no faster
+FLOPS_PER_SECOND = 2e11  # of two CPU cores; only the ratio to the disk matters for the choice
+DISK_BYTES_PER_SECOND = 1e9
+SECONDS_PER_STEP = 2e-3
+MOVE_STEP_BYTES = 16 << 20  # below this a tensor goes elsewhere before steps get smaller
+MAX_MOVES = 24  # stored tensors that a plan may put on disk or compute again
+AIMS = (1.0, 0.6, 0.3)  # moves are chosen one by one; aiming lower finds combinations that aiming at the budget misses
+SAFETY_BYTES = 12 << 20
+SAFETY = 1.05  # allocators round up and fragment
+
+
+class StoredTensor(Frozen):
+    """One tensor between two passes over the rows."""
+
+    name: str
+    num_bytes: int
+    place: str  # "memory", "disk" or "recomputed"
+
+
+class MemoryPlan(Frozen):
+    """How to split one network on one shape; predicted bytes are above the weights and the input."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int
+    parts: int = Field(ge=1)  # steps over the rows where the tensors are largest
+    step_bytes: int = Field(ge=1)
+    budget_bytes: int | None
+    peak_bytes: int
+    disk_bytes: int
+    flops: int
+    unsplit_flops: int
+    tensors: tuple[StoredTensor, ...]
+    folder: Path | None = None
+
+    @property
+    def overhead(self) -> float:
+        """Extra floating point operations relative to an unsplit pass."""
+        return self.flops / max(self.unsplit_flops, 1) - 1
+
+    def settings(self, ranks: Ranks | None = None) -> Settings:
+        """The plan as the executor reads it."""
+        return Settings(
+            step_bytes=self.step_bytes,
+            recompute=frozenset(t.name for t in self.tensors if t.place == "recomputed"),
+            on_disk=frozenset(t.name for t in self.tensors if t.place == "disk"),
+            folder=self.folder,
+            ranks=ranks,
+        )
+
+    def split(self, x: Tensor) -> SlabTensor:
+        """The tensor split as planned. Raises `InvalidPlanError` for another shape or dtype than planned."""
+        got = (tuple(x.shape), str(x.dtype).removeprefix("torch."))
+        if got != (self.shape, self.dtype):
+            raise InvalidPlanError(f"the plan is for {self.shape} {self.dtype}, got {got[0]} {got[1]}; plan anew")
+        return SlabTensor.split(x, axis=self.axis, settings=self.settings())
+
+
+def run_split(network: Callable[[Any], Any], x: Tensor, plan: MemoryPlan) -> Any:
+    """The network's result on `x`, carried out as planned; tuples and lists of results are gathered together."""
+    result = network(plan.split(x))
+    slabs = [value for value in walk(result) if isinstance(value, SlabTensor)]
+    dense = dict(zip(map(id, slabs), gather(*slabs), strict=True)) if slabs else {}
+    return mapped(lambda value: dense.get(id(value), value), result)
+
+
+def plan_memory(
+    network: Callable[[Any], Any],
+    shape: Sequence[int],
+    budget_bytes: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    axis: int | None = None,
+    folder: Path | None = None,
+) -> MemoryPlan:
+    """The fastest plan for `network(x)`, x of that shape, whose peak above weights and input is within the budget.
+
+    `network` may have its weights on any device, "meta" included. Tensors are kept on disk only where a `folder` is
+    given. Raises `InvalidPlanError` with the least budget that would do.
+    """
+    axes = [axis] if axis is not None else longest_first(shape[2:])
+    plans = []
+    least = None
+    for candidate in axes:
+        plan, usage = plan_axis(network, shape, budget_bytes, dtype, candidate, folder)
+        if plan is not None:
+            plans.append(plan)
+            break
+        least = min(least or usage.peak_bytes, usage.peak_bytes)
+    if not plans:
+        raise InvalidPlanError(
+            f"{budget_bytes:,} bytes are too few for shape {tuple(shape)} in {str(dtype).removeprefix('torch.')}; "
+            f"at least {int((least or 0) * SAFETY) + SAFETY_BYTES:,} are needed"
+            + ("" if folder is not None else ", or a folder to keep tensors on disk")
+        )
+    return plans[0]
+
+
+def longest_first(size: Sequence[int]) -> list[int]:
+    """Axes in the order to try: the first lies best in memory unless another is much longer."""
+    by_length = sorted(range(len(size)), key=lambda axis: (-size[axis], axis))
+    first = 0 if 2 * size[0] > size[by_length[0]] else by_length[0]
+    return [first, *(axis for axis in by_length if axis != first)]
+
+
+def plan_axis(
+    network: Callable[[Any], Any],
+    shape: Sequence[int],
+    budget: int | None,
+    dtype: torch.dtype,
+    axis: int,
+    folder: Path | None,
+) -> tuple[MemoryPlan | None, Usage]:
+    """The fastest plan along one axis, or none and the smallest peak that was found."""
+    with torch.no_grad():
+        x = SlabTensor.split(torch.empty(tuple(shape), dtype=dtype, device="meta"), axis=axis)
+        outputs = [value.node for value in walk(network(x)) if isinstance(value, SlabTensor)]
+    whole = predict(outputs, Settings())
+    limit = float("inf") if budget is None else budget / SAFETY - SAFETY_BYTES
+    least = whole
+    feasible: list[tuple[float, Settings, Usage]] = []
+    sizes = step_sizes(limit)
+    move_step = next((size for size in sizes if size * 64 <= limit), MOVE_STEP_BYTES)
+    move_step = max(move_step, MOVE_STEP_BYTES)
+    for aim in AIMS:
+        settings = Settings(sizes[0], folder=folder)
+        for _ in range(MAX_MOVES):
+            for step_bytes in sizes:
+                settings = replace(settings, step_bytes=step_bytes)
+                usage = predict(outputs, settings)
+                least = min(least, usage, key=lambda u: u.peak_bytes)
+                if usage.peak_bytes <= limit:
+                    feasible.append((seconds(usage), settings, usage))
+                    break
+            if feasible and (feasible[-1][1].step_bytes or 0) >= move_step:
+                break
+            moved = best_move(outputs, replace(settings, step_bytes=move_step), folder, limit * aim)
+            if moved is None:
+                break
+            settings = moved
+        if feasible:
+            break
+    if not feasible:
+        return None, least
+    _, settings, usage = min(feasible, key=lambda entry: entry[0])
+    return describe(outputs, settings, usage, whole, shape, dtype, axis, budget), usage
+
+
+def step_sizes(limit: float) -> list[int]:
+    """Sizes of a step to try, the largest first: a small part of the memory, but not smaller than pays."""
+    largest = USUAL_STEP_BYTES
+    while largest * 64 <= limit and largest < MOST_STEP_BYTES and limit != float("inf"):
+        largest *= 2
+    return [largest >> shift for shift in range(20) if largest >> shift >= LEAST_STEP_BYTES]
+
+
+def best_move(outputs: list, settings: Settings, folder: Path | None, limit: float) -> Settings | None:
+    """The settings with one more tensor on disk or computed again that lowers the peaks for the least time."""
+    before = predict(outputs, settings)
+    best, best_cost = None, float("inf")
+    for name in before.alive:
+        moves = [replace(settings, recompute=settings.recompute | {name})]
+        if folder is not None:
+            moves.append(replace(settings, on_disk=settings.on_disk | {name}))
+        for move in moves:
+            after = predict(outputs, move)
+            gain = before.excess(limit) - after.excess(limit)
+            cost = (seconds(after) - seconds(before)) / max(gain, 1)
+            if gain > limit / 500 and cost < best_cost:
+                best, best_cost = move, cost
+    return best
+
+
+def seconds(usage: Usage) -> float:
+    """A rough time of the work, for choosing between disk and computing again."""
+    compute, disk = usage.flops / FLOPS_PER_SECOND, usage.traffic_bytes / DISK_BYTES_PER_SECOND
+    return compute + disk + usage.num_steps * SECONDS_PER_STEP
+
+
+def describe(
+    outputs: list,
+    settings: Settings,
+    usage: Usage,
+    whole: Usage,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    axis: int,
+    budget: int | None,
+) -> MemoryPlan:
+    """The plan as data."""
+    schedule = make_schedule(outputs, settings.recompute)
+    tensors = []
+    for node, name in schedule.keys.items():
+        recomputed = name in settings.recompute
+        if node in schedule.stored or recomputed:
+            place = "recomputed" if recomputed else "disk" if name in settings.on_disk else "memory"
+            size = node.row_bytes * node.rows
+            tensors.append(StoredTensor(name=name, num_bytes=size, place=place))
+    assert settings.step_bytes is not None
+    return MemoryPlan(
+        shape=tuple(shape),
+        dtype=str(dtype).removeprefix("torch."),
+        axis=axis,
+        parts=usage.largest_sweep_steps,
+        step_bytes=settings.step_bytes,
+        budget_bytes=budget,
+        peak_bytes=usage.peak_bytes,
+        disk_bytes=usage.disk_bytes,
+        flops=usage.flops,
+        unsplit_flops=whole.flops,
+        tensors=tuple(tensors),
+        folder=settings.folder if settings.on_disk else None,
+    )

@@ -1,0 +1,44 @@
+"""Statistics of slabs merge to those of the whole, on data that defeats the shortcuts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maisi.splitting.norm import affine, merge, moments, normalise
+
+STEP = torch.where(torch.arange(13) < 6, -10.0, 0.5)[:, None, None]
+CASES = {
+    "noise": lambda x: x,
+    "a step of air to body": lambda x: x * 0.01 + STEP,
+    "a large mean with a tiny deviation": lambda x: 100 + 1e-3 * x,
+    "constant": lambda x: torch.full_like(x, 3.7),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_merged_moments_normalise_as_well_as_the_whole_does(name: str) -> None:
+    x = CASES[name](torch.randn(2, 8, 13, 6, 5, generator=torch.Generator().manual_seed(0)))
+    truth = F.group_norm(x.double(), 4)
+    whole_error = (F.group_norm(x, 4) - truth).abs().max().item()
+    for sizes in ([13], [1] * 13, [12, 1], [3, 7, 3]):
+        slabs = list(x.split(sizes, 2))
+        stats = merge([moments(slab, 4) for slab in slabs])
+        split = normalise(slabs, affine(stats, None, None, 1e-5, 8, 5), 2, silu=False)
+        assert (split - truth).abs().max().item() <= max(1e-5, whole_error)
+
+
+def test_merging_is_independent_of_where_the_cuts_are() -> None:
+    x = torch.randn(1, 4, 20, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 1e4
+    whole = moments(x, 2)
+    for sizes in ([5, 15], [1] * 20, [0, 20]):
+        part = merge([moments(slab, 2) for slab in x.split(sizes, 2)])
+        assert part.count == whole.count == 20 * 9 * 2
+        torch.testing.assert_close(part.mean, whole.mean, rtol=1e-14, atol=0)
+        torch.testing.assert_close(part.m2, whole.m2, rtol=1e-10, atol=0)
+
+
+def test_a_slab_without_rows_adds_nothing() -> None:
+    x = torch.randn(1, 4, 3, 2, 2)
+    empty = moments(x[:, :, :0], 2)
+    assert empty.count == 0
+    assert merge([empty, moments(x, 2), empty]).count == moments(x, 2).count

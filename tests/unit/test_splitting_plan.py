@@ -1,0 +1,110 @@
+"""A plan predicts what is then measured, stays within its budget, and is refused with what would do."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from maisi.errors import InvalidPlanError
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.splitting import plan_memory, run_split
+
+RELEASED = AutoencoderConfig()
+SMALL = AutoencoderConfig(channels=(8, 16), num_res_blocks=(1, 1), norm_groups=4)
+
+
+def meta(config: AutoencoderConfig) -> Autoencoder:
+    with torch.device("meta"):
+        return Autoencoder(config).eval()
+
+
+def test_the_released_decoder_has_the_published_cost() -> None:
+    plan = plan_memory(meta(RELEASED).decode, (1, 4, 32, 32, 32))
+    assert plan.flops == pytest.approx(6.787e12, rel=1e-3)
+    assert plan.overhead == pytest.approx(0, abs=1e-6)
+
+
+def test_the_released_configuration_decodes_256_cubed_in_four_gib(tmp_path) -> None:
+    plan = plan_memory(meta(RELEASED).decode, (1, 4, 64, 64, 64), 4 << 30, folder=tmp_path)
+    assert plan.peak_bytes < 4 << 30
+    assert "disk" in {tensor.place for tensor in plan.tensors}
+    assert plan.overhead < 0.5
+
+
+def test_the_longest_axis_is_split() -> None:
+    plan = plan_memory(meta(SMALL).decode, (1, 4, 4, 4, 12))
+    assert plan.axis == 2
+
+
+def test_a_budget_that_is_too_small_is_refused_with_the_least_that_would_do() -> None:
+    network = meta(SMALL).decode
+    with pytest.raises(InvalidPlanError, match=r"at least ([\d,]+) are needed") as caught:
+        plan_memory(network, (1, 4, 64, 64, 64), 30 << 20)
+    least = int(str(caught.value).split("at least ")[1].split(" ")[0].replace(",", ""))
+    assert plan_memory(network, (1, 4, 64, 64, 64), least + (1 << 20)).peak_bytes <= least
+
+
+def test_a_plan_fits_only_what_it_was_made_for() -> None:
+    plan = plan_memory(meta(SMALL).decode, (1, 4, 4, 4, 4))
+    with pytest.raises(InvalidPlanError, match="plan anew"):
+        plan.split(torch.zeros(1, 4, 4, 4, 5))
+
+
+@torch.no_grad()
+def test_a_planned_run_equals_the_whole_and_keeps_the_structure_of_the_result(tmp_path) -> None:
+    torch.manual_seed(0)
+    network = Autoencoder(SMALL).eval()
+    x = torch.randn(1, 1, 64, 32, 32)
+    for budget in (None, 40 << 20, 36 << 20):
+        plan = plan_memory(network.encode, x.shape, budget, folder=tmp_path)
+        mean, log_variance = run_split(network.encode, x, plan)
+        torch.testing.assert_close(mean, network.encode(x)[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(log_variance, network.encode(x)[1], rtol=0, atol=1e-5)
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_a_conditioned_network_is_planned_through_a_function() -> None:
+    torch.manual_seed(0)
+    levels = {"channels": (8, 16), "num_res_blocks": (1, 1), "attention_levels": (False, True), "head_channels": 8}
+    network = DenoisingUNet(UNetConfig(**levels, norm_groups=4)).eval()
+    torch.nn.init.normal_(network.conv_out.weight)
+    x, t = torch.randn(1, 4, 8, 8, 8), torch.tensor([500.0])
+    plan = plan_memory(lambda latent: network(latent, t), x.shape)
+    whole = network(x, t)
+    split = run_split(lambda latent: network(latent, t), x, plan)
+    assert float((split - whole).abs().max()) < 1e-5 * float(whole.max() - whole.min())
+
+
+MEASURE = """
+import json, re, sys, pathlib, torch
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.splitting import plan_memory, run_split
+
+def status(key):
+    return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1)) << 10
+
+network = Autoencoder(AutoencoderConfig(channels=(32, 64), num_res_blocks=(1, 1), norm_groups=8)).eval()
+x = torch.randn(1, 4, 36, 36, 36)
+with torch.inference_mode():
+    network.decode(x[..., :4, :4, :4])
+    for budget in (None, 160 << 20, 80 << 20):
+        plan = plan_memory(network.decode, x.shape, budget, folder=pathlib.Path(sys.argv[1]))
+        open("/proc/self/clear_refs", "w").write("5")
+        before = status("VmRSS")
+        run_split(network.decode, x, plan)
+        print(json.dumps([budget, plan.peak_bytes, status("VmHWM") - before]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+def test_the_measured_peak_is_as_predicted_and_within_the_budget(tmp_path) -> None:
+    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 3
+    for budget, predicted, measured in lines:
+        assert budget is None or measured <= budget, (budget, predicted, measured)
+        assert measured == pytest.approx(predicted, rel=0.15, abs=24 << 20)
