@@ -120,7 +120,7 @@ class BundleInfo(Frozen):
     scale_factor: float = Field(default=1.0, gt=0)
     scheduler: SchedulerSpec | None = None
     limits: Limits = Limits()
-    shown_as: dict[str, str] = {}  # group of the vocabulary -> the one structure that the ControlNet sees for all of it
+    shown_as: dict[str, str] = Field(default_factory=dict)  # group -> the one structure that the ControlNet sees for it
 
     @model_validator(mode="after")
     def _known_format(self) -> "BundleInfo":

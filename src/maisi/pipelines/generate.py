@@ -62,11 +62,12 @@ def generate_one(
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in encode_conditioning(conditioning, unet.config).items()
     }
+    shown = shown_labels(labels.array, bundle.info.shown_as)
     denoise = denoiser(
         unet,
         controlnet,
         conditions=conditions,
-        bits=label_bits(shown_labels(labels.array, bundle.info.shown_as), dtype)[None] if controlnet is not None else None,
+        bits=label_bits(shown, dtype)[None] if controlnet is not None else None,
         controlnet_scale=request.controlnet_scale,
     )
     shape = tuple(n // autoencoder.factor for n in labels.grid.shape)

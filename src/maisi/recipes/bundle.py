@@ -72,7 +72,7 @@ class BundleRecipe(Frozen):
     groups: dict[str, float]
     spacings_mm: tuple[float, ...] = ()
     limits: Limits = Limits()
-    shown_as: dict[str, str] = {}
+    shown_as: dict[str, str] = Field(default_factory=dict)
     scheduler: RectifiedFlowSpec = RectifiedFlowSpec()
     autoencoder: AutoencoderTraining
     latents: LatentRecipe
