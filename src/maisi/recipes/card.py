@@ -139,8 +139,8 @@ Made by `python benchmarks/bundle.py MANIFEST --bundle {bundle.name}`.
 {quality_tables(quality)}
 
 ## What to expect
-The outline of the body and the lungs follow the labels. Bones lie where they were asked for, but soft tissue is uneven and
-in places as bright as bone, which is what the Dice of bones shows. Contrast between organs is weak, and small
+The outline of the body and the lungs follow the labels. Bones lie where they were asked for, but soft tissue is uneven
+and in places as bright as bone, which is what the Dice of bones shows. Contrast between organs is weak, and small
 structures are not to be trusted. Tumours hardly occur in the training data. For comparison, real scans against public
 label maps of theirs reach 0.6 to 0.8 for bones by the same threshold.
 
