@@ -13,10 +13,48 @@ SIZE = ("--size", 88, 80, 64)
 def test_a_plan_cuts_what_does_not_fit_and_leaves_whole_what_does(maisi: Maisi, tiny_bundle: Path) -> None:
     wide = maisi("plan", *SIZE, "--memory", "2GB", "-b", tiny_bundle, "--json").json["plans"]
     tight = maisi("plan", *SIZE, "--memory", "470MB", "-b", tiny_bundle, "--json").json
-    assert wide.keys() == {"encode", "decode", "denoise", "embed labels"}
+    assert wide.keys() == {"encode", "decode", "denoise", "steer", "embed labels"}
     assert {plan["parts"] for plan in wide.values()} == {1}
     assert tight["plans"]["decode"]["parts"] > 1
     assert all(tight["fixed_bytes"] + plan["peak_bytes"] < 470e6 for plan in tight["plans"].values())
+
+
+def test_a_plan_for_bfloat16_takes_less(maisi: Maisi, tiny_bundle: Path) -> None:
+    ask = ("plan", *SIZE, "--memory", "2GB", "-b", tiny_bundle, "--json")
+    full, half = (maisi(*ask, "--precision", p).json["plans"]["decode"] for p in ("float32", "bfloat16"))
+    assert half["dtype"] == "bfloat16"
+    assert half["peak_bytes"] < 0.8 * full["peak_bytes"]
+
+
+def test_bfloat16_within_a_bound_gives_a_ct(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:
+    ask = ("generate", "--size", 32, 32, 32, "--spacing", 5, 5, 5, "--force", "--steps", 1, "-b", tiny_bundle)
+    answer = maisi(*ask, "--precision", "bfloat16", "--memory", "470MB", "-o", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert (tmp_path / "out" / "sample_000_ct.nii.gz").exists()
+
+
+def test_a_scratch_folder_takes_tensors_and_is_left_empty(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    refused = maisi("plan", *SIZE, "--memory", "430MB", "-b", tiny_bundle)
+    assert refused.code == 2
+    assert "(--scratch)" in refused.err
+    bound = ("--memory", "455MB", "--scratch", scratch)
+    told = maisi("plan", *SIZE, *bound, "-b", tiny_bundle, "--json").json["plans"]["decode"]
+    assert any(tensor["place"] == "disk" for tensor in told["tensors"])
+
+    ask = ("generate", *SIZE, "--spacing", 5, 5, 5, "--force", "--steps", 1, "-b", tiny_bundle)
+    assert maisi(*ask, "-o", tmp_path / "whole").code == 0
+    assert maisi(*ask, "-o", tmp_path / "cut", *bound).code == 0
+    whole, cut = (np.asarray(nib.load(tmp_path / n / "sample_000_ct.nii.gz").dataobj, int) for n in ("whole", "cut"))
+    assert np.abs(whole - cut).max() <= 1  # rounding to int16
+    assert files_in(scratch) == []
+
+
+def test_a_scratch_folder_that_is_not_there_is_refused(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:
+    answer = maisi("plan", *SIZE, "--memory", "2GB", "-b", tiny_bundle, "--scratch", tmp_path / "none")
+    assert answer.code == 2
+    assert "no folder" in answer.err
 
 
 def test_a_plan_is_told_as_a_table(maisi: Maisi, tiny_bundle: Path) -> None:
@@ -51,5 +89,7 @@ def test_encoding_and_decoding_stay_within_a_bound_too(
 ) -> None:
     ask = ("reconstruct", patient.ct, "--spacing", 4, 4, 4, "-b", tiny_bundle, "--json")
     whole = maisi(*ask, "-o", tmp_path / "whole").json
-    cut = maisi(*ask, "-o", tmp_path / "cut", "--memory", "470MB").json
+    answer = maisi(*ask, "-o", tmp_path / "cut", "--memory", "470MB")
+    assert answer.code == 0, answer.err
+    cut = answer.json
     assert cut["reconstruction"]["psnr_db"] == pytest.approx(whole["reconstruction"]["psnr_db"], abs=1e-3)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from maisi.cli.console import give
-from maisi.cli.options import BundleName, Memory, OutFile, Precision, Series, Spacing, Threads, request_of
+from maisi.cli.options import BundleName, Memory, OutFile, Precision, Scratch, Series, Spacing, Threads, request_of
 
 Force = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
 
@@ -19,12 +19,13 @@ def encode(
     series: Series = None,
     precision: Precision = None,
     memory: Memory = None,
+    scratch: Scratch = None,
     threads: Threads = None,
     overwrite: Force = False,
 ) -> None:
     """Encode a CT into a latent: mean, log-variance and grid in one .safetensors file."""
     from maisi.pipelines.codec import encode, write_latent
-    from maisi.pipelines.execution import bundle_of, dtype_of, fitted, volume_of, with_threads
+    from maisi.pipelines.execution import bundle_of, fitted, volume_of, with_threads
     from maisi.pipelines.requests import CodecRequest
 
     _check_file(out, (".safetensors",), overwrite)
@@ -35,12 +36,13 @@ def encode(
         "series": series,
         "precision": precision,
         "memory": memory,
+        "scratch": scratch,
         "threads": threads,
     }
     request = with_threads(request_of(CodecRequest, "encode", None, None, options))
     model = bundle_of(request)
     volume = volume_of(source, request, model)
-    model = fitted(model, volume.grid.shape, request.memory, dtype_of(request), only=("encode",))
+    model = fitted(model, volume.grid.shape, request, only=("encode",))
     write_latent(encode(model.autoencoder, volume), out)
     give(str(out))
 
@@ -51,20 +53,28 @@ def decode(
     bundle: BundleName = None,
     precision: Precision = None,
     memory: Memory = None,
+    scratch: Scratch = None,
     threads: Threads = None,
     overwrite: Force = False,
 ) -> None:
     """Decode a latent into a CT, on the grid of the CT that was encoded."""
     from maisi.pipelines.codec import decode, read_latent
-    from maisi.pipelines.execution import bundle_of, dtype_of, fitted, with_threads
+    from maisi.pipelines.execution import bundle_of, fitted, with_threads
     from maisi.pipelines.requests import CodecRequest
     from maisi.space.files import write_volume
 
     _check_file(out, (".nii", ".nii.gz"), overwrite)
-    options = {"source": source, "bundle": bundle, "precision": precision, "memory": memory, "threads": threads}
+    options = {
+        "source": source,
+        "bundle": bundle,
+        "precision": precision,
+        "memory": memory,
+        "scratch": scratch,
+        "threads": threads,
+    }
     request = with_threads(request_of(CodecRequest, "decode", None, None, options))
     latent, model = read_latent(source), bundle_of(request)
-    model = fitted(model, latent.grid.shape, request.memory, dtype_of(request), only=("decode",))
+    model = fitted(model, latent.grid.shape, request, only=("decode",))
     write_volume(decode(model.autoencoder, latent), out)
     give(str(out))
 

@@ -36,6 +36,9 @@ Spacing = Annotated[
 ]
 Precision = Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="float32")]
 Memory = Annotated[str | None, typer.Option(help="Stay within this much memory, such as 8GB.")]
+Scratch = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where --memory may keep tensors on disk; emptied afterwards.")
+]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute with.", show_default="one a core")]
 Series = Annotated[str | None, typer.Option(metavar="UID", help="The series to take of a DICOM folder with several.")]
 Config = Annotated[

@@ -5,7 +5,10 @@ from typing import Annotated
 import typer
 
 from maisi.cli.console import give, give_json, give_table
-from maisi.cli.options import AsJson, BundleName, Three, three_numbers
+from maisi.cli.options import AsJson, BundleName, Scratch, Three, request_of, three_numbers
+
+PLACES = ("memory", "disk", "recomputed")
+"""What becomes of tensors that two passes over the rows need."""
 
 
 def plan(
@@ -15,28 +18,34 @@ def plan(
     memory: Annotated[str, typer.Option(help="Memory to stay within, such as 24GB.", show_default=False)],
     bundle: BundleName = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    scratch: Scratch = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how encoding, sampling and decoding a volume would be cut to stay within an amount of memory."""
     from maisi.pipelines.execution import bundle_of, dtype_of, fixed_bytes, plan_bundle
     from maisi.pipelines.requests import GenerateRequest
-    from maisi.pipelines.settings import checked
     from maisi.pipelines.sizes import format_bytes
 
-    options = {"size": size, "memory": memory, "bundle": bundle, "precision": precision}
-    request = checked(GenerateRequest, {name: value for name, value in options.items() if value is not None})
+    options = {"size": size, "memory": memory, "bundle": bundle, "precision": precision, "scratch": scratch}
+    request = request_of(GenerateRequest, "plan", None, None, options)
     assert request.size is not None
-    assert request.memory is not None
-    dtype, model = dtype_of(request), bundle_of(request)
-    plans = plan_bundle(model, request.size, request.memory, dtype)
-    fixed = fixed_bytes(model, dtype)
+    model = bundle_of(request)
+    plans, fixed = plan_bundle(model, request.size, request), fixed_bytes(model, dtype_of(request))
     if as_json:
         told = {name: found.model_dump(mode="json") for name, found in plans.items()}
         give_json({"fixed_bytes": fixed, "plans": told})
         return
     rows = [
-        (name, "xyz"[p.axis], p.parts, format_bytes(p.peak_bytes), f"{100 * p.overhead:.0f} %")
+        (
+            name,
+            "xyz"[p.axis],
+            p.parts,
+            format_bytes(p.peak_bytes),
+            *(format_bytes(sum(t.num_bytes for t in p.tensors if t.place == place)) for place in PLACES),
+            f"{p.flops / 1e12:.3g}",
+            f"{100 * p.overhead:.0f} %",
+        )
         for name, p in plans.items()
     ]
-    give_table(rows, ("", "axis", "slabs", "peak", "extra work"))
+    give_table(rows, ("", "axis", "slabs", "peak", *PLACES, "TFLOP", "extra work"))
     give(f"besides: {format_bytes(fixed)} for the process and the networks")

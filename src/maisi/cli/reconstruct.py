@@ -15,6 +15,7 @@ from maisi.cli.options import (
     Out,
     Overwrite,
     Precision,
+    Scratch,
     Series,
     Spacing,
     Threads,
@@ -30,6 +31,7 @@ def reconstruct(
     series: Series = None,
     precision: Precision = None,
     memory: Memory = None,
+    scratch: Scratch = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     config: Config = None,
@@ -51,6 +53,7 @@ def reconstruct(
         "series": series,
         "precision": precision,
         "memory": memory,
+        "scratch": scratch,
         "threads": threads,
     }
     request = request_of(CodecRequest, "reconstruct", config, assignments, options)

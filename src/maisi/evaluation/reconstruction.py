@@ -5,7 +5,7 @@ from pathlib import Path
 from maisi.bundle.bundle import Bundle
 from maisi.evaluation.fidelity import Fidelity, box_blur, fidelity
 from maisi.pipelines.codec import decode, encode
-from maisi.pipelines.execution import bundle_of, dtype_of, fitted, lasting_name, volume_of, with_threads
+from maisi.pipelines.execution import bundle_of, fitted, lasting_name, volume_of, with_threads
 from maisi.pipelines.meter import StageMeter
 from maisi.pipelines.preview import comparison, write_png
 from maisi.pipelines.requests import CodecRequest
@@ -49,7 +49,7 @@ def reconstruct_into(
     if repeats is not None:
         check_same_inputs(repeats, request.model_dump(), bundle)
     original = volume_of(request.source, request, bundle)
-    bundle = fitted(bundle, original.grid.shape, request.memory, dtype_of(request), only=("encode", "decode"))
+    bundle = fitted(bundle, original.grid.shape, request, only=("encode", "decode"))
     meter.end("load")
     again = reconstruct(bundle, original)
     meter.end("reconstruct")

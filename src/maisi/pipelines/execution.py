@@ -5,14 +5,14 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle, load_bundle, packaged_names
 from maisi.bundle.upstream import build_network
-from maisi.errors import InvalidBundleError, InvalidPlanError
+from maisi.errors import InvalidBundleError, InvalidPlanError, InvalidRequestError
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.pipelines.conditioning import condition_tensors
 from maisi.pipelines.requests import CodecRequest, GenerateRequest
@@ -76,7 +76,7 @@ def volume_of(source: Path, request: CodecRequest, bundle: Bundle) -> Volume:
 METHODS = {
     "autoencoder": {"encode": "encode", "decode": "decode"},
     "unet": {"__call__": "denoise"},
-    "controlnet": {"embed_condition": "embed labels"},
+    "controlnet": {"__call__": "steer", "embed_condition": "embed labels"},
 }
 """The work that can be cut, by the network and the method that does it."""
 
@@ -86,52 +86,71 @@ PROCESS_BYTES = 400_000_000
 """What Python, torch and the libraries hold before any network is there (measured on Linux, CPU build)."""
 
 
-def work_of(bundle: Bundle, size: Size3) -> dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]]:
-    """What a bundle does on volumes of `size` voxels: functions of networks without data, and the input's shape."""
+class Work(NamedTuple):
+    """Something a bundle does: a function of networks without data, its input's shape, and what is held meanwhile."""
+
+    function: Callable[[Any], Any]
+    shape: tuple[int, ...]
+    held: tuple[torch.Tensor, ...] = ()
+
+
+def work_of(bundle: Bundle, size: Size3, dtype: torch.dtype, only: Collection[str] = ALL_WORK) -> dict[str, Work]:
+    """What a bundle does on volumes of `size` voxels, by name; sampling takes fewer sizes than the autoencoder."""
     with torch.device("meta"):
-        networks: dict[str, Any] = {kind: build_network(config) for kind, config in bundle.configs.items()}
-    work: dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]] = {}
+        networks: dict[str, Any] = {kind: build_network(config).to(dtype) for kind, config in bundle.configs.items()}
     autoencoder, unet, controlnet = (networks.get(kind) for kind in ("autoencoder", "unet", "controlnet"))
     if autoencoder is None:
-        return work
+        return {}
     padded = tuple(-(-n // autoencoder.factor) for n in size)
     latent = (1, autoencoder.config.latent_channels, *padded)
     volume = (1, autoencoder.config.in_channels, *(n * autoencoder.factor for n in padded))
-    work = {"encode": (autoencoder.encode, volume), "decode": (autoencoder.decode, latent)}
-    if unet is not None:
-        given = condition_tensors(RegionSpan.named("chest"), (1.0, 1.0, 1.0), 0, unet.config)
-        conditions = {name: tensor.to("meta") for name, tensor in given.items()}
-        work["denoise"] = (lambda x: unet(x, torch.empty(1, device="meta"), **conditions), latent)
+    work = {"encode": Work(autoencoder.encode, volume), "decode": Work(autoencoder.decode, latent)}
+    if unet is None or work.keys() >= set(only):
+        return work
+    given = condition_tensors(RegionSpan.named("chest"), (1.0, 1.0, 1.0), 0, unet.config)
+    conditions = {name: t.to("meta", dtype if t.is_floating_point() else t.dtype) for name, t in given.items()}
+    t, residuals, held = torch.empty(1, device="meta"), None, ()
     if controlnet is not None:
         bits = (1, controlnet.config.condition_channels, *volume[2:])
-        work["embed labels"] = (controlnet.embed_condition, bits)
+        embedding = controlnet.embed_condition(torch.empty(bits, dtype=dtype, device="meta"))
+        shared = {name: conditions[name] for name in ("modality",) if name in conditions}
+        residuals = controlnet(torch.empty(latent, dtype=dtype, device="meta"), t, embedding, **shared)
+        held = (embedding, *residuals.skips, residuals.middle)
+        work["embed labels"] = Work(controlnet.embed_condition, bits)
+        work["steer"] = Work(lambda x: controlnet(x, t, embedding, **shared), latent, (embedding,))
+    work["denoise"] = Work(lambda x: unet(x, t, residuals=residuals, **conditions), latent, held)
     return work
 
 
 def plan_bundle(
-    bundle: Bundle, size: Size3, memory: int, dtype: torch.dtype, only: Collection[str] = ALL_WORK
+    bundle: Bundle, size: Size3, request: GenerateRequest | CodecRequest, only: Collection[str] = ALL_WORK
 ) -> dict[str, MemoryPlan]:
-    """A plan for each thing the bundle does, so that the process with all networks stays within `memory` bytes.
+    """A plan for each thing the bundle does, so that the process with all networks stays within the request's memory.
 
-    Raises `InvalidPlanError` with the least memory that would do.
+    Raises `InvalidPlanError` with the least memory that would do, `InvalidRequestError` where the scratch folder is
+    not there.
     """
+    assert request.memory is not None
+    dtype, scratch = dtype_of(request), request.scratch
+    if scratch is not None and not scratch.is_dir():
+        raise InvalidRequestError(f"no folder {scratch} to keep tensors in; accepted: a folder that exists")
     fixed = fixed_bytes(bundle, dtype)
     plans = {}
-    for name, (function, shape) in work_of(bundle, size).items():
+    for name, work in work_of(bundle, size, dtype, only).items():
         if name not in only:
             continue
-        besides = fixed + math.prod(shape) * dtype.itemsize
-        if memory <= besides:
+        besides = fixed + (math.prod(work.shape) + sum(t.numel() for t in work.held)) * dtype.itemsize
+        if request.memory <= besides:
             raise InvalidPlanError(
-                f"{name} of {size} voxels within {format_bytes(memory)}: the process, the networks and the input alone "
-                f"take {format_bytes(besides)}"
+                f"{name} of {size} voxels within {format_bytes(request.memory)}: the process, the networks and the "
+                f"input alone take {format_bytes(besides)}"
             )
         try:
-            plans[name] = plan_memory(function, shape, memory - besides, dtype=dtype)
+            plans[name] = plan_memory(work.function, work.shape, request.memory - besides, dtype=dtype, folder=scratch)
         except InvalidPlanError as error:
             raise InvalidPlanError(
-                f"{name} of {size} voxels within {format_bytes(memory)}, of which {format_bytes(besides)} go to the "
-                f"process, the networks and the input: {error}"
+                f"{name} of {size} voxels within {format_bytes(request.memory)}, of which {format_bytes(besides)} go "
+                f"to the process, the networks and the input: {error}{'' if scratch else ' (--scratch)'}"
             ) from error
     return plans
 
@@ -143,16 +162,15 @@ def fixed_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
 
 
 def fitted(
-    bundle: Bundle, size: Size3, memory: int | None, dtype: torch.dtype, only: Collection[str] = ALL_WORK
+    bundle: Bundle, size: Size3, request: GenerateRequest | CodecRequest, only: Collection[str] = ALL_WORK
 ) -> Bundle:
-    """The bundle, its work on volumes of `size` voxels cut into slabs to stay within `memory` bytes; None: as is.
+    """The bundle, its work on volumes of `size` voxels cut into slabs to stay within the request's memory, if any.
 
-    The ControlNet itself, which works on latents and shares the U-Net's shape, is planned with it. Raises
-    `InvalidPlanError` with the least memory that would do.
+    Raises `InvalidPlanError` with the least memory that would do.
     """
-    if memory is None:
+    if request.memory is None:
         return bundle
-    plans = plan_bundle(bundle, size, memory, dtype, only)
+    plans = plan_bundle(bundle, size, request, only)
 
     def load(kind: str) -> Any:
         planned = {method: plans[work] for method, work in METHODS[kind].items() if work in plans}

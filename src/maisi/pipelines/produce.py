@@ -8,7 +8,7 @@ from maisi.bundle.bundle import Bundle
 from maisi.errors import InvalidRequestError
 from maisi.networks.unet import UNetConfig
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning
-from maisi.pipelines.execution import bundle_of, dtype_of, fitted, lasting_name, with_threads
+from maisi.pipelines.execution import bundle_of, fitted, lasting_name, with_threads
 from maisi.pipelines.generate import OnStage, Sample, generate, label_source
 from maisi.pipelines.labels import GivenLabels, LabelSource
 from maisi.pipelines.meter import StageMeter
@@ -18,7 +18,7 @@ from maisi.pipelines.runs import RunRecord, check_free, check_same_inputs, finis
 from maisi.space.files import write_labels, write_volume
 
 COMMAND = "generate"
-WORK = ("embed labels", "denoise", "decode")
+WORK = ("embed labels", "steer", "denoise", "decode")
 
 OnSample = Callable[[int, list[Path]], None]
 """Called with the index of a sample and its files, once they are in place."""
@@ -48,7 +48,7 @@ def produce(
         check_same_inputs(repeats, request.model_dump(), bundle)
     for kind in bundle.kinds:
         getattr(bundle, kind)
-    bundle = fitted(bundle, source.grid.shape, request.memory, dtype_of(request), only=WORK)
+    bundle = fitted(bundle, source.grid.shape, request, only=WORK)
     meter.end("load")
 
     def staged(stage: str, done: int, total: int) -> None:

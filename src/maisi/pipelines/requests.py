@@ -39,6 +39,7 @@ class GenerateRequest(Frozen):
     controlnet_scale: float = Field(default=1.0, ge=0)
     precision: Precision = "float32"
     memory: Bytes | None = None
+    scratch: Path | None = None
     threads: int | None = Field(default=None, ge=1)
     file_format: Literal["nii.gz", "nii"] = "nii.gz"
     force: bool = False
@@ -62,6 +63,7 @@ class CodecRequest(Frozen):
     bundle: str = DEFAULT_BUNDLE
     precision: Precision = "float32"
     memory: Bytes | None = None
+    scratch: Path | None = None
     threads: int | None = Field(default=None, ge=1)
 
     _spacing_is_finite = field_validator("spacing")(_finite)

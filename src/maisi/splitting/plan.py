@@ -119,7 +119,7 @@ def plan_memory(
         raise InvalidPlanError(
             f"{budget_bytes:,} bytes are too few for shape {tuple(shape)} in {str(dtype).removeprefix('torch.')}; "
             f"at least {int((least or 0) * SAFETY) + SAFETY_BYTES:,} are needed"
-            + ("" if folder is not None else ", or a folder to keep tensors on disk")
+            + ("" if folder is not None else "; a folder to keep tensors on disk may lower that")
         )
     return plans[0]
 
