@@ -20,11 +20,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--cases", type=int, default=None, help="at most so many cases of each group")
     arguments = parser.parse_args()
-    validation = [c for c in read_manifest(arguments.manifest) if c.split == "validation" and c.image is not None]
+    manifest = read_manifest(arguments.manifest)
+    validation = [c for c in manifest if c.split == "validation" and c.image is not None]
     if arguments.cases is not None:
         groups = {c.group for c in validation}
         validation = [c for g in sorted(groups) for c in [c for c in validation if c.group == g][: arguments.cases]]
-    quality = measure_bundle(load_bundle(arguments.bundle), validation, arguments.samples, on_case=print)
+    quality = measure_bundle(load_bundle(arguments.bundle), validation, manifest, arguments.samples, on_case=print)
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     write_quality(quality, results / "bundle.json")

@@ -9,7 +9,7 @@ from maisi.space.volume import LabelMap, Volume, check_same_grid
 BODY_HU = -400.0
 """What is brighter is tissue, what is darker is air or lung."""
 BONE_HU = 100.0
-"""What is brighter is bone with its marrow, at 2 to 5 mm; so is contrast medium: real scans score 0.6 to 0.8."""
+"""What is brighter is bone with its marrow, at 2 to 5 mm, but so is contrast medium: real scans do not score 1."""
 
 
 class Adherence(Frozen):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import load_file
 
 from maisi.anatomy.body import tissue_labels
 from maisi.anatomy.regions import BodyRegion, RegionSpan
@@ -68,6 +67,7 @@ class BundleRecipe(Frozen):
     name: str
     seed: int = 0
     description: str = ""
+    expectations: str = ""
     licence: str
     groups: dict[str, float]
     spacings_mm: tuple[float, ...] = ()
@@ -91,7 +91,7 @@ def build_bundle(recipe: BundleRecipe, manifest: Path, folder: Path, on_step: On
     )
     latents = make_latents(recipe, cases, autoencoder, folder / "latents")
     bundle = train_diffusion(recipe, autoencoder, latents, folder, on_step)
-    return save_measured(bundle, cases, _split(manifest, "validation"), folder)
+    return save_measured(bundle, cases, _split(manifest, "validation"), folder, recipe.expectations)
 
 
 def train_diffusion(
@@ -124,14 +124,18 @@ def train_diffusion(
     return Bundle.of(info, networks)
 
 
-def save_measured(bundle: Bundle, training: Sequence[Case], validation: Sequence[Case], folder: Path) -> Path:
+def save_measured(
+    bundle: Bundle, training: Sequence[Case], validation: Sequence[Case], folder: Path, expectations: str = ""
+) -> Path:
     """Save a bundle as float16, measure it as it will be loaded, and save it again with its model card."""
     path = save_bundle(bundle, folder / "bundle", dtype=torch.float16, overwrite=True)
-    quality = measure_bundle(load_bundle(path), validation, on_case=logger.info)
+    quality = measure_bundle(load_bundle(path), validation, [*training, *validation], on_case=logger.info)
     write_quality(quality, folder / "quality.json")
     licence = f"{bundle.info.licence}\nAttribution: see MODEL_CARD.md\n"
     loaded = load_bundle(path)
-    carded = dataclasses.replace(loaded, model_card=model_card(loaded, quality, training), licence_text=licence)
+    carded = dataclasses.replace(
+        loaded, model_card=model_card(loaded, quality, training, expectations), licence_text=licence
+    )
     return save_bundle(carded, folder / "bundle", dtype=torch.float16, overwrite=True)
 
 
@@ -205,12 +209,3 @@ def _patches(recipe: BundleRecipe, cases: Sequence[Case]) -> PatchSource:
 
 def _named(on_step: OnStep | None, stage: str) -> Callable[[int, Mapping[str, float]], None] | None:
     return None if on_step is None else (lambda step, metrics: on_step(stage, step, metrics))
-
-
-def averaged_autoencoder(config: AutoencoderTraining, checkpoint: Path) -> Autoencoder:
-    """The averaged autoencoder of a checkpoint, also of a run that still goes on."""
-    prefix = "module/average/"
-    state = {k[len(prefix) :]: v for k, v in load_file(checkpoint).items() if k.startswith(prefix)}
-    autoencoder = Autoencoder(config.network)
-    autoencoder.load_state_dict(state)
-    return autoencoder.eval().requires_grad_(False)
