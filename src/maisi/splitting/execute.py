@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from maisi.splitting.graph import Leaf, Node, Normalised, Summary
+from maisi.splitting.heap import freed_slabs
 from maisi.splitting.ranks import Ranks
 from maisi.splitting.schedule import Schedule, Step, Sweep, demands, make_schedule, make_steps
-from maisi.splitting.store import DiskStore, MemoryStore, Store, return_freed_slabs, run_folder
+from maisi.splitting.store import DiskStore, MemoryStore, Store, run_folder
+from maisi.splitting.winograd import OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,8 @@ class Settings:
 def evaluate(outputs: Sequence[Node], settings: Settings) -> list[Tensor]:
     """The dense tensors of the outputs; on ranks, every rank gets all of them."""
     schedule = make_schedule(outputs, settings.recompute)
-    if settings.step_bytes is not None:
-        return_freed_slabs()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(freed_slabs(kept=settings.step_bytes is None))
         folder = stack.enter_context(run_folder(settings.folder)) if settings.on_disk else None
         run = Execution(schedule, settings, folder)
         stack.callback(run.close)
@@ -85,6 +86,8 @@ class Execution:
                 self._deliver(target.node, target, values, start, stop, parts)
             values.clear()
             self._free(sweep, index, step)
+        for node in sweep.order:
+            node.release()
         for summary, contributions in parts.items():
             self.summaries[summary] = self._summarise(summary, contributions)
         for node, last in self.schedule.last_read.items():
@@ -295,7 +298,9 @@ def slab_borders(sweep: Sweep, cuts: Sequence[int], most_bytes: float) -> list[i
 
 
 def step_borders(sweep: Sweep, start: int, stop: int, step_bytes: int) -> list[int]:
-    """Even steps of which no value is larger than `step_bytes`, or single rows."""
+    """Even steps of which no value is larger than `step_bytes`, or single rows; whole tiles of rows where possible."""
     rows = max(1, int(step_bytes / max(sweep.row_bytes(), 1)))
-    count = max(1, -(-(stop - start) // rows))
-    return [start + (stop - start) * i // count for i in range(count + 1)]
+    unit = OUTPUTS if rows >= OUTPUTS else 1
+    units = -(-(stop - start) // unit)
+    count = max(1, -(-units // (rows // unit)))
+    return [min(start + unit * (units * i // count), stop) for i in range(count + 1)]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maisi.splitting.halo import Magnify, Transposed, Window, pad_rows
+from maisi.splitting.kernels import ConvMemory
 from maisi.splitting.layout import Layout, Range
 from maisi.splitting.norm import Moments, affine, merge, moments, normalise
 
@@ -31,9 +32,14 @@ class Node:
     def __init__(self, name: str, inputs: Sequence["Node"], layout: Layout, dtype: torch.dtype, cuts: tuple[int, ...]):
         self.name, self.inputs, self.layout, self.dtype, self.cuts = name, tuple(inputs), layout, dtype, cuts
         self.number = next(_numbers)
-        self.consumers: weakref.WeakSet[Node] = weakref.WeakSet()
+        self._consumers: list[weakref.ref[Node]] = []  # no WeakSet: its callbacks would swallow an interrupt
         for node in inputs:
-            node.consumers.add(self)
+            node._consumers.append(weakref.ref(self))
+
+    @property
+    def consumers(self) -> list["Node"]:
+        """Nodes that read this one and are still there."""
+        return [node for node in (reference() for reference in self._consumers) if node is not None]
 
     @property
     def rows(self) -> int:
@@ -53,6 +59,13 @@ class Node:
     def workspace_bytes(self, start: int, stop: int) -> int:
         """Memory that is needed only while computing, for the planner."""
         return 0
+
+    def lasting_bytes(self, rows: int) -> int:
+        """Memory that is made for the first slab and kept until `release`, for the planner."""
+        return 0
+
+    def release(self) -> None:
+        """Give back what is kept for further slabs."""
 
     def need(self, start: int, stop: int) -> list[Range]:
         """Rows of every input that rows start..stop need."""
@@ -131,12 +144,13 @@ class Windowed(Node):
         *,
         flops: int = 0,
         pad_value: float = 0.0,
-        workspace: Callable[[int], int] | None = None,
+        memory: Callable[[int], ConvMemory] | None = None,
+        release: Callable[[], None] | None = None,
     ) -> None:
         """`function(slab, padding)` applies the operation with that much padding of its own along the rows."""
         super().__init__(name, (source,), layout, dtype, cuts)
         self.window, self._function, self._pad_value = window, function, pad_value
-        self._workspace = workspace
+        self._memory, self._release = memory, release
         self.flops_per_row = flops // max(layout.rows, 1)
 
     def need(self, start: int, stop: int) -> list[Range]:
@@ -158,7 +172,14 @@ class Windowed(Node):
         else:
             first, last = self.need(start, stop)[0]
             padded = self.inputs[0].row_bytes * (last - first + low + high)
-        return padded + (0 if self._workspace is None else self._workspace(stop - start))
+        return padded + (0 if self._memory is None else self._memory(stop - start).working)
+
+    def lasting_bytes(self, rows: int) -> int:
+        return 0 if self._memory is None else self._memory(rows).lasting
+
+    def release(self) -> None:
+        if self._release is not None:
+            self._release()
 
 
 class TransposedConv(Node):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from maisi.splitting.execute import Settings, largest_slab, slab_borders, step_borders
 from maisi.splitting.graph import Leaf, Node, Normalised, Summary, Whole
@@ -72,10 +73,14 @@ class Meter:
         self.fixed += sum(t.node.row_bytes * t.node.rows for t in sweep.targets if t.output)
         kept = 0
         gathered = 0
+        rows = max(stop - start for start, stop in pairwise(borders))
+        lasting = sum(node.lasting_bytes(rows) for node in sweep.order)
+        if len(steps) > 1:  # a stored slab is freed with its last row, which the next step still reads
+            lasting += min(self.settings.step_bytes or 0, int(sweep.row_bytes() * rows))
         for i, step in enumerate(steps):
             following = steps[i + 1] if i + 1 < len(steps) else None
             working, kept_next = self._step(sweep, step, following)
-            self._note(index, self._stored() + kept + gathered + working)
+            self._note(index, self._stored() + kept + gathered + lasting + working)
             for target in sweep.targets:
                 start, stop = step.demand[target.node]
                 if target.store:

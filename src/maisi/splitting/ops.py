@@ -28,7 +28,8 @@ from maisi.splitting.graph import (
     silu_into,
 )
 from maisi.splitting.halo import Magnify, Transposed, Window, through
-from maisi.splitting.kernels import conv_workspace, convolve
+from maisi.splitting.kernels import ConvMemory, conv_memory, convolve
+from maisi.splitting.winograd import Filter
 
 
 class Deferred(Tensor):
@@ -415,19 +416,27 @@ def conv(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
     padding = per_axis(padding, ndim)
     layout = node.layout.resized(out.shape)
     window = Window(weight.shape[2 + axis], stride[axis], padding[axis], dilation[axis])
+    weights, plain = Filter(weight), max(*stride, *dilation, groups) == 1
 
     def function(slab: Tensor, own_padding: int) -> Tensor:
         pad = [own_padding if i == axis else p for i, p in enumerate(padding)]
-        return convolve(func, slab, weight, bias, stride, pad, dilation, groups)
+        return convolve(func, slab, weights, bias, stride, pad, dilation, groups)
 
-    cuts = through(node.cuts, node.rows, layout.rows)
+    def memory(rows: int) -> ConvMemory:
+        return conv_memory(layout.local_shape(rows)[2:], weight, padding, node.dtype, plain)
 
-    def workspace(rows: int) -> int:
-        shape = node.layout.local_shape(rows + reach[axis])
-        return conv_workspace(shape, weight, node.dtype, axis, max(stride), max(dilation), groups)
-
-    flops = conv_flops(weight, layout)
-    return Windowed(name, node, layout, out.dtype, cuts, window, function, flops=flops, workspace=workspace)
+    return Windowed(
+        name,
+        node,
+        layout,
+        out.dtype,
+        through(node.cuts, node.rows, layout.rows),
+        window,
+        function,
+        flops=conv_flops(weight, layout),
+        memory=memory,
+        release=weights.release,
+    )
 
 
 @handles("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

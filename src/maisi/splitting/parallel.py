@@ -7,6 +7,7 @@ costs more than the work. Here each thread takes whole chunks and joins once.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -37,12 +38,18 @@ def on_chunks(work: Callable[[T], object], chunks: Sequence[T], device: torch.de
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that each run torch on one core."""
-    pool = ThreadPoolExecutor(threads, "maisi-chunks", initializer=torch.set_num_threads, initargs=(1,))
-    list(pool.map(_rest, range(threads)))  # starts them all, for setting their number of threads changes the default
+    pool = ThreadPoolExecutor(threads, "maisi-chunks", initializer=_take_one_core)
+    together = Barrier(threads)
+    # All start now: one that starts later would set the number of threads of the process too, and with it last bits.
+    list(pool.map(lambda _: together.wait(), range(threads)))
     torch.set_num_threads(threads)
     return pool
 
 
-def _rest(_: int) -> None:
-    """Long enough that every thread gets one."""
-    torch.ones(1 << 16).sum()
+def _take_one_core() -> None:
+    """Lets torch in this thread work alone.
+
+    Asking comes first: the first question in a thread takes over the process's number, also if the thread had set one.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)

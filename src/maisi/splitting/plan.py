@@ -26,7 +26,8 @@ from maisi.splitting.slabs import SlabTensor, gather
 logger = logging.getLogger(__name__)
 
 LEAST_STEP_BYTES, MOST_STEP_BYTES = 2 << 20, 1 << 30
-USUAL_STEP_BYTES = 128 << 20  # larger ones are no faster
+USUAL_STEP_BYTES = 128 << 20  # larger ones are no faster, unless a row is so large that few fit
+MOST_STEPS_HELD = 24  # a larger budget allows larger steps
 FLOPS_PER_SECOND = 2e11  # of two CPU cores; only the ratio to the disk matters for the choice
 DISK_BYTES_PER_SECOND = 1e9
 SECONDS_PER_STEP = 2e-3
@@ -66,27 +67,31 @@ class MemoryPlan(Frozen):
         """Extra floating point operations relative to an unsplit pass."""
         return self.flops / max(self.unsplit_flops, 1) - 1
 
-    def settings(self, ranks: Ranks | None = None) -> Settings:
+    def settings(self) -> Settings:
         """The plan as the executor reads it."""
         return Settings(
             step_bytes=self.step_bytes,
             recompute=frozenset(t.name for t in self.tensors if t.place == "recomputed"),
             on_disk=frozenset(t.name for t in self.tensors if t.place == "disk"),
             folder=self.folder,
-            ranks=ranks,
         )
 
-    def split(self, x: Tensor) -> SlabTensor:
-        """The tensor split as planned. Raises `InvalidPlanError` for another shape or dtype than planned."""
+    def split(self, x: Tensor, ranks: Ranks | None = None) -> SlabTensor:
+        """The tensor split as planned, over ranks if any. Raises `InvalidPlanError` for another shape or dtype."""
         got = (tuple(x.shape), str(x.dtype).removeprefix("torch."))
         if got != (self.shape, self.dtype):
             raise InvalidPlanError(f"the plan is for {self.shape} {self.dtype}, got {got[0]} {got[1]}; plan anew")
-        return SlabTensor.split(x, axis=self.axis, settings=self.settings())
+        return SlabTensor.split(x, axis=self.axis, ranks=ranks, settings=self.settings())
 
 
-def run_split(network: Callable[[Any], Any], x: Tensor, plan: MemoryPlan) -> Any:
-    """The network's result on `x`, carried out as planned; tuples and lists of results are gathered together."""
-    result = network(plan.split(x))
+def run_split(
+    network: Callable[[Any], Any], x: Tensor, plan: MemoryPlan | None = None, ranks: Ranks | None = None
+) -> Any:
+    """The network's result on `x`, carried out as planned; tuples and lists of results are gathered together.
+
+    Without a plan each rank works on one slab; a process alone works on one slab that is all of `x`.
+    """
+    result = network(SlabTensor.split(x, ranks=ranks) if plan is None else plan.split(x, ranks))
     slabs = [value for value in walk(result) if isinstance(value, SlabTensor)]
     dense = dict(zip(map(id, slabs), gather(*slabs), strict=True)) if slabs else {}
     return mapped(lambda value: dense.get(id(value), value), result)
@@ -177,7 +182,7 @@ def plan_axis(
 def step_sizes(limit: float) -> list[int]:
     """Sizes of a step to try, the largest first: a small part of the memory, but not smaller than pays."""
     largest = USUAL_STEP_BYTES
-    while largest * 64 <= limit and largest < MOST_STEP_BYTES and limit != float("inf"):
+    while largest * MOST_STEPS_HELD <= limit and largest < MOST_STEP_BYTES and limit != float("inf"):
         largest *= 2
     return [largest >> shift for shift in range(20) if largest >> shift >= LEAST_STEP_BYTES]
 

@@ -47,6 +47,21 @@ class Ranks:
                 dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return cls(timeout_s)
 
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that writes results and talks."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Returns when every rank has come this far."""
+        with failing_together():
+            dist.barrier(group=self._collectives)
+
+    def leave(self) -> None:
+        """Ends this process's part in the run."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def slabs(self, count: int, rank: int | None = None) -> Range:
         """The slabs of a rank, by default this one: first..last, last excluded."""
         rank = self.rank if rank is None else rank

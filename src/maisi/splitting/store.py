@@ -5,13 +5,11 @@ A run folder carries the id of its process, so that a later run can clean up aft
 
 import atexit
 import contextlib
-import ctypes
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -23,7 +21,6 @@ from maisi.splitting.layout import Layout
 
 logger = logging.getLogger(__name__)
 PREFIX = "maisi-slabs-"
-MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of mallopt(3)
 
 
 @runtime_checkable
@@ -160,16 +157,6 @@ def run_folder(parent: Path | None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         atexit.unregister(remove)
-
-
-@cache
-def return_freed_slabs() -> None:
-    """From now on the C library gives freed slabs back to the system at once, instead of keeping holes for later.
-
-    glibc raises its limit for direct mapping up to 32 MiB by itself, which costs a quarter of a small decode's peak.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # not glibc: the planned peak is then less exact
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 18)
 
 
 def remove_stale(parent: Path) -> None:
