@@ -185,6 +185,8 @@ def test_labels_without_a_body_are_warned_of(maisi: Maisi, tiny_bundle: Path, tm
     ask = ("generate", "-b", tiny_bundle, "--labels", tmp_path / "labels.nii.gz", "--force", "--steps", 1)
     assert "warning: " in (told := maisi(*ask, "--out", tmp_path / "organ").err)
     assert "labels.nii.gz has no body (200): between and around its structures the CT will be air" in told
+    assert "no body" not in maisi(*ask, "--enclose", "--out", tmp_path / "enclosed").err
+    assert 200 in np.asarray(nib.load(tmp_path / "enclosed" / "sample_000_labels.nii.gz").dataobj)
     array[2:14, 2:14, 2:14][array[2:14, 2:14, 2:14] == 0] = 200
     nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / "labels.nii.gz")
     assert "no body" not in maisi(*ask, "--out", tmp_path / "patient").err
@@ -231,8 +233,10 @@ def test_a_field_of_view_beside_the_labels_is_refused(maisi: Maisi, tiny_bundle:
         (("--size", 0, 16, 16), "an axis without voxels"),
         (("--size", 16, 16), "'--size': '16 16 --out' is not three numbers. See maisi generate --help."),
         (("--size", 16, 16, "many"), "'16 16 many' is not three numbers"),
-        (("--size", 64, 16, 16), "size 64 on x is above the 48"),
-        (("--size", 16, 16, 16, "--spacing", 1, 5, 5), "spacing 1 mm on x is below the 2 mm"),
+        (("--enclose",), "name them by --labels FILE, or leave it out"),
+        (("--steps", 1001), "the number of sampling steps is 1 to 1000, not 1001"),
+        (("--size", 64, 16, 16), "size 64 x 16 x 16 is above the 48 x 48 x 48"),
+        (("--size", 16, 16, 16, "--spacing", 1, 5, 5), "spacing 1 x 5 x 5 mm is below the 2 x 2 x 2 mm"),
         (("--size", 16, 16, 16, "--spacing", 5, 5, 30), "--force goes on"),
         (("--spacing", 5, 5, -1), "is not between 0 and 100 mm"),
         (("--region", "chst"), "did you mean 'chest'?"),

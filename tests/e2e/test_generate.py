@@ -19,6 +19,7 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.files import sha256
 
 SMALL = ("--size", 16, 16, 16, "--spacing", 16, 16, 16, "--steps", 2)
+LONG = ("--size", 48, 48, 48, "--spacing", 8, 8, 8, "--steps", 1000)  # a minute or more
 SAMPLE = ["sample_000_ct.nii.gz", "sample_000_labels.nii.gz", "sample_000_preview.png"]
 
 
@@ -180,7 +181,7 @@ def test_a_run_killed_midway_leaves_whole_samples_and_no_record(tiny_bundle: Pat
 
 def test_a_stopped_run_cleans_up_behind_it(tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    arguments = [str(a) for a in ("generate", "-b", tiny_bundle, *SMALL, "--steps", 100000, "-o", out)]
+    arguments = [str(a) for a in ("generate", "-b", tiny_bundle, *LONG, "-o", out)]
     process = subprocess.Popen([sys.executable, "-m", "maisi", *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not out.exists() and time.monotonic() < deadline and process.poll() is None:

@@ -49,7 +49,9 @@ def test_a_spacing_that_the_bundle_does_not_know_is_warned_of(
 ) -> None:
     answer = maisi("reconstruct", patient.ct, "-b", tiny_bundle, "--spacing", 14, 14, 30, "-o", tmp_path / "out")
     assert answer.code == 0
-    assert answer.err.startswith("warning: spacing 30 mm on z is above the 20 mm that the bundle was trained for")
+    assert answer.err.startswith(
+        "warning: spacing 14 x 14 x 30 mm is above the 20 x 20 x 20 mm that the bundle was trained for"
+    )
 
 
 def test_encode_then_decode_is_the_reconstruction(

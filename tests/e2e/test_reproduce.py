@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,16 @@ def test_a_run_repeated_gives_the_same_bits(maisi: Maisi, run: Path, tmp_path: P
     for name in files_in(run):
         if name != "run.json":
             assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_another_process_gives_the_same_bits_with_the_packaged_bundle(packaged: str, tmp_path: Path) -> None:
+    """Its networks are wide enough for all kernels, which small ones are not."""
+    command = [sys.executable, "-m", "maisi"]
+    size = ["--size", "32", "48", "32", "--spacing", "5", "5", "5", "--steps", "2", "--threads", "2"]
+    made = [*command, "generate", "--bundle", packaged, *size, "--out", str(tmp_path / "run")]
+    subprocess.run(made, check=True, capture_output=True)
+    again = subprocess.run([*command, "reproduce", str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
 
 
 def test_without_out_nothing_is_left_behind(maisi: Maisi, run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ def person() -> tuple[Volume, LabelMap]:
     hu = np.full(GRID.shape, -1000.0, np.float32)
     hu[ids > 0] = 40.0
     hu[ids == vocabulary.id("left lung upper lobe")] = -800.0
-    hu[ids == vocabulary.id("vertebrae T8")] = 400.0
+    bone = ids == vocabulary.id("vertebrae T8")
+    hu[bone] = np.random.default_rng(0).uniform(300, 900, int(bone.sum()))  # mottled: what is even is contrast medium
     return Volume(hu, GRID), LabelMap(ids, GRID)
 
 

@@ -376,11 +376,11 @@ def test_limits_name_what_lies_outside() -> None:
     )
     assert limits.violations((64, 64, 32), (2.0, 2.0, 5.0)) == []
     assert limits.violations((96, 64, 32), (1.5, 2.0, 5.0)) == [
-        "spacing 1.5 mm on x is below the 2 mm that the bundle was trained for",
-        "size 96 on x is above the 64 that the bundle was trained for",
+        "spacing 1.5 x 2 x 5 mm is below the 2 x 2 x 2 mm that the bundle was trained for",
+        "size 96 x 64 x 32 is above the 64 x 64 x 64 that the bundle was trained for",
     ]
     assert limits.violations((32, 64, 32), (2.0, 2.0, 5.0)) == [
-        "field of view 64 mm on x is below the 100 mm that the bundle was trained for"
+        "field of view 64 x 128 x 160 mm is below the 100 x 100 x 50 mm that the bundle was trained for"
     ]
     with pytest.raises(ValueError, match="above the greatest"):
         Limits(min_spacing_mm=(6, 6, 6))

@@ -10,7 +10,7 @@ import torch
 from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec
-from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError
+from maisi.errors import InvalidBundleError, InvalidGridError, InvalidPlanError, InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
@@ -126,8 +126,8 @@ def test_stages_are_told_in_order(bundle: Bundle) -> None:
     ("more", "said"),
     [
         ({"size": (17, 16, 16)}, r"nearest: \(16, 16, 16\) or \(20, 16, 16\)"),
-        ({"size": (64, 16, 16)}, "above the 32"),
-        ({"spacing": (1.0, 16.0, 16.0)}, "below the 2 mm"),
+        ({"size": (64, 16, 16)}, "size 64 x 16 x 16 is above the 32 x 32 x 32"),
+        ({"spacing": (1.0, 16.0, 16.0)}, "spacing 1 x 16 x 16 mm is below the 2 x 2 x 2 mm"),
     ],
 )
 def test_a_grid_that_the_bundle_cannot_make_is_refused_with_what_it_can(bundle: Bundle, more: dict, said: str) -> None:
@@ -157,6 +157,35 @@ def test_labels_of_a_file_are_covered_at_a_spacing_that_the_bundle_takes(tmp_pat
     labels, span = source.draw(np.random.default_rng())
     assert span == RegionSpan.named("abdomen")
     assert 0.5 < (labels.array > 0).mean() <= 1.0
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_labels_larger_than_the_bundle_takes_are_refused_or_forced_and_never_cut(tmp_path: Path, force: bool) -> None:
+    ids = np.full((8, 8, 41), load_vocabulary().id("liver"), np.uint8)
+    write_labels(LabelMap(ids, Grid.centered(ids.shape, (16.0, 16.0, 16.0))), tmp_path / "labels.nii.gz")
+    path, small = tmp_path / "labels.nii.gz", LIMITS.model_copy(update={"max_spacing_mm": (16, 16, 16)})
+    if not force:
+        with pytest.raises(InvalidGridError, match=r"size 8 x 8 x 44 is above the 32 x 32 x 32.*--size chooses a part"):
+            file_source(path, None, None, small, 4)
+        return
+    labels, _ = file_source(path, None, None, small, 4, force=True).draw(np.random.default_rng())
+    assert (labels.array > 0).sum() == ids.size
+
+
+def test_a_part_of_the_labels_is_taken_where_a_size_says_so(tmp_path: Path) -> None:
+    ids = np.full((8, 8, 41), load_vocabulary().id("liver"), np.uint8)
+    write_labels(LabelMap(ids, Grid.centered(ids.shape, (16.0, 16.0, 16.0))), tmp_path / "labels.nii.gz")
+    source = file_source(tmp_path / "labels.nii.gz", (8, 8, 32), (16.0, 16.0, 16.0), LIMITS, 4)
+    assert source.grid.shape == (8, 8, 32)
+
+
+def test_a_field_of_view_beyond_the_training_is_refused_with_the_range(bundle: Bundle) -> None:
+    limits = LIMITS.model_copy(update={"min_fov_mm": (200, 200, 200), "max_fov_mm": (400, 400, 400)})
+    narrow = dataclasses.replace(bundle, info=bundle.info.model_copy(update={"limits": limits}))
+    with pytest.raises(InvalidGridError, match="field of view 200 x 200 x 200 to 400 x 400 x 400 mm"):
+        next(generate(asked(size=(32, 16, 16)), narrow))
+    with pytest.raises(InvalidGridError, match="field of view 256 x 256 x 128 mm is below the 200 x 200 x 200 mm"):
+        next(generate(asked(size=(16, 16, 8)), narrow))
 
 
 def test_without_a_size_the_region_is_covered() -> None:
@@ -204,3 +233,19 @@ def test_seed_and_index_alone_decide_a_samples_randomness() -> None:
     assert torch.equal(torch.randn(4, generator=b), torch.randn(4, generator=d))
     other = sample_generators(5, 3)[1]
     assert not torch.equal(torch.randn(4, generator=other), torch.randn(4, generator=sample_generators(5, 2)[1]))
+
+
+def test_memory_is_kept_from_python_too(bundle: Bundle) -> None:
+    with pytest.raises(InvalidPlanError, match=r"within 1\.0 MB"):
+        generate(asked(memory="1MB"), bundle)
+    (limited,), (free,) = generate(asked(memory="2GB"), bundle), generate(asked(), bundle)
+    np.testing.assert_allclose(limited.volume.array, free.volume.array, atol=0.5)
+    assert free.volume.array.std() > 10
+
+
+def test_a_bundle_says_how_strongly_labels_steer_unless_the_request_does(bundle: Bundle) -> None:
+    strong = dataclasses.replace(bundle, info=bundle.info.model_copy(update={"controlnet_scale": 1.5}))
+    (said,), (asked_for,) = generate(asked(), strong), generate(asked(controlnet_scale=1.5), bundle)
+    (usual,) = generate(asked(), bundle)
+    assert np.array_equal(said.volume.array, asked_for.volume.array)
+    assert not np.array_equal(said.volume.array, usual.volume.array)

@@ -58,6 +58,19 @@ def complete_labels(labels: LabelMap, volume: Volume, fat: bool = True) -> Label
     return LabelMap(np.where(unknown, coarse, given), labels.grid)
 
 
+def enclosed(labels: LabelMap) -> LabelMap:
+    """The labels with `body` drawn around and between the structures of each axial plane, where they have none.
+
+    A guess for label maps that name organs only: planes without any structure stay empty.
+    """
+    vocabulary, spacing = load_vocabulary(), labels.grid.spacing
+    rules, found = vocabulary.body, labels.array > 0
+    outline = morphology.fill_slices(morphology.close_mask(found, rules.enclosed_gap_mm, spacing, IN_PLANE))
+    outline = morphology.dilate(outline, rules.enclosed_rim_mm, spacing, IN_PLANE)
+    ids = np.where(outline & ~found, np.uint8(vocabulary.id("body")), labels.array.astype(np.uint8))
+    return LabelMap(ids, labels.grid)
+
+
 def _check_ct(volume: Volume) -> None:
     if volume.modality != "ct":
         raise InvalidVolumeError(f"the body is found by Hounsfield units, so a CT is needed; got {volume.modality}")

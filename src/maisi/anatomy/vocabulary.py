@@ -67,6 +67,8 @@ class BodyRules(Frozen):
     contrast_ratio: float
     contrast_hu: float
     contrast_ml: float
+    enclosed_gap_mm: float
+    enclosed_rim_mm: float
     speck_ml: float
 
 

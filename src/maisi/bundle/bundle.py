@@ -4,7 +4,7 @@ A bundle is a folder: `bundle.yaml` (a `BundleInfo`), for each network `<kind>/c
 `<kind>/model.safetensors`, `MODEL_CARD.md`, `LICENSE`, and `checksums.json` with the SHA-256 of every file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -92,20 +92,29 @@ class Limits(Frozen):
         return self
 
     def violations(self, size: Size3, spacing_mm: Spacing3) -> list[str]:
-        """What of a volume lies outside the limits, one sentence each; none when all is well."""
+        """What of a volume lies outside the limits, a sentence for each limit; none when all is well."""
         fov_mm = tuple(n * s for n, s in zip(size, spacing_mm, strict=True))
         asked = (
-            ("spacing", spacing_mm, self.min_spacing_mm, self.max_spacing_mm, " mm"),
-            ("size", size, None, self.max_size, ""),
-            ("field of view", fov_mm, self.min_fov_mm, self.max_fov_mm, " mm"),
+            ("spacing", spacing_mm, "below", self.min_spacing_mm, " mm"),
+            ("spacing", spacing_mm, "above", self.max_spacing_mm, " mm"),
+            ("size", size, "above", self.max_size, ""),
+            ("field of view", fov_mm, "below", self.min_fov_mm, " mm"),
+            ("field of view", fov_mm, "above", self.max_fov_mm, " mm"),
         )
         return [
-            f"{what} {value:g}{unit} on {axis} is {side} the {limit[i]:g}{unit} that the bundle was trained for"
-            for what, values, low, high, unit in asked
-            for i, (axis, value) in enumerate(zip("xyz", values, strict=True))
-            for side, limit, sign in (("below", low, -1), ("above", high, 1))
-            if limit is not None and sign * (value - limit[i]) > 1e-6 * limit[i]
+            f"{what} {_times(values)}{unit} is {side} the {_times(limit)}{unit} that the bundle was trained for"
+            for what, values, side, limit, unit in asked
+            if limit is not None and any(_beyond(v, at, side) for v, at in zip(values, limit, strict=True))
         ]
+
+
+def _times(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)
+
+
+def _beyond(value: float, limit: float, side: str) -> bool:
+    """True where a value is on that side of a limit by more than rounding."""
+    return (value - limit if side == "above" else limit - value) > 1e-6 * limit
 
 
 class BundleInfo(Frozen):
@@ -120,6 +129,7 @@ class BundleInfo(Frozen):
     scale_factor: float = Field(default=1.0, gt=0)
     scheduler: SchedulerSpec | None = None
     limits: Limits = Limits()
+    controlnet_scale: float = Field(default=1.0, ge=0)  # of the residuals, where a request does not say
     shown_as: dict[str, str] = Field(default_factory=dict)  # group -> the one structure that the ControlNet sees for it
 
     @model_validator(mode="after")

@@ -45,6 +45,8 @@ for _panel, _commands in _COMMANDS.items():
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(train, name="train", rich_help_panel="Build")
 
+_ON_RANKS = ("generate", "encode", "decode")
+
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # every wrong use of options and arguments
 
 
@@ -56,12 +58,15 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
     debug: Annotated[bool, typer.Option(DEBUG, help="Show what happens, and tracebacks of errors.")] = False,
 ) -> None:
-    pass
+    command = context.invoked_subcommand
+    if os.environ.get("WORLD_SIZE", "1") != "1" and command not in _ON_RANKS:
+        raise typer.BadParameter(f"torchrun splits {', '.join(_ON_RANKS)}; start `maisi {command}` without it")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,7 +120,8 @@ def _explain(error: BaseException) -> int:
         _tell_usage(error)
         return ASKED_WRONGLY
     if isinstance(error, InvalidRequestError):
-        complain(str(error))
+        if os.environ.get("RANK", "0") == "0":  # all ranks refuse alike
+            complain(str(error))
         return ASKED_WRONGLY
     if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: not even at exit

@@ -25,7 +25,7 @@ def encode(
 ) -> None:
     """Encode a CT into a latent: mean, log-variance and grid in one .safetensors file."""
     from maisi.pipelines.codec import encode, write_latent
-    from maisi.pipelines.execution import bundle_of, fitted, volume_of, with_threads
+    from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, volume_of, with_threads
     from maisi.pipelines.requests import CodecRequest
 
     _check_file(out, (".safetensors",), overwrite)
@@ -40,11 +40,14 @@ def encode(
         "threads": threads,
     }
     request = with_threads(request_of(CodecRequest, "encode", None, None, options))
-    model = bundle_of(request)
-    volume = volume_of(source, request, model)
-    model = fitted(model, volume.grid.shape, request, only=("encode",))
-    write_latent(encode(model.autoencoder, volume), out)
-    give(str(out))
+    with ranks_of_run() as ranks:
+        model = bundle_of(request)
+        volume = volume_of(source, request, model)
+        model = fitted(model, volume.grid.shape, request, only=("encode",), ranks=ranks)
+        latent = encode(model.autoencoder, volume)
+        if ranks is None or ranks.is_first:
+            write_latent(latent, out)
+            give(str(out))
 
 
 def decode(
@@ -59,7 +62,7 @@ def decode(
 ) -> None:
     """Decode a latent into a CT, on the grid of the CT that was encoded."""
     from maisi.pipelines.codec import decode, read_latent
-    from maisi.pipelines.execution import bundle_of, fitted, with_threads
+    from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, with_threads
     from maisi.pipelines.requests import CodecRequest
     from maisi.space.files import write_volume
 
@@ -73,10 +76,13 @@ def decode(
         "threads": threads,
     }
     request = with_threads(request_of(CodecRequest, "decode", None, None, options))
-    latent, model = read_latent(source), bundle_of(request)
-    model = fitted(model, latent.grid.shape, request, only=("decode",))
-    write_volume(decode(model.autoencoder, latent), out)
-    give(str(out))
+    with ranks_of_run() as ranks:
+        latent, model = read_latent(source), bundle_of(request)
+        model = fitted(model, latent.grid.shape, request, only=("decode",), ranks=ranks)
+        volume = decode(model.autoencoder, latent)
+        if ranks is None or ranks.is_first:
+            write_volume(volume, out)
+            give(str(out))
 
 
 def _check_file(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:

@@ -35,6 +35,7 @@ def generate(
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Label map to follow; without it one is drawn.")
     ] = None,
+    enclose: Annotated[bool, typer.Option("--enclose", help="Draw a body around labels that have none.")] = False,
     count: Annotated[int | None, typer.Option("--count", "-n", help="Samples.", show_default="1")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same samples.", show_default="0")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default="10")] = None,
@@ -44,7 +45,7 @@ def generate(
     memory: Memory = None,
     scratch: Scratch = None,
     threads: Threads = None,
-    file_format: Annotated[str | None, typer.Option("--format", help="nii.gz or nii.", show_default="nii.gz")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="nii.gz or nii.", show_default="nii.gz")] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on beyond what the bundle was trained for.")] = False,
     overwrite: Overwrite = False,
     config: Config = None,
@@ -53,8 +54,10 @@ def generate(
 ) -> None:
     """Make CT volumes with the label maps that belong to them.
 
-    Writes sample_000_ct, sample_000_labels and a preview for each sample, run.yaml (repeats the run) and run.json.
+    Writes sample_000_ct, sample_000_labels and a preview for each sample, run.yaml (repeats the run) and run.json. With
+    torchrun -m maisi generate ... several processes make each volume together.
     """
+    from maisi.pipelines.execution import ranks_of_run
     from maisi.pipelines.produce import produce
     from maisi.pipelines.requests import GenerateRequest
     from maisi.pipelines.sizes import format_bytes
@@ -65,6 +68,7 @@ def generate(
         "size": size,
         "spacing": spacing,
         "labels": labels,
+        "enclose": enclose or None,
         "count": count,
         "seed": seed,
         "steps": steps,
@@ -74,7 +78,7 @@ def generate(
         "memory": memory,
         "scratch": scratch,
         "threads": threads,
-        "file_format": file_format,
+        "format": format,
         "force": force or None,
     }
     request = request_of(GenerateRequest, "generate", config, assignments, options)
@@ -84,8 +88,10 @@ def generate(
             for file in files:
                 give(str(file))
 
-    with progress("generate") as on_stage:
-        record = produce(request, out, overwrite=overwrite, on_stage=on_stage, on_sample=on_sample)
+    with ranks_of_run() as ranks, progress("generate") as on_stage:
+        record = produce(request, out, overwrite=overwrite, on_stage=on_stage, on_sample=on_sample, ranks=ranks)
+    if record is None:  # the first rank tells
+        return
     if as_json:
         give_json({"out": str(out), **record.model_dump(mode="json")})
     tell(f"{request.count} in {record.seconds:.1f} s, at most {format_bytes(record.peak_bytes)}")

@@ -44,7 +44,9 @@ def reproduce(
         if command == produce.COMMAND:
             with progress("reproduce") as on_stage:
                 request = checked(GenerateRequest, settings)
-                return produce.produce(request, folder, overwrite=overwrite, repeats=record, on_stage=on_stage)
+                made = produce.produce(request, folder, overwrite=overwrite, repeats=record, on_stage=on_stage)
+                assert made is not None  # only ranks besides the first give none
+                return made
         if command == reconstruction.COMMAND:
             asked = checked(CodecRequest, settings)
             return reconstruction.reconstruct_into(asked, folder, overwrite=overwrite, repeats=record)[1]

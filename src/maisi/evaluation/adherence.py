@@ -2,14 +2,14 @@
 
 import numpy as np
 
+from maisi.anatomy.body import tissue_labels
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.errors import InvalidVolumeError
 from maisi.shapes import Frozen
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 
 BODY_HU = -400.0
 """What is brighter is tissue, what is darker is air or lung."""
-BONE_HU = 100.0
-"""What is brighter is bone with its marrow, at 2 to 5 mm, but so is contrast medium: real scans do not score 1."""
 
 
 class Adherence(Frozen):
@@ -25,7 +25,9 @@ def adherence(volume: Volume, labels: LabelMap) -> Adherence:
     """Dice of body (tissue and what lies in it), bones, lungs with other inner air, and outside air.
 
     Body and outside are told apart by -400 HU where the map says outside or tissue, lungs and inner air by the same
-    threshold within the body of the map, bones by 100 HU. Raises `InvalidLabelsError` where the grids differ.
+    threshold within the body of the map. Bones are what `tissue_labels` finds: bright beyond the vocabulary's threshold
+    of bone and not as even as contrast medium, with the marrow inside; real scans do not score 1. Raises
+    `InvalidLabelsError` where the grids differ.
     """
     check_same_grid(labels, volume)
     vocabulary, hu, ids = load_vocabulary(), volume.array, labels.array
@@ -34,10 +36,17 @@ def adherence(volume: Volume, labels: LabelMap) -> Adherence:
     dense = hu > BODY_HU
     return Adherence(
         body=_dice((dense & ~gas) | (gas & inside), inside),
-        bones=_dice(hu > BONE_HU, np.isin(ids, vocabulary.group("bones"))),
+        bones=_dice(_bones(volume), np.isin(ids, vocabulary.group("bones"))),
         lungs=_dice(~dense & inside, gas),
         outside=_dice(~dense & ~gas, ~inside),
     )
+
+
+def _bones(volume: Volume) -> np.ndarray:
+    try:
+        return tissue_labels(volume).array == load_vocabulary().id("skeleton")
+    except InvalidVolumeError:  # no body, so no bone
+        return np.zeros(volume.grid.shape, bool)
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -2,7 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +24,7 @@ from maisi.space.files import read_volume
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import Volume
 from maisi.splitting.plan import MemoryPlan, plan_memory, run_split
+from maisi.splitting.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,24 @@ def with_threads(request: Request) -> Request:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     return request.model_copy(update={"threads": torch.get_num_threads()})
+
+
+@contextmanager
+def ranks_of_run() -> Iterator[Ranks | None]:
+    """This process among those that torchrun started together, None where it works alone.
+
+    All ranks make the same checks and the same numbers; the first one writes. A rank that fails makes the others fail.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    ranks = Ranks.join()
+    try:
+        yield ranks
+    except BaseException:
+        ranks.abort()
+        raise
+    ranks.leave()
 
 
 def dtype_of(request: GenerateRequest | CodecRequest) -> torch.dtype:
@@ -162,41 +183,45 @@ def fixed_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
 
 
 def fitted(
-    bundle: Bundle, size: Size3, request: GenerateRequest | CodecRequest, only: Collection[str] = ALL_WORK
+    bundle: Bundle,
+    size: Size3,
+    request: GenerateRequest | CodecRequest,
+    only: Collection[str] = ALL_WORK,
+    ranks: Ranks | None = None,
 ) -> Bundle:
-    """The bundle, its work on volumes of `size` voxels cut into slabs to stay within the request's memory, if any.
+    """The bundle, its work on volumes of `size` voxels cut into slabs: over ranks if any, within memory if limited.
 
-    Raises `InvalidPlanError` with the least memory that would do.
+    Otherwise work on a CPU is one slab, which is faster than the bare network; on a GPU it is the bare network. Raises
+    `InvalidPlanError` with the least memory that would do.
     """
-    if request.memory is None:
-        return bundle
-    plans = plan_bundle(bundle, size, request, only)
+    plans = plan_bundle(bundle, size, request, only) if request.memory is not None else {}
 
     def load(kind: str) -> Any:
-        planned = {method: plans[work] for method, work in METHODS[kind].items() if work in plans}
-        return SplitNetwork(getattr(bundle, kind), planned)
+        methods = {method: plans.get(work) for method, work in METHODS[kind].items() if work in only}
+        network = getattr(bundle, kind)
+        is_bare = ranks is None and request.memory is None and next(network.parameters()).device.type != "cpu"
+        return network if is_bare else SplitNetwork(network, methods, ranks)
 
     return replace(bundle, load=load)
 
 
 class SplitNetwork:
-    """A network of which some methods run slab by slab, as planned; in all else it is the network."""
+    """A network of which some methods run slab by slab, with a plan or without; in all else it is the network."""
 
-    def __init__(self, network: Any, plans: Mapping[str, MemoryPlan]) -> None:
-        self._network, self._plans = network, plans
+    def __init__(self, network: Any, methods: Mapping[str, MemoryPlan | None], ranks: Ranks | None) -> None:
+        self._network, self._methods, self._ranks = network, methods, ranks
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._network, name)
-        return self._split(found, self._plans[name]) if name in self._plans else found
+        return self._split(found, name) if name in self._methods else found
 
     def __call__(self, x: torch.Tensor, *inputs: Any, **conditions: Any) -> Any:
-        plan = self._plans.get("__call__")
-        function = self._network if plan is None else self._split(self._network, plan)
+        function = self._split(self._network, "__call__") if "__call__" in self._methods else self._network
         return function(x, *inputs, **conditions)
 
-    @staticmethod
-    def _split(function: Callable[..., Any], plan: MemoryPlan) -> Callable[..., Any]:
+    def _split(self, function: Callable[..., Any], method: str) -> Callable[..., Any]:
         def run(x: torch.Tensor, *inputs: Any, **conditions: Any) -> Any:
-            return run_split(lambda slabs: function(slabs, *inputs, **conditions), x, plan)
+            plan = self._methods[method]
+            return run_split(lambda slabs: function(slabs, *inputs, **conditions), x, plan, self._ranks)
 
         return run

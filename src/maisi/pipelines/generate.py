@@ -17,10 +17,13 @@ from maisi.diffusion.sampler import sample
 from maisi.errors import InvalidBundleError
 from maisi.pipelines.codec import decode_tensor
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, shown_labels
-from maisi.pipelines.execution import dtype_of
+from maisi.pipelines.execution import dtype_of, fitted
 from maisi.pipelines.labels import LabelSource, file_source, phantom_source
 from maisi.pipelines.requests import DEFAULT_REGION, GenerateRequest
 from maisi.space.volume import LabelMap, Volume
+
+WORK = ("embed labels", "steer", "denoise", "decode")
+"""What of a bundle's work a sample takes."""
 
 OnStage = Callable[[str, int, int], None]
 """Called with the stage ("labels", "sample", "decode"), steps done and steps in all."""
@@ -37,11 +40,20 @@ class Sample:
 
 
 def generate(request: GenerateRequest, bundle: Bundle, on_stage: OnStage | None = None) -> Iterator[Sample]:
-    """`request.count` samples; sample `i` depends on the seed and `i` alone, not on how many are asked for."""
-    on_stage = on_stage or (lambda stage, done, total: None)
+    """`request.count` samples; sample `i` depends on the seed and `i` alone, not on how many are asked for.
+
+    Stays within `request.memory`; raises `InvalidPlanError` with the least memory that would do.
+    """
     labels_of = label_source(request, bundle)
+    return draw_samples(request, fitted(bundle, labels_of.grid.shape, request, only=WORK), labels_of, on_stage)
+
+
+def draw_samples(
+    request: GenerateRequest, bundle: Bundle, labels_of: LabelSource, on_stage: OnStage | None = None
+) -> Iterator[Sample]:
+    """The samples of a request with a bundle that is fitted to it."""
     for index in range(request.count):
-        yield generate_one(request, bundle, labels_of, index, on_stage)
+        yield generate_one(request, bundle, labels_of, index, on_stage or (lambda stage, done, total: None))
 
 
 def generate_one(
@@ -68,7 +80,7 @@ def generate_one(
         controlnet,
         conditions=conditions,
         bits=label_bits(shown, dtype)[None] if controlnet is not None else None,
-        controlnet_scale=request.controlnet_scale,
+        controlnet_scale=controlnet_scale(request, bundle),
     )
     shape = tuple(n // autoencoder.factor for n in labels.grid.shape)
     noise = torch.randn((1, unet.config.in_channels, *shape), generator=draw)
@@ -89,6 +101,11 @@ def generate_one(
     return Sample(index, volume, labels, span)
 
 
+def controlnet_scale(request: GenerateRequest, bundle: Bundle) -> float:
+    """How strongly the labels steer: what the request says, else what the bundle was measured with."""
+    return bundle.info.controlnet_scale if request.controlnet_scale is None else request.controlnet_scale
+
+
 def label_source(request: GenerateRequest, bundle: Bundle) -> LabelSource:
     """The label source that a request names, on a grid that the bundle can make."""
     missing = [kind for kind in ("autoencoder", "unet") if kind not in bundle.kinds]
@@ -96,7 +113,7 @@ def label_source(request: GenerateRequest, bundle: Bundle) -> LabelSource:
         raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
     grid = (request.size, request.spacing, bundle.limits, bundle.size_multiple, request.force)
     if request.labels is not None:
-        return file_source(request.labels, *grid, region=request.region)
+        return file_source(request.labels, *grid, region=request.region, enclose=request.enclose)
     return phantom_source(request.region or DEFAULT_REGION, *grid)
 
 

@@ -1,12 +1,14 @@
 """Where the label map of a generated volume comes from."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from maisi.anatomy.body import enclosed
 from maisi.anatomy.regions import RegionSpan, region_span
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Limits
@@ -75,7 +77,9 @@ def phantom_source(
     spacing = spacing or usual_spacing
     if size is None:
         extents = [n * s for n, s in zip(usual_size, usual_spacing, strict=True)]
-        size = _cover(extents, spacing, multiple, limits)
+        covered = _cover(extents, spacing, multiple)
+        x, y, z = (min(n, most // multiple * multiple) for n, most in zip(covered, limits.max_size, strict=True))
+        size = x, y, z
     check_grid(size, spacing, limits, multiple, force)
     return PhantomLabels(region, Grid.centered(size, spacing))
 
@@ -88,12 +92,14 @@ def file_source(
     multiple: int,
     force: bool = False,
     region: str | None = None,
+    enclose: bool = False,
 ) -> GivenLabels:
     """The labels of a file on a grid that the bundle can generate.
 
     Without size and spacing the file's own field of view is covered, at its spacing moved into the bundle's range and
-    coarse enough for the bundle's largest size. The span is what the labels show, unless a region is named. Raises
-    `InvalidLabelsError` for ids that the vocabulary does not have.
+    coarse enough for the bundle's largest size; what is larger still is refused, not cut. The span is what the labels
+    show, unless a region is named. With `enclose`, a map without body gets one around its structures. Raises
+    `InvalidGridError` for what the bundle does not take, `InvalidLabelsError` for ids that the vocabulary lacks.
     """
     labels = read_labels(path)
     vocabulary = load_vocabulary()
@@ -102,7 +108,7 @@ def file_source(
     if spacing is None:
         spacing = _fitting_spacing(labels.grid, size, limits)
     if size is None:
-        size = _cover(labels.grid.fov_mm, spacing, multiple, limits)
+        size = _cover(labels.grid.fov_mm, spacing, multiple)
     check_grid(size, spacing, limits, multiple, force)
     target = with_spacing(labels.grid, spacing)
     shift = [(n - m) // 2 for n, m in zip(target.shape, size, strict=True)]
@@ -110,9 +116,14 @@ def file_source(
     resampled = resample(labels, target)
     if not resampled.array.any():
         raise InvalidRequestError(f"no label of {path} lies in a field of view of {size} voxels at {spacing} mm")
+    ids = LabelMap(resampled.array.astype(np.uint8), target)
+    if body not in present and enclose:
+        return GivenLabels(enclosed(ids), span)
     if body not in present:
-        logger.warning("%s has no body (%d): between and around its structures the CT will be air", path, body)
-    return GivenLabels(LabelMap(resampled.array.astype(np.uint8), target), span)
+        logger.warning(
+            "%s has no body (%d): between and around its structures the CT will be air; --enclose draws one", path, body
+        )
+    return GivenLabels(ids, span)
 
 
 def check_grid(size: Size3, spacing: Spacing3, limits: Limits, multiple: int, force: bool = False) -> None:
@@ -124,13 +135,18 @@ def check_grid(size: Size3, spacing: Spacing3, limits: Limits, multiple: int, fo
     wrong = [] if force else limits.violations(size, spacing)
     if wrong:
         raise InvalidGridError(
-            f"{'; '.join(wrong)}. The bundle takes {_range(limits)}; --force goes on, without a promise of quality"
+            f"{'; '.join(wrong)}. The bundle takes {_range(limits)}; --size chooses a part of a larger label map, "
+            "--force goes on, without a promise of quality"
         )
 
 
 def _range(limits: Limits) -> str:
     low, high = (" x ".join(f"{s:g}" for s in ends) for ends in (limits.min_spacing_mm, limits.max_spacing_mm))
-    return f"spacing {low} to {high} mm, size up to {' x '.join(map(str, limits.max_size))}"
+    taken = f"spacing {low} to {high} mm, size up to {' x '.join(map(str, limits.max_size))}"
+    if limits.min_fov_mm is None or limits.max_fov_mm is None:
+        return taken
+    low, high = (" x ".join(f"{s:g}" for s in ends) for ends in (limits.min_fov_mm, limits.max_fov_mm))
+    return f"{taken}, field of view {low} to {high} mm"
 
 
 def _fitting_spacing(grid: Grid, size: Size3 | None, limits: Limits) -> Spacing3:
@@ -143,10 +159,10 @@ def _fitting_spacing(grid: Grid, size: Size3 | None, limits: Limits) -> Spacing3
     return x, y, z
 
 
-def _cover(extents_mm: tuple[float, ...] | list[float], spacing: Spacing3, multiple: int, limits: Limits) -> Size3:
-    """The smallest allowed size that covers the extents, at most the bundle's largest."""
+def _cover(extents_mm: Sequence[float], spacing: Spacing3, multiple: int) -> Size3:
+    """The smallest size, a multiple on every axis, that covers the extents."""
     x, y, z = (
-        min(most // multiple * multiple, max(1, round(np.ceil(round(e / s / multiple, 3)))) * multiple)
-        for e, s, most in zip(extents_mm, spacing, limits.max_size, strict=True)
+        max(1, round(np.ceil(round(extent / s / multiple, 3)))) * multiple
+        for extent, s in zip(extents_mm, spacing, strict=True)
     )
     return x, y, z

@@ -77,7 +77,9 @@ def preview(volume: Volume, labels: LabelMap | None = None, title: str = "", poi
     return _sheet(rows, title, _size_caption(volume.grid), legend, scale)
 
 
-def comparison(original: Volume, other: Volume, title: str = "") -> Image.Image:
+def comparison(
+    original: Volume, other: Volume, title: str = "", names: tuple[str, str] = ("original", "reconstruction")
+) -> Image.Image:
     """A row a plane: the original, the other volume on the same grid, and their difference (blue lower, red higher)."""
     if not other.grid.is_close(original.grid):
         raise InvalidGridError(f"volumes on different grids cannot be compared: {original.grid} and {other.grid}")
@@ -87,8 +89,8 @@ def comparison(original: Volume, other: Volume, title: str = "") -> Image.Image:
     for k, (_, axis, _) in enumerate(PLANES):
         a, b = _plane(original.array, axis, point), _plane(other.array, axis, point)
         pictures = {
-            "original": _grey(a),
-            "reconstruction": _grey(b),
+            names[0]: _grey(a),
+            names[1]: _grey(b),
             f"difference ±{DIFFERENCE_HU:g} HU": _diverging(b - a),
         }
         rows.append([_panel(x, original.grid, k, scale, name) for name, x in pictures.items()])

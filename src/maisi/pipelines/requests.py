@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from maisi.bundle.bundle import DEFAULT_BUNDLE
 from maisi.pipelines.sizes import Bytes
@@ -23,7 +23,8 @@ def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
 class GenerateRequest(Frozen):
     """A number of volumes with labels. Size (voxels) and spacing (mm) follow the region, or the labels given.
 
-    Without labels the region is the chest; with labels it is what they show, unless named.
+    Without labels the region is the chest; with labels it is what they show, unless named. How strongly the ControlNet
+    steers is the bundle's to say, unless `controlnet_scale` does.
     """
 
     bundle: str = DEFAULT_BUNDLE
@@ -31,17 +32,18 @@ class GenerateRequest(Frozen):
     size: Size3 | None = None
     spacing: Spacing3 | None = None
     labels: Path | None = None
+    enclose: bool = False
     modality: str = "ct"
     count: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
     steps: int = Field(default=10, ge=1)
     solver: Literal["multistep", "euler", "ancestral"] = "multistep"
-    controlnet_scale: float = Field(default=1.0, ge=0)
+    controlnet_scale: float | None = Field(default=None, ge=0)
     precision: Precision = "float32"
     memory: Bytes | None = None
     scratch: Path | None = None
     threads: int | None = Field(default=None, ge=1)
-    file_format: Literal["nii.gz", "nii"] = "nii.gz"
+    format: Literal["nii.gz", "nii"] = "nii.gz"
     force: bool = False
 
     @field_validator("size")
@@ -52,6 +54,12 @@ class GenerateRequest(Frozen):
         return size
 
     _spacing_is_finite = field_validator("spacing")(_finite)
+
+    @model_validator(mode="after")
+    def _something_to_enclose(self) -> "GenerateRequest":
+        if self.enclose and self.labels is None:
+            raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
+        return self
 
 
 class CodecRequest(Frozen):

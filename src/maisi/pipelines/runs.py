@@ -47,6 +47,7 @@ class RunRecord(Frozen):
     started: datetime
     seed: int | None
     threads: int
+    ranks: int = 1
     bundle: BundleIdentity
     versions: dict[str, str]
     platform: dict[str, str]
@@ -156,7 +157,13 @@ def read_run_settings(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def finish_run(
-    run: RunFolder, command: str, request: BaseModel, bundle: Bundle, started: datetime, meter: StageMeter
+    run: RunFolder,
+    command: str,
+    request: BaseModel,
+    bundle: Bundle,
+    started: datetime,
+    meter: StageMeter,
+    num_ranks: int = 1,
 ) -> RunRecord:
     """Write `run.json`, the last file of a run: its presence says that the run is complete."""
     stages = meter.stages
@@ -167,6 +174,7 @@ def finish_run(
         started=started,
         seed=settings.get("seed"),
         threads=settings["threads"],
+        ranks=num_ranks,
         bundle=identity(bundle),
         versions=versions(),
         platform=machine(),
@@ -276,6 +284,11 @@ def differences(record: RunRecord, again: RunRecord) -> list[str]:
 
 def changed_circumstances(record: RunRecord, again: RunRecord) -> list[str]:
     """What else was not the same, one line each: the likely reasons of differences."""
-    before = {"maisi": record.maisi, **record.versions, **record.platform, "threads": str(record.threads)}
-    after = {"maisi": again.maisi, **again.versions, **again.platform, "threads": str(again.threads)}
+    before, after = circumstances(record), circumstances(again)
     return [f"{key} was {before.get(key)}, is {after.get(key)}" for key in after if before.get(key) != after.get(key)]
+
+
+def circumstances(record: RunRecord) -> dict[str, str]:
+    """All that the last bits of a run's results may depend on besides its request."""
+    shared = {"threads": str(record.threads), "ranks": str(record.ranks)}
+    return {"maisi": record.maisi, **record.versions, **record.platform, **shared}

@@ -32,7 +32,7 @@ from maisi.data.manifest import Case, read_manifest
 from maisi.data.phantom import draw_phantom
 from maisi.data.render import render_phantom
 from maisi.networks.autoencoder import Autoencoder
-from maisi.pipelines.conditioning import MODALITIES
+from maisi.pipelines.conditioning import MODALITIES, shown_labels
 from maisi.pipelines.labels import DEFAULT_GRIDS
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.shapes import Frozen, Size3
@@ -72,6 +72,7 @@ class BundleRecipe(Frozen):
     groups: dict[str, float]
     spacings_mm: tuple[float, ...] = ()
     limits: Limits = Limits()
+    controlnet_scale: float = Field(default=1.0, ge=0)
     shown_as: dict[str, str] = Field(default_factory=dict)
     scheduler: RectifiedFlowSpec = RectifiedFlowSpec()
     autoencoder: AutoencoderTraining
@@ -103,6 +104,7 @@ def train_diffusion(
 ) -> Bundle:
     """The bundle of an autoencoder with a U-Net and a ControlNet trained on its latents."""
     scheduler, scale_factor = build_scheduler(recipe.scheduler), latent_scale(latents)
+    latents = [_as_shown(case, recipe.shown_as) for case in latents]
     source = LatentSource(latents, recipe.latents.weights, recipe.diffusion.network.size_multiple)
     unet = train_unet(
         recipe.diffusion, source, scheduler, scale_factor, folder / "diffusion", _named(on_step, "diffusion")
@@ -118,6 +120,7 @@ def train_diffusion(
         scale_factor=scale_factor,
         scheduler=recipe.scheduler,
         limits=recipe.limits,
+        controlnet_scale=recipe.controlnet_scale,
         shown_as=recipe.shown_as,
     )
     networks = {"autoencoder": autoencoder, "unet": unet, "controlnet": controlnet}
@@ -184,6 +187,10 @@ def _without_fat(labels: LabelMap) -> LabelMap:
     vocabulary = load_vocabulary()
     fat, body = vocabulary.id("fat"), np.uint8(vocabulary.id("body"))
     return LabelMap(np.where(labels.array == fat, body, labels.array), labels.grid)
+
+
+def _as_shown(case: LatentCase, shown_as: Mapping[str, str]) -> LatentCase:
+    return dataclasses.replace(case, labels=torch.from_numpy(shown_labels(case.labels.numpy(), shown_as)))
 
 
 def encode_phantom(recipe: BundleRecipe, autoencoder: Autoencoder, index: int) -> LatentCase:
