@@ -1,19 +1,37 @@
-"""The convolution of a slab on the CPU: channels last, and with a quarter of the multiplications in float32."""
+"""The convolution of a slab on the CPU: channels last, and with a quarter of the multiplications in float32.
+
+Where the processor does not multiply in bfloat16 (no AVX512-BF16, no AMX), slabs of it are multiplied in float32.
+"""
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maisi.splitting.halo import Window, pad_rows
+from maisi.splitting.parallel import CHUNK_BYTES, on_chunks
 from maisi.splitting.winograd import TAPS, Filter, transformed_bytes, winograd, workspace_bytes
 
 FAST = (torch.float32, torch.bfloat16)  # what oneDNN convolves
 WIDE = 32  # channels from which multiplications cost more than additions
 MANY = 4096  # voxels from which they cost more than transforming the weights
+WIDENED_BYTES = 8 << 20  # of a slab that are held in float32 at once
 LEAST_ROWS = 3  # fewer would leave most of a tile empty
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """True where this processor does; elsewhere torch emulates it slowly, or oneDNN refuses."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def is_widened(dtype: torch.dtype) -> bool:
+    """True for slabs whose products are computed in float32 on this processor."""
+    return dtype == torch.bfloat16 and not multiplies_bfloat16()
 
 
 def convolve(
@@ -38,7 +56,60 @@ def convolve(
         return winograd(slab, weight, bias, padding, weights.transformed())
     if groups == 1 and max(dilation) == 1 and has_few_voxels(slab, weight, stride, padding):
         return as_matrix_product(slab, weight, bias, stride, padding)
+    if is_widened(slab.dtype):
+        return widened(slab, weight, bias, stride, padding, dilation, groups)
     return torch.mkldnn_convolution(slab, weight, bias, padding, stride, dilation, groups)
+
+
+def widened(
+    slab: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The convolution computed in float32, some rows at a time."""
+    window = Window(weight.shape[2], stride[0], padding[0], dilation[0])
+    wide_weight, wide_bias = weight.float(), bias if bias is None else bias.float()
+    sizes = zip(slab.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+    result = slab.new_empty(slab.shape[0], weight.shape[0], *size).contiguous(memory_format=torch.channels_last_3d)
+    rows = widened_rows(size, weight, stride)
+    for start in range(0, size[0], rows):
+        stop = min(start + rows, size[0])
+        low, high = window.need(start, stop, slab.shape[2])
+        piece = pad_rows(slab[:, :, low:high].float(), 2, *window.missing(start, stop, slab.shape[2]))
+        piece = torch.mkldnn_convolution(piece, wide_weight, wide_bias, (0, *padding[1:]), stride, dilation, groups)
+        result[:, :, start:stop] = piece
+    return result
+
+
+def widened_rows(size: Sequence[int], weight: Tensor, stride: Sequence[int]) -> int:
+    """Rows of the result that `widened` computes at once."""
+    return max(1, WIDENED_BYTES // widened_bytes(size[1:], weight, stride))
+
+
+def widened_bytes(plane: Sequence[int], weight: Tensor, stride: Sequence[int]) -> int:
+    """What `widened` holds in float32 for a row of the result."""
+    return 4 * math.prod(plane) * (weight.shape[0] + weight.shape[1] * math.prod(stride))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b over the last dimension, a cacheful at a time where it is computed in another format than x's."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not is_widened(x.dtype) or x.numel() == 0:
+        return F.linear(x, weight, bias)
+    rows, result = x.reshape(-1, x.shape[-1]), x.new_empty(*x.shape[:-1], weight.shape[0])
+    wide_weight, wide_bias = weight.float(), bias if bias is None else bias.float()
+    count = max(1, CHUNK_BYTES // (4 * x.shape[-1]))
+
+    def fill(chunk: tuple[Tensor, Tensor]) -> None:
+        source, target = chunk
+        target.copy_(F.linear(source.float(), wide_weight, wide_bias))
+
+    on_chunks(fill, list(zip(rows.split(count), result.view(-1, weight.shape[0]).split(count), strict=True)), x.device)
+    return result
 
 
 def has_few_voxels(slab: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
@@ -57,14 +128,14 @@ def as_matrix_product(
         windows = windows.unfold(dim, kernel, step)  # (b, c, x, y, z, kx, ky, kz) in the end
     batch, _, *size = windows.shape[:5]
     windows = windows.permute(0, 2, 3, 4, 1, 5, 6, 7).reshape(-1, weight[0].numel())
-    voxels = F.linear(windows, weight.flatten(1), bias)
+    voxels = linear(windows, weight.flatten(1), bias)
     return voxels.view(batch, *size, -1).permute(0, 4, 1, 2, 3)
 
 
 def pointwise(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1 x 1 x 1 convolution as one matrix product over the voxels of a channels-last slab."""
     voxels = slab.permute(0, 2, 3, 4, 1)
-    return F.linear(voxels, weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
+    return linear(voxels, weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
 
 def size_after(size: Sequence[int], weight: Tensor, padding: Sequence[int]) -> tuple[int, ...]:
@@ -75,7 +146,8 @@ def size_after(size: Sequence[int], weight: Tensor, padding: Sequence[int]) -> t
 def saves_products(size: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
     """True where `winograd` gives a result of that size, and pays."""
     wide = min(weight.shape[:2]) >= WIDE and tuple(weight.shape[2:4]) == (TAPS, TAPS)
-    return dtype == torch.float32 and wide and math.prod(size) >= MANY and min(size[:2]) >= LEAST_ROWS
+    filtered = dtype == torch.float32 or is_widened(dtype)
+    return filtered and wide and math.prod(size) >= MANY and min(size[:2]) >= LEAST_ROWS
 
 
 class ConvMemory(NamedTuple):
@@ -86,11 +158,17 @@ class ConvMemory(NamedTuple):
 
 
 def conv_memory(
-    size: Sequence[int], weight: Tensor, padding: Sequence[int], dtype: torch.dtype, plain: bool
+    size: Sequence[int], weight: Tensor, padding: Sequence[int], stride: Sequence[int], dtype: torch.dtype, plain: bool
 ) -> ConvMemory:
     """Memory of a convolution that gives `size` voxels, for the planner; `plain`: stride, dilation and groups are 1."""
-    reordered = weight.numel() * dtype.itemsize
-    if len(size) != 3 or not plain or not saves_products(size, weight, dtype):
-        return ConvMemory(reordered, 0)
-    threads = workspace_bytes((size[1], size[2] + weight.shape[4] - 1 - 2 * padding[2]), weight, padding[2])
-    return ConvMemory(max(threads, transformed_bytes(weight)), transformed_bytes(weight))
+    if len(size) == 3 and plain and saves_products(size, weight, dtype):
+        threads = workspace_bytes((size[1], size[2] + weight.shape[4] - 1 - 2 * padding[2]), weight, padding[2])
+        return ConvMemory(max(threads, transformed_bytes(weight)), transformed_bytes(weight))
+    if not is_widened(dtype):
+        return ConvMemory(weight.numel() * dtype.itemsize, 0)
+    if weight[0, 0].numel() == 1:
+        return ConvMemory(4 * weight.numel(), 0)
+    if len(size) != 3:
+        return ConvMemory(2 * weight.numel(), 0)
+    rows = min(size[0], widened_rows(size, weight, stride)) + weight.shape[2]
+    return ConvMemory(rows * widened_bytes(size[1:], weight, stride) + 8 * weight.numel(), 0)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maisi.errors import UnsupportedOperationError
+from maisi.splitting import kernels
 from maisi.splitting.graph import (
     Interpolated,
     Leaf,
@@ -28,7 +29,6 @@ from maisi.splitting.graph import (
     silu_into,
 )
 from maisi.splitting.halo import Magnify, Transposed, Window, through
-from maisi.splitting.kernels import ConvMemory, conv_memory, convolve
 from maisi.splitting.winograd import Filter
 
 
@@ -278,7 +278,7 @@ def linear(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> No
     layout = node.layout.moved(out.shape, node.layout.dim)
     flops = 2 * weight.shape[-1] * math.prod(out.shape)
     return Pointwise(
-        name, [node], layout, out.dtype, lambda inputs, rows: F.linear(inputs[0], weight, bias), flops=flops
+        name, [node], layout, out.dtype, lambda inputs, rows: kernels.linear(inputs[0], weight, bias), flops=flops
     )
 
 
@@ -420,10 +420,10 @@ def conv(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
 
     def function(slab: Tensor, own_padding: int) -> Tensor:
         pad = [own_padding if i == axis else p for i, p in enumerate(padding)]
-        return convolve(func, slab, weights, bias, stride, pad, dilation, groups)
+        return kernels.convolve(func, slab, weights, bias, stride, pad, dilation, groups)
 
-    def memory(rows: int) -> ConvMemory:
-        return conv_memory(layout.local_shape(rows)[2:], weight, padding, node.dtype, plain)
+    def memory(rows: int) -> kernels.ConvMemory:
+        return kernels.conv_memory(layout.local_shape(rows)[2:], weight, padding, stride, node.dtype, plain)
 
     return Windowed(
         name,
