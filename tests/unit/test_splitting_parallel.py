@@ -43,6 +43,30 @@ def test_a_thread_of_the_pool_works_alone(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+INTERRUPTED = """
+from concurrent.futures import ThreadPoolExecutor
+from maisi.splitting import parallel
+
+class Interrupted(ThreadPoolExecutor):
+    def submit(self, *args, **kwargs):
+        if self._threads:
+            raise KeyboardInterrupt
+        return super().submit(*args, **kwargs)
+
+parallel.ThreadPoolExecutor = Interrupted
+try:
+    parallel._pool(3)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_while_the_threads_start_ends_the_process() -> None:
+    """The thread that had started waited for the others for ever, and the process for it."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "interrupted\n"
+
+
 def test_results_come_in_the_order_of_the_chunks() -> None:
     chunks = [torch.full((1000,), float(i)) for i in range(20)]
     with torch.no_grad():

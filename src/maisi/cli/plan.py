@@ -48,4 +48,5 @@ def plan(
         for name, p in plans.items()
     ]
     give_table(rows, ("", "axis", "slabs", "peak", *PLACES, "TFLOP", "extra work"))
+    give("memory, disk, recomputed: where the tensors go that two passes over the rows share, not all at the same time")
     give(f"besides: {format_bytes(fixed)} for the process and the networks")

@@ -17,8 +17,10 @@ from maisi.splitting.parallel import CHUNK_BYTES, on_chunks
 from maisi.splitting.winograd import TAPS, Filter, transformed_bytes, winograd, workspace_bytes
 
 FAST = (torch.float32, torch.bfloat16)  # what oneDNN convolves
-WIDE = 32  # channels from which multiplications cost more than additions
-MANY = 4096  # voxels from which they cost more than transforming the weights
+WIDE, WIDE_IN_LONG_LINES = 40, 32  # in * out / (in + out) channels from which products cost more than transforming
+LONG = 64  # voxels of a line from which the fewer calls pay earlier
+MANY = 4096  # voxels from which products cost more than transforming the weights
+NARROW = 32  # channels up to which the weights are small beside anything
 WIDENED_BYTES = 8 << 20  # of a slab that are held in float32 at once
 LEAST_ROWS = 3  # fewer would leave most of a tile empty
 
@@ -116,7 +118,7 @@ def has_few_voxels(slab: Tensor, weight: Tensor, stride: Sequence[int], padding:
     """True where the weights are larger than all that they are multiplied with: copying them would take longest."""
     sizes = zip(slab.shape[2:], weight.shape[2:], stride, padding, strict=True)
     voxels = slab.shape[0] * math.prod((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
-    return weight.shape[0] >= WIDE and 4 * voxels <= weight.shape[0]
+    return weight.shape[0] >= NARROW and 4 * voxels <= weight.shape[0]
 
 
 def as_matrix_product(
@@ -145,9 +147,11 @@ def size_after(size: Sequence[int], weight: Tensor, padding: Sequence[int]) -> t
 
 def saves_products(size: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
     """True where `winograd` gives a result of that size, and pays."""
-    wide = min(weight.shape[:2]) >= WIDE and tuple(weight.shape[2:4]) == (TAPS, TAPS)
-    filtered = dtype == torch.float32 or is_widened(dtype)
-    return filtered and wide and math.prod(size) >= MANY and min(size[:2]) >= LEAST_ROWS
+    out_channels, in_channels = weight.shape[:2]
+    width = out_channels * in_channels / (out_channels + in_channels)
+    is_wide = width >= (WIDE_IN_LONG_LINES if size[2] >= LONG else WIDE)
+    has_tiles = tuple(weight.shape[2:4]) == (TAPS, TAPS) and math.prod(size) >= MANY and min(size[:2]) >= LEAST_ROWS
+    return is_wide and has_tiles and (dtype == torch.float32 or is_widened(dtype))
 
 
 class ConvMemory(NamedTuple):

@@ -6,7 +6,8 @@ mistake is reported as torch reports it. What cannot be done slab by slab raises
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -92,18 +93,62 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
+@dataclass(frozen=True)
+class Shadow:
+    """What is known of a tensor without its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Question:
+    """A call on shadows; two are the same where the answer must be."""
+
+    key: Any
+    func: Callable[..., Any] = field(compare=False)
+    call: Any = field(compare=False)
+
+
 def on_meta(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """The call on tensors without data: gives the global shape and dtype of the result, and torch's own errors."""
 
     def shadow(value: Any) -> Any:
         if isinstance(value, Deferred):
-            return torch.empty(value.node.layout.shape, dtype=value.node.dtype, device="meta")
-        if isinstance(value, Tensor) and value.device.type != "meta" and value.dim():
-            return torch.empty(value.shape, dtype=value.dtype, device="meta")
+            return Shadow(value.node.layout.shape, value.node.dtype)
+        if isinstance(value, Tensor) and value.dim():
+            return Shadow(tuple(value.shape), value.dtype)
         return value
 
+    call = mapped(shadow, (args, kwargs))
+    question = Question((func, named(call)), func, call)
+    try:
+        return answer(question)
+    except TypeError:  # an argument without hash, a slice say; torch's own TypeErrors are raised again
+        return answer.__wrapped__(question)
+
+
+@lru_cache(maxsize=4096)  # a sampling loop asks the same at every step, and torch answers some in half a millisecond
+def answer(question: Question) -> Any:
+    """The result of a call on shadows, without data."""
+
+    def tensor(value: Any) -> Any:
+        return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Shadow) else value
+
+    args, kwargs = mapped(tensor, question.call)
     with torch.no_grad():
-        return func(*mapped(shadow, args), **mapped(shadow, kwargs))
+        return question.func(*args, **kwargs)
+
+
+def named(value: Any) -> Any:
+    """Nested arguments as something to compare: 2, 2.0 and True differ, single numbers in tensors do not matter."""
+    if isinstance(value, (list, tuple)):
+        return type(value), *map(named, value)
+    if isinstance(value, dict):
+        return dict, *((key, named(item)) for key, item in value.items())
+    if isinstance(value, Tensor):
+        return Tensor, value.dtype, value.device
+    return type(value), value
 
 
 def split_inputs(call: Any) -> tuple[list[Deferred], Any]:

@@ -41,7 +41,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(threads, "maisi-chunks", initializer=_take_one_core)
     together = Barrier(threads)
     # All start now: one that starts later would set the number of threads of the process too, and with it last bits.
-    list(pool.map(lambda _: together.wait(), range(threads)))
+    try:
+        list(pool.map(lambda _: together.wait(), range(threads)))
+    except BaseException:  # an interrupt: a thread that waits for one that will not come must not wait
+        together.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
     torch.set_num_threads(threads)
     return pool
 

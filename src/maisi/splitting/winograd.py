@@ -132,10 +132,12 @@ def winograd(slab: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequenc
 
     def fill(place: Place) -> None:
         space = spaces.get()
-        transform(source, place, padding, to_tile, space)
-        multiply(space, transformed)
-        assemble(space, to_outputs, bias, place, target)
-        spaces.put(space)
+        try:
+            transform(source, place, padding, to_tile, space)
+            multiply(space, transformed)
+            assemble(space, to_outputs, bias, place, target)
+        finally:  # the other threads wait for it, also after an error
+            spaces.put(space)
 
     on_chunks(fill, places, slab.device)
     return result
