@@ -2,7 +2,7 @@
 
     python benchmarks/generate.py [--runs 3] [--precision float32]
 
-Prints medians and writes benchmarks/results/generate.json and .md.
+Prints medians and writes benchmarks/results/generate-UNIT.json and .md, UNIT being the vector unit of this processor.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from machine import UNITS, vector_unit
 
 SIZES = {64: 5.0, 128: 3.0}
 
@@ -40,11 +42,13 @@ def main() -> None:
         results[f"{size}^3"] = {name: statistics.median(r[name] for r in runs) for name in runs[0]}
         middle = results[f"{size}^3"]
         print(f"{size}^3 {arguments.precision}: {middle['seconds']:.1f} s, peak {middle['peak_bytes'] / 2**30:.2f} GiB")
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "generate.json").write_text(json.dumps({"precision": arguments.precision, **results}, indent=1) + "\n")
+    path = Path(__file__).parent / "results" / f"generate-{vector_unit()}"
+    path.parent.mkdir(exist_ok=True)
+    raw = {"precision": arguments.precision, **results}
+    path.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
+    how = f"{arguments.precision}, 10 steps, median of {arguments.runs}, {UNITS[vector_unit()]}"
     lines = [
-        f"## `maisi generate` with ct-small, {arguments.precision}, 10 steps, median of {arguments.runs}",
+        f"## `maisi generate` with ct-small, {how}",
         "",
         "| voxels | wall s, whole process | sampling s | decoding s | peak GiB, whole process |",
         "|---|---|---|---|---|",
@@ -52,7 +56,7 @@ def main() -> None:
     for name, r in results.items():
         cells = (r["seconds"], r["sample_seconds"], r["decode_seconds"], r["peak_bytes"] / 2**30)
         lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for value in cells) + " |")
-    (folder / "generate.md").write_text("\n".join(lines) + "\n")
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import copy
 import json
 import logging
 import os
-import platform
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "parity"))
 logging.disable(logging.INFO)
 
+from machine import UNITS, vector_unit
 from memory import resident, start_peak
 from oracle_networks import drawn_network
 
@@ -122,7 +122,7 @@ def main() -> None:
         "largest_row_change_over_median_of_its_phase": {axis: round(value, 4) for axis, value in changes.items()},
         f"deviation_from_unsplit_at_{CHECKED}": deviation,
         "torch": torch.__version__,
-        "machine": platform.machine(),
+        "processor": UNITS[vector_unit()],
     }
     save(result)
     print(json.dumps(result, indent=1))
@@ -144,13 +144,15 @@ def save(result: dict) -> None:
         "Bytes above weights and latent. Rows: the largest mean difference of two neighbouring rows over the median",
         "of all (of the same phase of upsampling), for the axes x, y and z; a seam would stand out.",
         "",
-        "| voxels | precision | budget GiB | peak GiB (planned) | disk GiB (planned) | steps | wall s | CPU s | rows |",
-        "|---" * 9 + "|",
+        "| voxels | precision | processor, threads | budget GiB | peak GiB (planned) | disk GiB (planned) | steps "
+        "| wall s | CPU s | rows |",
+        "|---" * 10 + "|",
     ]
     for r in known:
         rows = ", ".join(f"{value:.3f}" for value in r["largest_row_change_over_median_of_its_phase"].values())
         peak, disk = (f"{r[f'measured_{what}_gib']} ({r[f'predicted_{what}_gib']})" for what in ("peak", "disk"))
-        cells = ("x".join(map(str, r["size"])), r["precision"], f"{r['budget_gib']:g}", peak, disk)
+        where = f"{r['processor']}, {r['threads']}"
+        cells = ("x".join(map(str, r["size"])), r["precision"], where, f"{r['budget_gib']:g}", peak, disk)
         lines.append("| " + " | ".join(map(str, (*cells, r["steps"], r["wall_s"], r["cpu_s"], rows))) + " |")
     (RESULTS / "scale.md").write_text("\n".join(lines) + "\n")
 

@@ -2,8 +2,9 @@
 
     python benchmarks/splitting.py [--quick] [--rounds 3] [--only decode ...]
 
-Writes benchmarks/results/splitting.json and .md. Times are medians of wall and of CPU seconds over the rounds; memory
-is the peak above what was resident before the call (Linux). `--quick` runs everything at half the size, once.
+Writes benchmarks/results/splitting-UNIT.json and .md, UNIT being this processor's vector unit. Times are medians of
+wall and of CPU seconds over the rounds; memory is the peak above what was resident before the call (Linux). `--quick`
+runs everything at half the size, once.
 """
 # ruff: noqa: E402
 
@@ -30,6 +31,7 @@ sys.path.insert(0, str(ROOT / "tests" / "parity"))
 warnings.filterwarnings("ignore")
 logging.disable(logging.INFO)
 
+from machine import UNITS, vector_unit
 from memory import resident, start_peak
 from oracle_networks import drawn_network, oracle_of
 
@@ -183,8 +185,8 @@ def denoise_work(size: int) -> list[Work]:
 
 def whole_sampling(works: list[Work]) -> list[str]:
     """Markdown rows: ControlNet + U-Net over all steps of a sample, with the label embedding that ours makes once."""
-    steps = {work.name.split(",")[0]: work for work in works}
-    step, embedding = steps.get("ControlNet + U-Net step"), steps.get(EMBEDDING)
+    found = [next((w for w in works if w.name.startswith(name)), None) for name in ("ControlNet + U-Net", EMBEDDING)]
+    step, embedding = found
     if step is None or embedding is None:
         return []
     monai, *ours = step.contenders
@@ -251,7 +253,7 @@ def save(name: str, works: list[Work], errors: dict[str, float], rounds: int, lo
     machine = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "cpu": processor(),
+        "cpu": f"{processor()}, {UNITS[vector_unit()]}",
         "load_before": load,
         "load_after": os.getloadavg(),
         "rounds": rounds,
@@ -268,13 +270,19 @@ def save(name: str, works: list[Work], errors: dict[str, float], rounds: int, lo
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
-    text = ["## Splitting against MONAI 1.6.1", "", ", ".join(f"{key} {value}" for key, value in machine.items()), ""]
+    text = [f"## Splitting against MONAI 1.6.1, {machine['cpu']}", "", told(machine), ""]
     text += [table(work) + "\n" for work in works if work.contenders[0].wall_s]
     text += whole_sampling([work for work in works if work.contenders[0].wall_s])
     text += ["### Accuracy of a decode against float64", "", "| | |", "|---|---|"]
     text += [f"| {key} | {value:.1e} |" for key, value in errors.items()]
     (RESULTS / f"{name}.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
+
+
+def told(machine: dict[str, Any]) -> str:
+    """The circumstances of a measurement in a line."""
+    load = " to ".join(f"{machine[f'load_{when}'][0]:.1f}" for when in ("before", "after"))
+    return f"torch {machine['torch']}, {machine['threads']} threads, rounds: {machine['rounds']}, load {load}"
 
 
 def main() -> None:
@@ -286,7 +294,7 @@ def main() -> None:
     arguments = parser.parse_args()
     load = os.getloadavg()
     rounds = 1 if arguments.quick else arguments.rounds
-    name = "splitting-quick" if arguments.quick else "splitting"
+    name = f"splitting-{vector_unit()}{'-quick' if arguments.quick else ''}"
     with torch.inference_mode():
         works = codec_work(64 if arguments.quick else 128, arguments.folder) + denoise_work(
             16 if arguments.quick else 32

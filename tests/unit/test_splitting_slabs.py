@@ -246,6 +246,19 @@ def test_a_slab_keeps_its_precision(dtype: torch.dtype) -> None:
     assert error < (2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
+def test_what_is_remembered_of_a_call_tells_its_arguments_apart() -> None:
+    whole = torch.arange(2 * 6 * 2 * 2).reshape(1, 2, 6, 2, 2)
+    slabs = SlabTensor.split(whole, 3)
+    for other in (2, 2.0, True, torch.tensor(2), torch.tensor(2.0)):
+        for _ in range(2):
+            found = (slabs + other).gather()
+            assert found.dtype == (whole + other).dtype
+            assert torch.equal(found, whole + other)
+    assert (slabs.float() * 2).shape == (slabs * 2).shape
+    assert torch.equal(slabs[:, :1].gather(), whole[:, :1])
+    assert torch.equal(slabs[:, 1:].gather(), whole[:, 1:])  # a slice has no hash
+
+
 def test_gradients_of_a_split_network_are_those_of_the_whole() -> None:
     torch.manual_seed(0)
     network = UserNetwork().double().eval()

@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from maisi.cli.console import give
-from maisi.cli.options import BundleName, Memory, OutFile, Precision, Scratch, Series, Spacing, Threads, request_of
+from maisi.cli.options import (
+    BundleName,
+    Device,
+    Memory,
+    OutFile,
+    Precision,
+    Scratch,
+    Series,
+    Spacing,
+    Threads,
+    request_of,
+)
 
 Force = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
 
@@ -18,6 +29,7 @@ def encode(
     spacing: Spacing = None,
     series: Series = None,
     precision: Precision = None,
+    device: Device = None,
     memory: Memory = None,
     scratch: Scratch = None,
     threads: Threads = None,
@@ -35,6 +47,7 @@ def encode(
         "spacing": spacing,
         "series": series,
         "precision": precision,
+        "device": device,
         "memory": memory,
         "scratch": scratch,
         "threads": threads,
@@ -55,6 +68,7 @@ def decode(
     out: OutFile,
     bundle: BundleName = None,
     precision: Precision = None,
+    device: Device = None,
     memory: Memory = None,
     scratch: Scratch = None,
     threads: Threads = None,
@@ -71,6 +85,7 @@ def decode(
         "source": source,
         "bundle": bundle,
         "precision": precision,
+        "device": device,
         "memory": memory,
         "scratch": scratch,
         "threads": threads,

@@ -35,6 +35,7 @@ Spacing = Annotated[
     Three | None, typer.Option("--spacing", metavar="X Y Z", help="Voxel size in mm.", callback=three_numbers)
 ]
 Precision = Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="float32")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cpu")]
 Memory = Annotated[str | None, typer.Option(help="Stay within this much memory, such as 8GB.")]
 Scratch = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where --memory may keep tensors on disk; emptied afterwards.")

@@ -40,8 +40,8 @@ def encode(autoencoder: Autoencoder, volume: Volume) -> Latent:
     padding = [m for n in reversed(missing) for m in (0, n)]
     x = torch.nn.functional.pad(x[None, None], padding, mode="replicate")
     with torch.inference_mode():
-        mean, log_variance = autoencoder.encode(x.to(_dtype(autoencoder)))
-    return Latent(mean.float(), log_variance.float(), volume.grid, volume.modality)
+        mean, log_variance = autoencoder.encode(_as_weights(x, autoencoder))
+    return Latent(mean.float().cpu(), log_variance.float().cpu(), volume.grid, volume.modality)
 
 
 def decode(autoencoder: Autoencoder, latent: Latent) -> Volume:
@@ -57,7 +57,7 @@ def decode_tensor(autoencoder: Autoencoder, latent: Tensor, grid: Grid, modality
             f"a latent of {tuple(latent.shape[2:])} is not of {grid.shape} voxels, which need {expected}"
         )
     with torch.inference_mode():
-        unit = autoencoder.decode(latent.to(_dtype(autoencoder)))[0, 0].float().numpy()
+        unit = autoencoder.decode(_as_weights(latent, autoencoder))[0, 0].float().cpu().numpy()
     whole = Volume(
         from_unit(unit, modality), Grid((unit.shape[0], unit.shape[1], unit.shape[2]), grid.affine), modality
     )
@@ -89,5 +89,7 @@ def read_latent(path: Path) -> Latent:
     return Latent(mean, log_variance, grid, modality)
 
 
-def _dtype(autoencoder: Autoencoder) -> torch.dtype:
-    return next(autoencoder.parameters()).dtype
+def _as_weights(x: Tensor, autoencoder: Autoencoder) -> Tensor:
+    """The numbers on the device and in the format of the weights."""
+    weights = next(autoencoder.parameters())
+    return x.to(weights.device, weights.dtype)

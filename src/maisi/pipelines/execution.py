@@ -61,9 +61,23 @@ def dtype_of(request: GenerateRequest | CodecRequest) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[request.precision]
 
 
+def device_of(request: GenerateRequest | CodecRequest) -> torch.device:
+    """Where networks compute; `cuda` is the rank's own GPU under torchrun. Raises `InvalidRequestError` for what is not
+    there."""
+    device = torch.device(request.device)
+    if device.type == "cpu":
+        return device
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    count = torch.cuda.device_count()
+    if index >= count:
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise InvalidRequestError(f"there is no device cuda:{index} here; accepted: {there}")
+    return torch.device("cuda", index)
+
+
 def bundle_of(request: GenerateRequest | CodecRequest) -> Bundle:
-    """The bundle of a request in its precision; raises `InvalidBundleError` where it has no autoencoder of CTs."""
-    bundle = load_bundle(request.bundle, dtype=dtype_of(request))
+    """The bundle of a request, in its precision on its device; `InvalidBundleError` where no autoencoder takes CTs."""
+    bundle = load_bundle(request.bundle, device=device_of(request), dtype=dtype_of(request))
     if "autoencoder" not in bundle.kinds:
         raise InvalidBundleError(f"bundle {bundle.name!r} has no autoencoder; it holds {', '.join(bundle.kinds)}")
     config = bundle.configs["autoencoder"]

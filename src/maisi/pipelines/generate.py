@@ -63,7 +63,7 @@ def generate_one(
     rng, draw = sample_generators(request.seed, index)
     autoencoder, unet = bundle.autoencoder, bundle.unet
     controlnet = bundle.controlnet if "controlnet" in bundle.kinds else None
-    dtype = dtype_of(request)
+    dtype, device = dtype_of(request), next(unet.parameters()).device
 
     on_stage("labels", 0, 1)
     labels, span = labels_of.draw(rng)
@@ -71,7 +71,7 @@ def generate_one(
 
     conditioning = Conditioning(span, labels.grid.spacing, request.modality)
     conditions = {
-        name: value.to(dtype) if value.is_floating_point() else value
+        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
         for name, value in encode_conditioning(conditioning, unet.config).items()
     }
     shown = shown_labels(labels.array, bundle.info.shown_as)
@@ -79,12 +79,12 @@ def generate_one(
         unet,
         controlnet,
         conditions=conditions,
-        bits=label_bits(shown, dtype)[None] if controlnet is not None else None,
+        bits=label_bits(shown, dtype)[None].to(device) if controlnet is not None else None,
         controlnet_scale=controlnet_scale(request, bundle),
     )
     shape = tuple(n // autoencoder.factor for n in labels.grid.shape)
     noise = torch.randn((1, unet.config.in_channels, *shape), generator=draw)
-    noise = noise.contiguous(memory_format=torch.channels_last_3d)
+    noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
     latent = sample(
         lambda x, t: denoise(x.to(dtype), t).float(),
         bundle.scheduler,

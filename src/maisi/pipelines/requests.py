@@ -1,9 +1,10 @@
 """What a user can ask for, checked before any network is loaded."""
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from maisi.bundle.bundle import DEFAULT_BUNDLE
 from maisi.pipelines.sizes import Bytes
@@ -12,6 +13,16 @@ from maisi.shapes import Frozen, Size3, Spacing3
 DEFAULT_REGION = "chest"
 
 Precision = Literal["float32", "bfloat16"]
+
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device {name!r} is none; accepted: cpu, cuda or cuda:N")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_known_device)]
+"""Where networks compute: the processor, a GPU, or a numbered one."""
 
 
 def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
@@ -40,6 +51,7 @@ class GenerateRequest(Frozen):
     solver: Literal["multistep", "euler", "ancestral"] = "multistep"
     controlnet_scale: float | None = Field(default=None, ge=0)
     precision: Precision = "float32"
+    device: Device = "cpu"
     memory: Bytes | None = None
     scratch: Path | None = None
     threads: int | None = Field(default=None, ge=1)
@@ -70,6 +82,7 @@ class CodecRequest(Frozen):
     spacing: Spacing3 | None = None
     bundle: str = DEFAULT_BUNDLE
     precision: Precision = "float32"
+    device: Device = "cpu"
     memory: Bytes | None = None
     scratch: Path | None = None
     threads: int | None = Field(default=None, ge=1)

@@ -44,7 +44,7 @@ class Ranks:
             raise InvalidPlanError("not started by torchrun: there is no RANK in the environment")
         if not dist.is_initialized():
             with failing_together():
-                dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+                dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return cls(timeout_s)
 
     @property
