@@ -13,7 +13,7 @@ import typer
 
 from maisi import __version__
 from maisi.cli.codec import decode, encode
-from maisi.cli.console import complain, follow_log
+from maisi.cli.console import complain, follow_log, interrupted
 from maisi.cli.convert import convert
 from maisi.cli.doctor import doctor
 from maisi.cli.generate import generate
@@ -84,27 +84,34 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _carry_out(arguments: list[str]) -> int:
-    previous = _on_terminate(_stop)
+    stop, interrupt = _on(signal.SIGTERM, _stop), _on(signal.SIGINT, _interrupt)
+    interrupted.clear()
     try:
         result = typer.main.get_command(app).main(args=arguments, prog_name="maisi", standalone_mode=False)
         sys.stdout.flush()
     finally:
-        _on_terminate(previous)
+        _on(signal.SIGTERM, stop)
+        _on(signal.SIGINT, interrupt)
     if result == INTERRUPTED:
         raise KeyboardInterrupt
     return result if isinstance(result, int) else DONE
 
 
-def _on_terminate(handler: "signal._HANDLER") -> "signal._HANDLER":
-    """Set what SIGTERM does and give what it did; only the main thread may."""
+def _on(number: signal.Signals, handler: "signal._HANDLER") -> "signal._HANDLER":
+    """Set what a signal does and give what it did; only the main thread may."""
     try:
-        return signal.signal(signal.SIGTERM, handler)
+        return signal.signal(number, handler)
     except ValueError:
         return signal.SIG_DFL
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(TERMINATED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    interrupted.set()
+    raise KeyboardInterrupt
 
 
 def _explain(error: BaseException) -> int:

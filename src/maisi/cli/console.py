@@ -5,7 +5,11 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event
 from typing import Any
+
+interrupted = Event()
+"""Set by an interrupt: Python drops what is raised in a callback or a destructor, so `progress` asks again."""
 
 STAGES = {"labels": "drawing labels", "sample": "sampling", "decode": "decoding"}
 
@@ -68,11 +72,19 @@ class _Lines(logging.Formatter):
         return f"{record.levelname.lower()}: {record.getMessage()}"
 
 
+def _stop_if_interrupted() -> None:
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; the function takes a stage, the steps done and the steps in all."""
+    """A bar on a terminal, nothing elsewhere; the function takes a stage, the steps done and the steps in all.
+
+    It raises `KeyboardInterrupt` where an interrupt came and was dropped.
+    """
     if not sys.stderr.isatty():
-        yield lambda stage, done, total: None
+        yield lambda stage, done, total: _stop_if_interrupted()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -83,6 +95,7 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
         task = bars.add_task(f"{title}: loading", total=1)
 
         def on_stage(stage: str, done: int, total: int) -> None:
+            _stop_if_interrupted()
             bars.update(task, description=f"{title}: {STAGES.get(stage, stage)}", completed=done, total=total)
 
         yield on_stage
