@@ -249,7 +249,7 @@ def test_a_field_of_view_beside_the_labels_is_refused(maisi: Maisi, tiny_bundle:
         (("--modality", "phantom"), "was not trained for modality 'phantom'"),
         (("--format", "mha"), "'nii.gz' or 'nii'"),
         (("--memory", "8 bananas"), "is no amount of memory; write 8GB, 500MB or 2GiB"),
-        (("--device", "gpu"), "device 'gpu' is none; accepted: cpu, cuda or cuda:N"),
+        (("--device", "gpu"), "device: 'gpu' is no device; accepted: cpu, cuda or cuda:N"),
         (("--device", "cuda:77"), "there is no device cuda:77 here; accepted: cpu"),
         (("--threads", 0), "threads: 0 is not accepted"),
         (("--labels", "nowhere.nii.gz"), "found no such file"),

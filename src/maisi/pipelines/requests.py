@@ -17,7 +17,7 @@ Precision = Literal["float32", "bfloat16"]
 
 def _known_device(name: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"device {name!r} is none; accepted: cpu, cuda or cuda:N")
+        raise ValueError(f"{name!r} is no device; accepted: cpu, cuda or cuda:N")
     return name
 
 
