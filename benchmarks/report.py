@@ -23,9 +23,7 @@ seconds do, but not from one kind of processor to another.
   direct bfloat16, and without it there is nothing faster. How AMX compares is not measured yet.
 - **bfloat16** halves the memory. Its deviation is in the table of accuracy. Where the processor cannot multiply in it,
   the products are float32.
-- **Memory** is the peak above what was resident before the call, weights not counted. In `make bench` the decodes
-  within 0.50 GiB come after others without a plan, which leave holes in memory that glibc fills first and does not give
-  back: they can take more than they may. The last table has them alone in a process.
+- **Memory** is the peak above what was resident before the call, weights not counted.
 """
 
 

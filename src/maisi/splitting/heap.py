@@ -8,6 +8,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # parameters of mallopt(3
 USUAL_MAPPINGS = 65536
 LARGEST_BLOCK = 32 << 20  # up to which glibc would reuse memory by itself after a while
 SMALL_BLOCK = 1 << 18
+LARGEST_HOLE = 1 << 40
 UNLIMITED = (1 << 31) - 1
 
 
@@ -18,19 +19,66 @@ def freed_slabs(kept: bool) -> Iterator[None]:
     Fresh memory has to be cleared by the system, which takes a fifth of the time of a decode. But kept memory has
     holes, a sixth of the peak and more, so a planned run gives it back.
     """
-    try:
-        libc = ctypes.CDLL(None)
-        set_parameter, trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError):  # not glibc
+    libc = _glibc()
+    if libc is None:
         yield
         return
-    set_parameter(MMAP_MAX, 0 if kept else USUAL_MAPPINGS)
-    set_parameter(MMAP_THRESHOLD, LARGEST_BLOCK if kept else SMALL_BLOCK)
-    set_parameter(TRIM_THRESHOLD, UNLIMITED if kept else SMALL_BLOCK)
+    libc.mallopt(MMAP_MAX, 0 if kept else USUAL_MAPPINGS)
+    libc.mallopt(MMAP_THRESHOLD, LARGEST_BLOCK if kept else SMALL_BLOCK)
+    libc.mallopt(TRIM_THRESHOLD, UNLIMITED if kept else SMALL_BLOCK)
     try:
+        with contextlib.nullcontext() if kept else _holes_filled(libc):
+            yield
+    finally:
+        libc.mallopt(MMAP_MAX, USUAL_MAPPINGS)
+        libc.mallopt(MMAP_THRESHOLD, LARGEST_BLOCK if kept else SMALL_BLOCK)
+        libc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_BLOCK if kept else SMALL_BLOCK)
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+        libc.mallinfo2.restype = _MallocInfo
+        libc.mallopt, libc.malloc_trim  # noqa: B018 (asks whether they are there)
+    except (OSError, AttributeError):  # another C library, or a glibc before 2.33
+        return None
+    return libc
+
+
+class _MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks"),
+            "keepcost",
+        )
+    ]
+
+
+@contextlib.contextmanager
+def _holes_filled(libc: ctypes.CDLL) -> Iterator[None]:
+    """Within, no block of `SMALL_BLOCK` or more comes from a hole that earlier work left in the heap.
+
+    glibc prefers holes to mappings, and what is freed into them stays resident. So they are taken, from the largest to
+    the smallest, by blocks that nobody writes to and that therefore cost no memory.
+    """
+    libc.malloc_trim(0)
+    blocks, size = [], LARGEST_HOLE
+    try:
+        while size >= SMALL_BLOCK:
+            mappings = libc.mallinfo2().hblks
+            block = libc.malloc(size) if size <= libc.mallinfo2().fordblks else None
+            if block is not None and libc.mallinfo2().hblks == mappings:
+                blocks.append(block)
+                continue
+            libc.free(block)
+            size //= 2
         yield
     finally:
-        set_parameter(MMAP_MAX, USUAL_MAPPINGS)
-        set_parameter(MMAP_THRESHOLD, LARGEST_BLOCK if kept else SMALL_BLOCK)
-        set_parameter(TRIM_THRESHOLD, 2 * LARGEST_BLOCK if kept else SMALL_BLOCK)
-        trim(0)
+        for block in blocks:
+            libc.free(block)
