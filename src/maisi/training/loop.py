@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from maisi.errors import InvalidRequestError
 from maisi.shapes import Frozen
 from maisi.space.files import write_atomically
+from maisi.splitting.heap import freed_slabs
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,19 @@ def fit(
         load_checkpoint(state, checkpoint)
         logger.info("resuming %s at step %d of %d", folder, state.step, config.num_steps)
     _cut_metrics(folder / "metrics.jsonl", state.step)
-    last = min(config.num_steps, until or config.num_steps)
+    with freed_slabs(kept=True):  # the system would spend a good part of every step on clearing fresh memory
+        _run(state, take_step, config, folder, on_step, min(config.num_steps, until or config.num_steps))
+
+
+def _run(
+    state: TrainingState,
+    take_step: StepFunction,
+    config: LoopConfig,
+    folder: Path,
+    on_step: Callable[[int, Mapping[str, float]], None] | None,
+    last: int,
+) -> None:
+    checkpoint = folder / "checkpoint.safetensors"
     pending: list[str] = []
     while state.step < last:
         started = time.perf_counter()
