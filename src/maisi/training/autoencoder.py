@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from maisi.data.dataset import PatchSource
@@ -13,6 +14,7 @@ from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig, draw_late
 from maisi.networks.blocks import ResBlock
 from maisi.networks.discriminator import DiscriminatorConfig, PatchDiscriminator
 from maisi.shapes import Frozen, Size3
+from maisi.training.haar import check_haar, start_at_haar
 from maisi.training.loop import (
     LoopConfig,
     TrainingState,
@@ -44,6 +46,7 @@ class AutoencoderTraining(Frozen):
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=50, ge=0)
     average_decay: float = Field(default=0.995, ge=0, lt=1)
+    start: Literal["plain", "haar"] = "plain"
     start_log_variance: float = -6.0  # latents start almost without noise: reconstruction first, the KL weighs in later
     kl_weight: float = Field(default=1e-4, ge=0)
     perceptual_weight: float = Field(default=0.0, ge=0)
@@ -53,6 +56,12 @@ class AutoencoderTraining(Frozen):
     adversarial_start: int = Field(default=0, ge=0)
     decoder_only_after: int | None = None
     bfloat16: bool = True
+
+    @model_validator(mode="after")
+    def _can_start(self) -> "AutoencoderTraining":
+        if self.start == "haar":
+            check_haar(self.network)
+        return self
 
 
 def train_autoencoder(
@@ -70,6 +79,8 @@ def train_autoencoder(
         torch.manual_seed(config.loop.seed)
         network = Autoencoder(config.network)
         _start_simple(network, config.start_log_variance)
+        if config.start == "haar":
+            start_at_haar(network)
         critic = _Critic(config) if config.adversarial_weight > 0 else None
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = copy.deepcopy(network)
