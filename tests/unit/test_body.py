@@ -161,3 +161,12 @@ def test_a_plane_without_structures_stays_empty() -> None:
     found = enclosed(LabelMap(ids, Grid.centered(ids.shape, (5, 5, 5)))).array
     assert not found[:, :, [0, 1, 4, 5]].any()
     assert (found[:, :, 2] > 0).sum() > (ids[:, :, 2] > 0).sum()
+
+
+def test_the_drawn_outline_has_no_steps_from_plane_to_plane() -> None:
+    ids = np.zeros((40, 40, 12), np.uint8)
+    ids[14:26, 14:26, ::2] = vocabulary.id("liver")
+    ids[17:23, 17:23, 1::2] = vocabulary.id("liver")
+    found = enclosed(LabelMap(ids, Grid.centered(ids.shape, (5, 5, 3)))).array > 0
+    widths = found[:, 20].sum(axis=0)  # 12 and 6 voxels of liver in turn
+    assert np.abs(np.diff(widths)).max() <= 2

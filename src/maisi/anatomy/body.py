@@ -66,9 +66,21 @@ def enclosed(labels: LabelMap) -> LabelMap:
     vocabulary, spacing = load_vocabulary(), labels.grid.spacing
     rules, found = vocabulary.body, labels.array > 0
     outline = morphology.fill_slices(morphology.close_mask(found, rules.enclosed_gap_mm, spacing, IN_PLANE))
-    outline = morphology.dilate(outline, rules.enclosed_rim_mm, spacing, IN_PLANE)
+    outline = _rounded(
+        morphology.dilate(outline, rules.enclosed_rim_mm, spacing, IN_PLANE), rules.enclosed_round_mm, spacing
+    )
     ids = np.where(outline & ~found, np.uint8(vocabulary.id("body")), labels.array.astype(np.uint8))
     return LabelMap(ids, labels.grid)
+
+
+def _rounded(outline: np.ndarray, sigma_mm: float, spacing: Sequence[float]) -> np.ndarray:
+    """Without steps from plane to plane; planes that are empty stay so and do not count."""
+    sigma = [sigma_mm / s for s in spacing]
+    named = np.broadcast_to(outline.any(axis=(0, 1)), outline.shape)
+    share, weight = (
+        ndimage.gaussian_filter(mask.astype(np.float32), sigma, mode="nearest") for mask in (outline, named)
+    )
+    return named & (share > 0.5 * weight)
 
 
 def _check_ct(volume: Volume) -> None:

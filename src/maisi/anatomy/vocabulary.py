@@ -69,6 +69,7 @@ class BodyRules(Frozen):
     contrast_ml: float
     enclosed_gap_mm: float
     enclosed_rim_mm: float
+    enclosed_round_mm: float
     speck_ml: float
 
 
