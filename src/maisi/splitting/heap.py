@@ -39,12 +39,11 @@ def freed_slabs(kept: bool) -> Iterator[None]:
 def _glibc() -> ctypes.CDLL | None:
     try:
         libc = ctypes.CDLL(None)
-        libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-        libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
-        libc.mallinfo2.restype = _MallocInfo
         libc.mallopt, libc.malloc_trim  # noqa: B018 (asks whether they are there)
-    except (OSError, AttributeError):  # another C library, or a glibc before 2.33
+    except (OSError, AttributeError, TypeError):  # TypeError on Windows
         return None
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     return libc
 
 
@@ -68,6 +67,10 @@ def _holes_filled(libc: ctypes.CDLL) -> Iterator[None]:
     the smallest, by blocks that nobody writes to and that therefore cost no memory.
     """
     libc.malloc_trim(0)
+    if not hasattr(libc, "mallinfo2"):  # before glibc 2.33
+        yield
+        return
+    libc.mallinfo2.restype = _MallocInfo
     blocks, size = [], LARGEST_HOLE
     try:
         while size >= SMALL_BLOCK:

@@ -19,6 +19,7 @@ from maisi.training.loop import (
     LoopConfig,
     TrainingState,
     fit,
+    mixed_precision,
     set_learning_rate,
     step_generators,
     update_average,
@@ -136,7 +137,7 @@ def _freeze_encoder(network: Autoencoder, average: Autoencoder) -> None:
 def _reconstruct(
     config: AutoencoderTraining, network: Autoencoder, real: Tensor, features: FeatureNetwork, draw: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+    with mixed_precision(config.bfloat16):
         mean, log_variance = network.encode(real.to(memory_format=torch.channels_last_3d))
         fake = network.decode(draw_latent(mean, log_variance, draw)).float()
     losses = {"l1": (fake - real).abs().mean(), "kl": kl_divergence(mean.float(), log_variance.float())}
@@ -156,7 +157,7 @@ class _Critic:
         self.bfloat16 = config.bfloat16
 
     def _logits(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with mixed_precision(self.bfloat16):
             return self.network(x)[-1].float()
 
     def score(self, fake: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from maisi.training.loop import (
     LoopConfig,
     TrainingState,
     fit,
+    mixed_precision,
     set_learning_rate,
     step_generators,
     update_average,
@@ -98,7 +99,7 @@ def accumulate_loss(
         modality = UNKNOWN_MODALITY if rng.random() < config.drop_modality else example.modality
         conditions = condition_tensors(example.span, example.spacing, modality, config.network)
         noisy = scheduler.add_noise(clean, noise, t).to(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+        with mixed_precision(config.bfloat16):
             prediction = predict(noisy, t.float(), conditions, example)
         error = prediction.float() - scheduler.target(clean, noise, t)
         loss = error.abs().mean() if config.loss == "l1" else error.square().mean()

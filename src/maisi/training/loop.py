@@ -22,6 +22,7 @@ from maisi.errors import InvalidRequestError
 from maisi.shapes import Frozen
 from maisi.space.files import write_atomically
 from maisi.splitting.heap import freed_slabs
+from maisi.splitting.kernels import multiplies_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,11 @@ def warmed_cosine(step: int, num_steps: int, warmup: int, floor: float = 0.05) -
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)
     return floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
+
+
+def mixed_precision(bfloat16: bool) -> torch.autocast:
+    """Products in bfloat16 where asked for and where this processor multiplies in it; elsewhere it would be slower."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16 and multiplies_bfloat16())
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
