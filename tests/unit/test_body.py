@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from maisi.anatomy.body import body_envelope, complete_labels, enclosed, tissue_labels
+from maisi.anatomy.body import body_envelope, complete_labels, enclosed, redrawn_tissues, tissue_labels
 from maisi.anatomy.morphology import close_mask, dilate, erode, without_specks
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.phantom import draw_phantom
 from maisi.errors import InvalidLabelsError, InvalidVolumeError
 from maisi.space.files import read_labels, read_volume
 from maisi.space.grid import Grid
+from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap, Volume
 
 vocabulary = load_vocabulary()
@@ -93,6 +94,36 @@ def test_completing_keeps_what_is_labelled_and_leaves_no_body_voxel_empty() -> N
     assert (completed[liver] == vocabulary.id("liver")).all()
     assert (completed[body_envelope(scene())] != 0).all()
     assert set(np.unique(completed)) <= {0, *vocabulary.ids}
+
+
+def test_tissues_are_redrawn_as_a_coarser_volume_shows_them() -> None:
+    fine = scene()
+    rib = ellipse(95, 0, 5, 6)
+    fine = Volume(np.where(rib, 400, fine.array).astype(np.float32), GRID)
+    labels = tissue_labels(fine).array.copy()
+    labels[ellipse(0, 40, 15, 15)] = vocabulary.id("liver")
+    coarse_grid = with_spacing(GRID, (9, 9, 5))
+    volume, before = resample(fine, coarse_grid), resample(LabelMap(labels, GRID), coarse_grid)
+    after = redrawn_tissues(before, volume).array
+
+    shown = tissue_labels(volume).array == vocabulary.id("skeleton")
+    skeleton = before.array == vocabulary.id("skeleton")
+    assert dice(skeleton, shown) < 0.95  # the rib's label is still there, its brightness is not
+    np.testing.assert_array_equal(after == vocabulary.id("skeleton"), shown)
+    for name in ("liver", "lungs"):
+        np.testing.assert_array_equal(after == vocabulary.id(name), before.array == vocabulary.id(name))
+    np.testing.assert_array_equal(after > 0, before.array > 0)
+
+
+def test_air_is_redrawn_inside_the_body_only() -> None:
+    cavity = ellipse(0, 30, 12, 10)
+    volume = Volume(np.where(cavity, -1000, scene().array).astype(np.float32), GRID)
+    with_rim = dilate(BODY, 5.0, GRID.spacing, (True, True, False))
+    labels = np.where(with_rim, vocabulary.id("body"), 0).astype(np.uint8)
+    labels[ellipse(0, -75, 12, 8)] = vocabulary.id("air")
+    labels[LUNGS] = vocabulary.id("lungs")
+    after = redrawn_tissues(LabelMap(labels, GRID), volume).array
+    assert dice(after == vocabulary.id("air"), cavity) > 0.95
 
 
 def test_labels_on_another_grid_and_unknown_ids_are_refused() -> None:

@@ -58,6 +58,26 @@ def complete_labels(labels: LabelMap, volume: Volume, fat: bool = True) -> Label
     return LabelMap(np.where(unknown, coarse, given), labels.grid)
 
 
+def redrawn_tissues(labels: LabelMap, volume: Volume) -> LabelMap:
+    """The labels with bone and air drawn as this volume shows them, where only coarse tissues were named.
+
+    Labels made at another resolution tell of cortex and cells that a coarser volume averages away: whoever learns from
+    them learns that the skeleton may be dark. Structures with names of their own stay as they are.
+    """
+    check_same_grid(labels, volume)
+    vocabulary, ids = load_vocabulary(), labels.array.astype(np.uint8)
+    body, air, skeleton = (vocabulary.id(name) for name in ("body", "air", "skeleton"))
+    inside = ids > 0
+    coarse = np.isin(ids, [body, air, skeleton, vocabulary.id("fat")])
+    deep = morphology.erode(inside, 1.01 * max(volume.grid.spacing), volume.grid.spacing)
+    dark = deep & (volume.array < vocabulary.tissues["lungs"][1])
+    ids[ids == air] = body
+    ids[coarse & morphology.without_specks(dark, vocabulary.body.speck_ml, volume.grid.spacing)] = air
+    ids[ids == skeleton] = body
+    ids[coarse & _bone(volume, inside, vocabulary) & ~dark] = skeleton
+    return LabelMap(ids, labels.grid)
+
+
 def enclosed(labels: LabelMap) -> LabelMap:
     """The labels with `body` drawn around and between the structures of each axial plane, where they have none.
 

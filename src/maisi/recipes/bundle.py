@@ -3,6 +3,7 @@
 Every stage leaves its result in the run folder and is skipped or resumed when the recipe is run again.
 """
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from maisi.anatomy.body import tissue_labels
+from maisi.anatomy.body import redrawn_tissues, tissue_labels
 from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import (
@@ -37,7 +38,7 @@ from maisi.pipelines.labels import DEFAULT_GRIDS
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.shapes import Frozen, Size3
 from maisi.space.grid import Grid
-from maisi.space.volume import LabelMap
+from maisi.space.volume import LabelMap, Volume
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, train_controlnet
 from maisi.training.diffusion import DiffusionTraining, train_unet
@@ -80,6 +81,11 @@ class BundleRecipe(Frozen):
     diffusion: DiffusionTraining
     controlnet: ControlNetTraining
 
+    @property
+    def size_multiple(self) -> int:
+        """Sizes in voxels that all the networks accept are multiples of this."""
+        return self.autoencoder.network.factor * self.diffusion.network.size_multiple
+
 
 def build_bundle(recipe: BundleRecipe, manifest: Path, folder: Path, on_step: OnStep | None = None) -> Path:
     """Train everything on the training split of a manifest and give the path of the bundle, `folder/bundle`.
@@ -103,6 +109,7 @@ def train_diffusion(
     on_step: OnStep | None = None,
 ) -> Bundle:
     """The bundle of an autoencoder with a U-Net and a ControlNet trained on its latents."""
+    autoencoder, latents = centred(autoencoder, latents)
     scheduler, scale_factor = build_scheduler(recipe.scheduler), latent_scale(latents)
     latents = [_as_shown(case, recipe.shown_as) for case in latents]
     source = LatentSource(latents, recipe.latents.weights, recipe.diffusion.network.size_multiple)
@@ -167,17 +174,35 @@ def make_latents(
     return latents
 
 
+def centred(autoencoder: Autoencoder, latents: Sequence[LatentCase]) -> tuple[Autoencoder, list[LatentCase]]:
+    """The same autoencoder with latents of mean zero in every channel, as the noise has that they are made from.
+
+    What the last bias of the encoder takes away, the first one of the decoder puts back: volumes do not change.
+    """
+    count = sum(case.mean[0].numel() for case in latents)
+    mean = torch.stack([case.mean.double().sum((1, 2, 3)) for case in latents]).sum(0) / count
+    shifted = copy.deepcopy(autoencoder)
+    encoding, decoding = shifted.to_mean.bias, shifted.from_latent.bias
+    assert encoding is not None
+    assert decoding is not None
+    with torch.no_grad():
+        encoding -= mean.to(encoding)
+        decoding += (shifted.from_latent.weight[:, :, 0, 0, 0].double() @ mean).to(decoding)
+    moved = mean[:, None, None, None]
+    return shifted, [dataclasses.replace(case, mean=(case.mean.double() - moved).to(case.mean)) for case in latents]
+
+
 def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, count: int) -> list[LatentCase]:
     rng = np.random.default_rng([recipe.seed, *case.id.encode()])
     volume, labels = read_case(case)
     tissues = tissue_labels(volume)
-    multiple = autoencoder.factor * recipe.diffusion.network.size_multiple
     made = []
     for _ in range(count):
         shown = tissues if rng.random() < recipe.latents.tissues_only else labels
         shown = _without_fat(shown) if rng.random() < recipe.latents.without_fat else shown
-        grid = vary_grid(volume.grid, rng, recipe.latents.spacing_mm, recipe.latents.max_size, multiple)
+        grid = vary_grid(volume.grid, rng, recipe.latents.spacing_mm, recipe.latents.max_size, recipe.size_multiple)
         part, part_labels = on_grid(volume, shown, grid)
+        part_labels = redrawn_tissues(part_labels, part)
         span = case_span(case, labels)
         made.append(encode_case(autoencoder, part, part_labels, span, MODALITIES["ct"], case.group))
     return made
@@ -194,24 +219,29 @@ def _as_shown(case: LatentCase, shown_as: Mapping[str, str]) -> LatentCase:
 
 
 def encode_phantom(recipe: BundleRecipe, autoencoder: Autoencoder, index: int) -> LatentCase:
-    """A rendered phantom of one region at a random spacing, encoded."""
+    """A rendered phantom, encoded."""
+    volume, labels, span = _phantom(recipe, index)
+    return encode_case(autoencoder, volume, labels, span, MODALITIES[PHANTOM], PHANTOM)
+
+
+def _phantom(recipe: BundleRecipe, index: int) -> tuple[Volume, LabelMap, RegionSpan]:
+    """A rendered phantom of one region at a random spacing."""
     rng = np.random.default_rng([recipe.seed, index])
     region = list(BodyRegion)[index % len(BodyRegion)].name.lower()
     usual, spacing = DEFAULT_GRIDS[region]
     covered = Grid.centered(usual, spacing)
-    multiple = autoencoder.factor * recipe.diffusion.network.size_multiple
-    grid = vary_grid(covered, rng, recipe.latents.spacing_mm, recipe.latents.max_size, multiple)
+    grid = vary_grid(covered, rng, recipe.latents.spacing_mm, recipe.latents.max_size, recipe.size_multiple)
     labels = draw_phantom(region, grid, rng)
-    volume = render_phantom(labels, rng)
-    ids = LabelMap(labels.array.astype(np.uint8), grid)
-    return encode_case(autoencoder, volume, ids, RegionSpan.named(region), MODALITIES[PHANTOM], PHANTOM)
+    return render_phantom(labels, rng), LabelMap(labels.array.astype(np.uint8), grid), RegionSpan.named(region)
 
 
 def _patches(recipe: BundleRecipe, cases: Sequence[Case]) -> PatchSource:
-    return patch_source(
-        (weight, [volume for case in cases if case.group == group for volume in at_spacings(case, recipe.spacings_mm)])
-        for group, weight in recipe.groups.items()
-    )
+    def volumes(group: str) -> list[Volume]:
+        if group == PHANTOM:
+            return [_phantom(recipe, index)[0] for index in range(recipe.latents.num_phantoms)]
+        return [volume for case in cases if case.group == group for volume in at_spacings(case, recipe.spacings_mm)]
+
+    return patch_source((weight, volumes(group)) for group, weight in recipe.groups.items())
 
 
 def _named(on_step: OnStep | None, stage: str) -> Callable[[int, Mapping[str, float]], None] | None:
