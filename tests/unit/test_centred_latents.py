@@ -1,4 +1,4 @@
-"""Parts of a bundle's recipe."""
+"""Latents are centred without changing the volumes that they stand for."""
 
 import numpy as np
 import torch
