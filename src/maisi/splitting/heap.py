@@ -71,16 +71,17 @@ def _holes_filled(libc: ctypes.CDLL) -> Iterator[None]:
         yield
         return
     libc.mallinfo2.restype = _MallocInfo
-    blocks, size = [], LARGEST_HOLE
+    blocks, size, room = [], LARGEST_HOLE, libc.mallinfo2().fordblks
     try:
         while size >= SMALL_BLOCK:
             mappings = libc.mallinfo2().hblks
-            block = libc.malloc(size) if size <= libc.mallinfo2().fordblks else None
+            block = libc.malloc(size) if size <= room else None
             if block is not None and libc.mallinfo2().hblks == mappings:
                 blocks.append(block)
-                continue
-            libc.free(block)
-            size //= 2
+                room -= size
+            else:  # no hole is so large
+                libc.free(block)
+                size //= 2
         yield
     finally:
         for block in blocks:
