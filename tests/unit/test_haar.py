@@ -26,11 +26,10 @@ def projection(x: Tensor) -> Tensor:
     """Mean and first differences of every 2 x 2 x 2 voxels, put together again."""
     b, c, *size = x.shape
     cells = x.reshape(b, c, *[n for s in size for n in (s // 2, 2)])
-    result = mean = cells.mean((3, 5, 7), keepdim=True)
+    result = cells.mean((3, 5, 7), keepdim=True)
     for dim in (3, 5, 7):
         signs = torch.tensor([1.0, -1.0]).reshape([2 if d == dim else 1 for d in range(8)])
         result = result + (cells * signs).mean((3, 5, 7), keepdim=True) * signs
-    assert mean.shape[3] == 1
     return result.expand(cells.shape).reshape(x.shape)
 
 
