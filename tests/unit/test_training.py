@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maisi.anatomy.regions import RegionSpan
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.dataset import PatchSource, patch_source
 from maisi.data.latents import LatentCase, LatentSource, encode_case, latent_scale, read_latent, write_latent
 from maisi.diffusion.scheduler import RectifiedFlow
@@ -21,7 +22,7 @@ from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, train_controlnet
-from maisi.training.diffusion import DiffusionTraining, train_unet
+from maisi.training.diffusion import DiffusionTraining, loss_weights, train_unet, weighted_mean
 from maisi.training.loop import LoopConfig, TrainingState, load_checkpoint, save_checkpoint
 
 AUTOENCODER = AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2)
@@ -200,3 +201,31 @@ def test_a_crop_of_labels_lies_on_the_crop_of_its_latent() -> None:
     example = LatentSource([marked], {"real": 1.0}, 2).draw((8, 8, 8), np.random.default_rng(3), torch.Generator())
     first = float(example.latent[0, 0, 0, 0, 0])
     assert float(example.labels[0, 0, 0]) == pytest.approx(2 * first, abs=1e-4)
+
+
+def test_a_structure_and_the_latent_voxels_next_to_it_weigh_as_asked() -> None:
+    labels = torch.full((16, 16, 16), 200, dtype=torch.uint8)
+    labels[9, 9, 9] = load_vocabulary().id("skeleton")
+    weights = loss_weights(labels, (8, 8, 8), {"bones": 4.0})
+    expected = torch.ones(8, 8, 8)
+    expected[3:6, 3:6, 3:6] = 4.0
+    assert torch.equal(weights, expected)
+
+
+def test_without_structures_every_voxel_weighs_one_and_the_mean_is_the_plain_mean() -> None:
+    values = torch.rand((1, 3, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    weights = loss_weights(torch.full((8, 8, 8), 200, dtype=torch.uint8), (4, 4, 4), {"bones": 4.0})
+    assert torch.equal(weights, torch.ones(4, 4, 4))
+    assert weighted_mean(values, weights) == values.mean()
+
+
+def test_the_mean_follows_the_weights() -> None:
+    values, weights = torch.zeros(1, 2, 2, 2, 2), torch.ones(2, 2, 2)
+    values[:, :, 0], weights[0] = 1.0, 3.0
+    assert weighted_mean(values, weights) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(("weights", "said"), [({"bone": 2.0}, "bones"), ({"bones": 0.0}, "above 0")])
+def test_weights_of_unknown_structures_and_of_nothing_are_refused(weights: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DiffusionTraining(loop=LoopConfig(num_steps=1), structure_weights=weights)

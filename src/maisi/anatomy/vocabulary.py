@@ -153,6 +153,12 @@ class Vocabulary(Frozen):
             raise InvalidLabelsError(_unknown_name(name, self.groups, kind="group"))
         return tuple(sorted(structure.id for structure in self.structures if name in structure.groups))
 
+    def members(self, name: str) -> tuple[int, ...]:
+        """The ids of the group of this name, or else of the one structure; raises InvalidLabelsError."""
+        if name not in self.groups and name not in self._by_name:
+            raise InvalidLabelsError(_unknown_name(name, [*self._by_name, *self.groups], kind="structure or group"))
+        return self.group(name) if name in self.groups else (self.id(name),)
+
     def check_ids(self, labels: np.ndarray | Iterable[int]) -> tuple[int, ...]:
         """The ids present besides 0, ascending; raises InvalidLabelsError on an id that is not in the vocabulary."""
         present = np.unique(labels if isinstance(labels, np.ndarray) else np.array(list(labels)))
@@ -199,7 +205,7 @@ def _folded(name: str) -> str:
 
 def _unknown_name(name: str, known: Iterable[str], kind: str = "structure") -> str:
     close = get_close_matches(_folded(name), list(known), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"see the {kind}s in vocabulary.yaml"
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see vocabulary.yaml"
     return f"unknown {kind} {name!r}; {hint}"
 
 

@@ -28,7 +28,7 @@ def labels_named(*names: str) -> np.ndarray:
     vocabulary = load_vocabulary()
     flags = np.zeros(256, bool)
     for name in names:
-        flags[list(vocabulary.group(name)) if name in vocabulary.groups else vocabulary.id(name)] = True
+        flags[list(vocabulary.members(name))] = True
     return flags
 
 

@@ -59,7 +59,7 @@ def _kind(structure: Structure) -> str:
 def _mask(ids: np.ndarray, vocabulary: Vocabulary, *names: str) -> np.ndarray:
     flags = np.zeros(256, bool)
     for name in names:
-        flags[list(vocabulary.group(name)) if name in vocabulary.groups else vocabulary.id(name)] = True
+        flags[list(vocabulary.members(name))] = True
     return flags[ids]
 
 

@@ -1,14 +1,16 @@
 """Training of the denoising U-Net on stored latents (MAISI, arXiv 2409.11169, section 3.2)."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
+from torch.nn import functional as F
 
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.latents import LatentExample, LatentSource
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.unet import DenoisingUNet, UNetConfig
@@ -39,8 +41,18 @@ class DiffusionTraining(Frozen):
     warmup: int = Field(default=100, ge=0)
     average_decay: float = Field(default=0.999, ge=0, lt=1)
     loss: Literal["l1", "mse"] = "l1"
+    structure_weights: dict[str, float] = Field(default_factory=dict)  # of structures or groups; all else counts 1
     drop_modality: float = Field(default=0.1, ge=0, le=1)
     bfloat16: bool = True
+
+    @field_validator("structure_weights")
+    @classmethod
+    def _known_structures(cls, weights: dict[str, float]) -> dict[str, float]:
+        for name, weight in weights.items():
+            load_vocabulary().members(name)
+            if weight <= 0:
+                raise ValueError(f"the weight of {name} must be above 0; got {weight}")
+        return weights
 
 
 def train_unet(
@@ -102,7 +114,26 @@ def accumulate_loss(
         with mixed_precision(config.bfloat16):
             prediction = predict(noisy, t.float(), conditions, example)
         error = prediction.float() - scheduler.target(clean, noise, t)
-        loss = error.abs().mean() if config.loss == "l1" else error.square().mean()
+        loss = error.abs() if config.loss == "l1" else error.square()
+        loss = weighted_mean(loss, loss_weights(example.labels, error.shape[2:], config.structure_weights))
         (loss / config.examples_per_step).backward()
         total += float(loss.detach()) / config.examples_per_step
     return total
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """The mean of (b, c, u, v, w) values with weights (u, v, w)."""
+    return (values * weights).mean() / weights.mean()
+
+
+def loss_weights(labels: Tensor, size: Sequence[int], structure_weights: Mapping[str, float]) -> Tensor:
+    """How much each latent voxel (u, v, w) counts: as the weightiest structure in it or next to it, or 1.
+
+    `labels` (x, y, z) are those of its volume. A thin bone is a small part of a crop, so that a plain mean hardly
+    notices it; the neighbours count too, since a bone that is too thick is as wrong (in MAISI tumours weigh more so).
+    """
+    weights = torch.ones(tuple(labels.shape))
+    for name, weight in structure_weights.items():
+        weights[torch.isin(labels, torch.tensor(load_vocabulary().members(name)))] = weight
+    pooled = F.adaptive_max_pool3d(weights[None], tuple(size))
+    return F.max_pool3d(pooled, kernel_size=3, stride=1, padding=1)[0]
