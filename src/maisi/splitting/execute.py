@@ -61,6 +61,7 @@ class Execution:
 
     def __init__(self, schedule: Schedule, settings: Settings, folder: Path | None) -> None:
         self.schedule, self.settings, self.folder = schedule, settings, folder
+        self.largest_slab = largest_slab(schedule)
         self.stores: dict[Node, Store] = {}
         self.summaries: dict[Node, Any] = {}
         self.results: dict[Node, list[Tensor]] = {}
@@ -101,7 +102,7 @@ class Execution:
             first, last = self.settings.ranks.slabs(len(cuts) - 1)
             cuts = cuts[first : last + 1]
         if self.settings.step_bytes is None or cuts[0] == cuts[-1]:
-            return slab_borders(sweep, cuts, largest_slab(self.schedule))
+            return slab_borders(sweep, cuts, self.largest_slab)
         return step_borders(sweep, cuts[0], cuts[-1], self.settings.step_bytes)
 
     def _compute(
