@@ -26,17 +26,26 @@ def person() -> tuple[Volume, LabelMap]:
 
 def test_a_volume_that_shows_its_labels_scores_one() -> None:
     found = adherence(*person())
-    assert found.body == found.bones == found.lungs == found.outside == 1.0
+    assert found.body == found.bones == found.skeleton == found.lungs == found.outside == 1.0
 
 
 def test_a_volume_of_air_shows_no_body_and_no_bone() -> None:
     volume, labels = person()
     found = adherence(Volume(np.full_like(volume.array, -1000.0), GRID), labels)
-    assert found.bones == 0.0
+    assert found.bones == found.skeleton == 0.0
     assert found.body is not None
     assert found.body < 0.3
     assert found.outside is not None
     assert found.outside < 1.0
+
+
+def test_contrast_medium_where_the_map_names_a_vessel_is_no_bone_and_elsewhere_is() -> None:
+    volume, labels = person()
+    hu, ids = volume.array.copy(), labels.array.copy()
+    hu[16:18, 14:16, :] = 350.0
+    assert adherence(Volume(hu, GRID), labels).bones == pytest.approx(2 * 9 / (2 * 9 + 4))
+    ids[16:18, 14:16, :] = load_vocabulary().id("aorta")
+    assert adherence(Volume(hu, GRID), LabelMap(ids, GRID)).bones == 1.0
 
 
 def test_a_class_that_the_map_lacks_is_not_scored() -> None:

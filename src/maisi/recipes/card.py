@@ -10,7 +10,7 @@ from maisi.anatomy.regions import BodyRegion
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle
 from maisi.data.manifest import Case
-from maisi.evaluation.adherence import BODY_HU, Adherence, adherence
+from maisi.evaluation.adherence import BODY_HU, CONTRAST, Adherence, adherence
 from maisi.evaluation.fidelity import Fidelity
 from maisi.evaluation.reconstruction import measure, reconstruct
 from maisi.pipelines.execution import fitted
@@ -116,8 +116,8 @@ def quality_tables(quality: BundleQuality) -> str:
     lines.append(_row("all", list(quality.cases)))
     lines += [
         "",
-        "| generated sample | Dice body | bones | lungs and inner air | outside |",
-        "|---|---|---|---|---|",
+        "| generated sample | Dice body | bones | skeleton | lungs and inner air | outside |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [f"| {s.region}, seed {s.seed} | {_scores(s.adherence)} |" for s in quality.samples]
     lines += [f"| (real scan {r.id}) | {_scores(r.adherence)} |" for r in quality.references]
@@ -175,8 +175,9 @@ for the released foundation weights, which `maisi convert` takes.
 ## Measured quality
 Medians over the validation split, which was not trained on; PSNR with a data range of 2000 HU. Samples: default grid
 of the region, 10 steps, labels from the phantom, Dice between what Hounsfield units show and the labels asked for: body
-and air by {BODY_HU:g} HU, bone by {bone_hu:g} HU without what is as even as contrast medium, with its marrow. Below the
-samples, for comparison: real scans against label maps of their own.
+and air by {BODY_HU:g} HU, bones by {bone_hu:g} HU except where the map names {_or(CONTRAST)}, since contrast medium is
+as bright. The skeleton is bone found without the map, as what is not as even as contrast medium, with marrow and dim
+bone beside it. Below the samples, for comparison: real scans, with dark marrow, against label maps of their own.
 Made by `python benchmarks/bundle.py MANIFEST --bundle {bundle.name}`.
 
 {quality_tables(quality)}
@@ -191,6 +192,10 @@ the bundle to identify anybody.
 
 {_attribution(training)}
 """
+
+
+def _or(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _attribution(cases: Sequence[Case]) -> str:
