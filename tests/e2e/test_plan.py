@@ -51,6 +51,27 @@ def test_a_scratch_folder_takes_tensors_and_is_left_empty(maisi: Maisi, tiny_bun
     assert files_in(scratch) == []
 
 
+def test_a_plan_for_a_gpu_leaves_tensors_to_the_host(maisi: Maisi, tiny_bundle: Path) -> None:
+    ask = ("plan", *SIZE, "--memory", "455MB", "-b", tiny_bundle, "--device", "cuda", "--host-memory", "1GB")
+    told = maisi(*ask, "--json").json["plans"]["decode"]
+    assert "host" in {tensor["place"] for tensor in told["tensors"]}
+    assert told["host_bytes"] > 0
+    assert "memory, host, disk, recomputed" in maisi(*ask).out
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [(("--memory", "2GB"), "host_memory is for what leaves a GPU"), (("--device", "cuda"), "host_memory needs memory")],
+)
+def test_host_memory_without_a_gpu_or_a_bound_is_refused(
+    maisi: Maisi, tiny_bundle: Path, tmp_path: Path, bound: tuple[str, str], said: str
+) -> None:
+    answer = maisi("generate", "-b", tiny_bundle, "-o", tmp_path / "out", "--host-memory", "8GB", *bound)
+    assert answer.code == 2
+    assert said in answer.err
+    assert files_in(tmp_path) == []
+
+
 def test_a_scratch_folder_that_is_not_there_is_refused(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:
     answer = maisi("plan", *SIZE, "--memory", "2GB", "-b", tiny_bundle, "--scratch", tmp_path / "none")
     assert answer.code == 2

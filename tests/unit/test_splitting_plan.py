@@ -10,7 +10,7 @@ import torch
 from maisi.errors import InvalidPlanError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
-from maisi.splitting import plan_memory, run_split
+from maisi.splitting import MemoryPlan, plan_memory, run_split
 
 RELEASED = AutoencoderConfig()
 SMALL = AutoencoderConfig(channels=(8, 16), num_res_blocks=(1, 1), norm_groups=4)
@@ -34,6 +34,25 @@ def test_the_released_configuration_decodes_256_cubed_in_four_gib(tmp_path) -> N
     assert plan.overhead < 0.5
 
 
+def places(plan: MemoryPlan) -> set[str]:
+    return {tensor.place for tensor in plan.tensors}
+
+
+def test_a_gpu_leaves_tensors_to_its_host_before_it_uses_the_disk(tmp_path) -> None:
+    plan = plan_memory(meta(RELEASED).decode, (1, 4, 64, 64, 64), 4 << 30, folder=tmp_path, host_bytes=64 << 30)
+    assert "host" in places(plan)
+    assert "disk" not in places(plan)
+    assert 0 < plan.host_bytes <= sum(tensor.num_bytes for tensor in plan.tensors if tensor.place == "host")
+    assert plan.peak_bytes <= 4 << 30
+
+
+@pytest.mark.parametrize("host_bytes", [0, 1 << 30, 6 << 30])
+def test_no_more_goes_to_the_host_than_it_may_hold(host_bytes: int) -> None:
+    plan = plan_memory(meta(RELEASED).decode, (1, 4, 64, 64, 64), 4 << 30, host_bytes=host_bytes)
+    assert plan.host_bytes <= host_bytes
+    assert ("host" in places(plan)) == (plan.host_bytes > 0)
+
+
 def test_the_longest_axis_is_split() -> None:
     plan = plan_memory(meta(SMALL).decode, (1, 4, 4, 4, 12))
     assert plan.axis == 2
@@ -54,15 +73,19 @@ def test_a_plan_fits_only_what_it_was_made_for() -> None:
 
 
 @torch.no_grad()
-def test_a_planned_run_equals_the_whole_and_keeps_the_structure_of_the_result(tmp_path) -> None:
+@pytest.mark.parametrize("place", ["memory", "host", "disk", "recomputed"])
+def test_a_planned_run_equals_the_whole_wherever_tensors_are_and_keeps_the_structure_of_the_result(
+    tmp_path, place: str
+) -> None:
     torch.manual_seed(0)
     network = Autoencoder(SMALL).eval()
     x = torch.randn(1, 1, 64, 32, 32)
-    for budget in (None, 40 << 20, 36 << 20):
-        plan = plan_memory(network.encode, x.shape, budget, folder=tmp_path)
-        mean, log_variance = run_split(network.encode, x, plan)
-        torch.testing.assert_close(mean, network.encode(x)[0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(log_variance, network.encode(x)[1], rtol=0, atol=1e-5)
+    plan = plan_memory(network.encode, x.shape, 40 << 20)
+    tensors = tuple(tensor.model_copy(update={"place": place}) for tensor in plan.tensors)
+    moved = plan.model_copy(update={"tensors": tensors, "folder": tmp_path, "step_bytes": 256 << 10})
+    mean, log_variance = run_split(network.encode, x, moved)
+    torch.testing.assert_close(mean, network.encode(x)[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(log_variance, network.encode(x)[1], rtol=0, atol=1e-5)
     assert not list(tmp_path.iterdir())
 
 

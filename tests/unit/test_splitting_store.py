@@ -10,7 +10,7 @@ import torch
 
 from maisi.errors import StorageError
 from maisi.splitting.layout import Layout
-from maisi.splitting.store import PREFIX, DiskStore, MemoryStore, Store, remove_stale, run_folder
+from maisi.splitting.store import PREFIX, DiskStore, HostStore, MemoryStore, Store, remove_stale, run_folder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -21,7 +21,7 @@ def test_any_range_comes_back_from_memory_and_from_disk(tmp_path, dtype, dim: in
     x = x.contiguous(memory_format=torch.channels_last_3d) if channels_last else x
     layout = Layout(tuple(x.shape), dim, x.shape[dim])
     disk = DiskStore(tmp_path, "x", layout, dtype, torch.device("cpu"))
-    stores: list[Store] = [MemoryStore(layout), disk]
+    stores: list[Store] = [MemoryStore(layout), HostStore(layout, torch.device("cpu")), disk]
     for store in stores:
         assert isinstance(store, Store)
         for start, stop in ((0, 2), (2, 3), (3, layout.rows)):
@@ -34,6 +34,15 @@ def test_any_range_comes_back_from_memory_and_from_disk(tmp_path, dtype, dim: in
     assert len(list(tmp_path.iterdir())) == 1
     disk.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_host_keeps_comes_back_on_the_device() -> None:
+    x = torch.randn(1, 1, 4, 2, 2)
+    store = HostStore(Layout(tuple(x.shape), 2, 4), torch.device("meta"))
+    store.put(0, 4, x)
+    (piece,) = store.pieces(1, 3)
+    assert piece.device.type == "meta"
+    assert piece.shape == (1, 1, 2, 2, 2)
 
 
 def test_memory_forgets_rows_that_are_read_no_more() -> None:

@@ -9,6 +9,7 @@ from maisi.cli.console import give
 from maisi.cli.options import (
     BundleName,
     Device,
+    HostMemory,
     Memory,
     OutFile,
     Precision,
@@ -32,6 +33,7 @@ def encode(
     device: Device = None,
     memory: Memory = None,
     scratch: Scratch = None,
+    host_memory: HostMemory = None,
     threads: Threads = None,
     overwrite: Force = False,
 ) -> None:
@@ -50,6 +52,7 @@ def encode(
         "device": device,
         "memory": memory,
         "scratch": scratch,
+        "host_memory": host_memory,
         "threads": threads,
     }
     request = with_threads(request_of(CodecRequest, "encode", None, None, options))
@@ -71,6 +74,7 @@ def decode(
     device: Device = None,
     memory: Memory = None,
     scratch: Scratch = None,
+    host_memory: HostMemory = None,
     threads: Threads = None,
     overwrite: Force = False,
 ) -> None:
@@ -88,6 +92,7 @@ def decode(
         "device": device,
         "memory": memory,
         "scratch": scratch,
+        "host_memory": host_memory,
         "threads": threads,
     }
     request = with_threads(request_of(CodecRequest, "decode", None, None, options))

@@ -40,6 +40,10 @@ Memory = Annotated[str | None, typer.Option(help="Stay within this much memory, 
 Scratch = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where --memory may keep tensors on disk; emptied afterwards.")
 ]
+HostMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="On a GPU: how much of the machine's own memory --memory may use besides."),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute with.", show_default="one a core")]
 Series = Annotated[str | None, typer.Option(metavar="UID", help="The series to take of a DICOM folder with several.")]
 Config = Annotated[

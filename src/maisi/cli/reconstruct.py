@@ -12,6 +12,7 @@ from maisi.cli.options import (
     BundleName,
     Config,
     Device,
+    HostMemory,
     Memory,
     Out,
     Overwrite,
@@ -34,6 +35,7 @@ def reconstruct(
     device: Device = None,
     memory: Memory = None,
     scratch: Scratch = None,
+    host_memory: HostMemory = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     config: Config = None,
@@ -57,6 +59,7 @@ def reconstruct(
         "device": device,
         "memory": memory,
         "scratch": scratch,
+        "host_memory": host_memory,
         "threads": threads,
     }
     request = request_of(CodecRequest, "reconstruct", config, assignments, options)

@@ -17,7 +17,7 @@ from maisi.bundle.upstream import build_network
 from maisi.errors import InvalidBundleError, InvalidPlanError, InvalidRequestError
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.pipelines.conditioning import condition_tensors
-from maisi.pipelines.requests import CodecRequest, GenerateRequest
+from maisi.pipelines.requests import CodecRequest, ComputeRequest
 from maisi.pipelines.sizes import format_bytes
 from maisi.shapes import Size3
 from maisi.space.files import read_volume
@@ -28,7 +28,7 @@ from maisi.splitting.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-Request = TypeVar("Request", GenerateRequest, CodecRequest)
+Request = TypeVar("Request", bound=ComputeRequest)
 
 
 def with_threads(request: Request) -> Request:
@@ -56,12 +56,12 @@ def ranks_of_run() -> Iterator[Ranks | None]:
     ranks.leave()
 
 
-def dtype_of(request: GenerateRequest | CodecRequest) -> torch.dtype:
+def dtype_of(request: ComputeRequest) -> torch.dtype:
     """The number format that networks compute in."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[request.precision]
 
 
-def device_of(request: GenerateRequest | CodecRequest) -> torch.device:
+def device_of(request: ComputeRequest) -> torch.device:
     """Where networks compute; `cuda` is the rank's own GPU under torchrun. Raises `InvalidRequestError` for what is not
     there."""
     device = torch.device(request.device)
@@ -75,7 +75,7 @@ def device_of(request: GenerateRequest | CodecRequest) -> torch.device:
     return torch.device("cuda", index)
 
 
-def bundle_of(request: GenerateRequest | CodecRequest) -> Bundle:
+def bundle_of(request: ComputeRequest) -> Bundle:
     """The bundle of a request, in its precision on its device; `InvalidBundleError` where no autoencoder takes CTs."""
     bundle = load_bundle(request.bundle, device=device_of(request), dtype=dtype_of(request))
     if "autoencoder" not in bundle.kinds:
@@ -90,7 +90,7 @@ def bundle_of(request: GenerateRequest | CodecRequest) -> Bundle:
     return bundle
 
 
-def lasting_name(request: GenerateRequest | CodecRequest, bundle: Bundle) -> str:
+def lasting_name(request: ComputeRequest, bundle: Bundle) -> str:
     """The bundle's name where it is packaged, else its absolute path."""
     if bundle.path is None or request.bundle in packaged_names():
         return request.bundle
@@ -158,7 +158,7 @@ def work_of(bundle: Bundle, size: Size3, dtype: torch.dtype, only: Collection[st
 
 
 def plan_bundle(
-    bundle: Bundle, size: Size3, request: GenerateRequest | CodecRequest, only: Collection[str] = ALL_WORK
+    bundle: Bundle, size: Size3, request: ComputeRequest, only: Collection[str] = ALL_WORK
 ) -> dict[str, MemoryPlan]:
     """A plan for each thing the bundle does, so that the process with all networks stays within the request's memory.
 
@@ -181,7 +181,14 @@ def plan_bundle(
                 f"input alone take {format_bytes(besides)}"
             )
         try:
-            plans[name] = plan_memory(work.function, work.shape, request.memory - besides, dtype=dtype, folder=scratch)
+            plans[name] = plan_memory(
+                work.function,
+                work.shape,
+                request.memory - besides,
+                dtype=dtype,
+                folder=scratch,
+                host_bytes=request.host_memory,
+            )
         except InvalidPlanError as error:
             raise InvalidPlanError(
                 f"{name} of {size} voxels within {format_bytes(request.memory)}, of which {format_bytes(besides)} go "
@@ -199,7 +206,7 @@ def fixed_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
 def fitted(
     bundle: Bundle,
     size: Size3,
-    request: GenerateRequest | CodecRequest,
+    request: ComputeRequest,
     only: Collection[str] = ALL_WORK,
     ranks: Ranks | None = None,
 ) -> Bundle:

@@ -31,14 +31,37 @@ def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
     return spacing
 
 
-class GenerateRequest(Frozen):
+class ComputeRequest(Frozen):
+    """With which bundle, in which precision and where networks compute, and the memory (bytes) that they stay within.
+
+    Beyond `memory`, tensors may go to files in the folder `scratch`, and from a GPU to `host_memory` bytes of the
+    machine it is in.
+    """
+
+    bundle: str = DEFAULT_BUNDLE
+    precision: Precision = "float32"
+    device: Device = "cpu"
+    memory: Bytes | None = None
+    scratch: Path | None = None
+    host_memory: Bytes | None = None
+    threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _host_has_a_gpu(self) -> "ComputeRequest":
+        if self.host_memory is not None and self.device == "cpu":
+            raise ValueError("host_memory is for what leaves a GPU; with device cpu raise memory instead")
+        if self.host_memory is not None and self.memory is None:
+            raise ValueError("host_memory needs memory: how much of the GPU's is used before tensors leave it")
+        return self
+
+
+class GenerateRequest(ComputeRequest):
     """A number of volumes with labels. Size (voxels) and spacing (mm) follow the region, or the labels given.
 
     Without labels the region is the chest; with labels it is what they show, unless named. How strongly the ControlNet
     steers is the bundle's to say, unless `controlnet_scale` does.
     """
 
-    bundle: str = DEFAULT_BUNDLE
     region: str | None = None
     size: Size3 | None = None
     spacing: Spacing3 | None = None
@@ -50,11 +73,6 @@ class GenerateRequest(Frozen):
     steps: int = Field(default=10, ge=1)
     solver: Literal["multistep", "euler", "ancestral"] = "multistep"
     controlnet_scale: float | None = Field(default=None, ge=0)
-    precision: Precision = "float32"
-    device: Device = "cpu"
-    memory: Bytes | None = None
-    scratch: Path | None = None
-    threads: int | None = Field(default=None, ge=1)
     format: Literal["nii.gz", "nii"] = "nii.gz"
     force: bool = False
 
@@ -74,17 +92,11 @@ class GenerateRequest(Frozen):
         return self
 
 
-class CodecRequest(Frozen):
+class CodecRequest(ComputeRequest):
     """Encoding or decoding one file. With a spacing (mm) the volume is resampled first; `series` picks of a folder."""
 
     source: Path
     series: str | None = None
     spacing: Spacing3 | None = None
-    bundle: str = DEFAULT_BUNDLE
-    precision: Precision = "float32"
-    device: Device = "cpu"
-    memory: Bytes | None = None
-    scratch: Path | None = None
-    threads: int | None = Field(default=None, ge=1)
 
     _spacing_is_finite = field_validator("spacing")(_finite)

@@ -14,7 +14,7 @@ from maisi.splitting.graph import Leaf, Node, Normalised, Summary
 from maisi.splitting.heap import freed_slabs
 from maisi.splitting.ranks import Ranks
 from maisi.splitting.schedule import Schedule, Step, Sweep, demands, make_schedule, make_steps
-from maisi.splitting.store import DiskStore, MemoryStore, Store, run_folder
+from maisi.splitting.store import DiskStore, HostStore, MemoryStore, Store, run_folder
 from maisi.splitting.winograd import OUTPUTS
 
 
@@ -25,7 +25,7 @@ class Settings:
     step_bytes: int | None = None  # None: a step is a slab
     recompute: frozenset[str] = frozenset()
     on_disk: frozenset[str] = frozenset()
-    on_host: bool = False
+    on_host: frozenset[str] = frozenset()  # in the memory of the machine that a GPU sits in
     folder: Path | None = None
     ranks: Ranks | None = None
 
@@ -214,11 +214,13 @@ class Execution:
 
     def _store(self, node: Node) -> Store:
         if node not in self.stores:
-            if self.schedule.keys[node] in self.settings.on_disk and self.folder is not None:
+            key = self.schedule.keys[node]
+            if key in self.settings.on_disk and self.folder is not None:
                 self.stores[node] = DiskStore(self.folder, f"{node.number}", node.layout, node.dtype, self._device())
+            elif key in self.settings.on_host:
+                self.stores[node] = HostStore(node.layout, self._device())
             else:
-                device = torch.device("cpu") if self.settings.on_host else None
-                self.stores[node] = MemoryStore(node.layout, device)
+                self.stores[node] = MemoryStore(node.layout)
         return self.stores[node]
 
     def _keep_result(self, node: Node, slab: Tensor, start: int, stop: int) -> None:

@@ -1,6 +1,6 @@
 """Predicts what a schedule will hold in memory at once, by walking through it without computing anything."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,6 +22,8 @@ class Usage:
     flops: int = 0
     disk_bytes: int = 0  # size of what is kept on disk
     traffic_bytes: int = 0  # written to and read from disk
+    host_bytes: int = 0  # size of what is kept in the host's memory
+    host_traffic_bytes: int = 0  # copied to and from the host
     sweep_peaks: dict[int, int] = field(default_factory=dict)
     num_steps: int = 0
     largest_sweep_steps: int = 0
@@ -38,6 +40,8 @@ class Meter:
     def __init__(self, schedule: Schedule, settings: Settings) -> None:
         self.schedule, self.settings = schedule, settings
         self.on_disk = {node for node in schedule.nodes if schedule.keys[node] in settings.on_disk}
+        self.on_host = {node for node in schedule.nodes if schedule.keys[node] in settings.on_host}
+        self.away = self.on_disk | self.on_host
         self.held: dict[Node, int] = {}  # first row still held of every stored node, and bytes by it
         self.written: dict[Node, int] = {}
         self.fixed = 0  # results and gathered values
@@ -86,13 +90,13 @@ class Meter:
                 if target.store:
                     self.held.setdefault(target.node, start)
                     self.written[target.node] = stop
-                    if target.node in self.on_disk:
-                        self.usage.traffic_bytes += target.node.row_bytes * (stop - start)
+                    self._count_traffic(target.node, target.node.row_bytes * (stop - start))
                 for summary in target.summaries:
                     if isinstance(summary, Whole):
                         gathered += summary.row_bytes * (stop - start)
             kept = kept_next
-            self.usage.disk_bytes = max(self.usage.disk_bytes, self._on_disk_bytes())
+            self.usage.disk_bytes = max(self.usage.disk_bytes, self._held(self.on_disk))
+            self.usage.host_bytes = max(self.usage.host_bytes, self._held(self.on_host))
             for source in sweep.sources:
                 if self.schedule.last_read.get(source) == index and source in self.held:
                     self.held[source] = max(self.held[source], step.floor[source])
@@ -100,19 +104,24 @@ class Meter:
 
     def _stored(self) -> int:
         """Bytes of stored rows in memory; a piece is freed when its last row is."""
-        rows = {node: self.written[node] - low for node, low in self.held.items() if node not in self.on_disk}
-        return self.fixed + sum(node.row_bytes * max(count, 0) for node, count in rows.items())
+        return self.fixed + self._held(self.held.keys() - self.away)
 
-    def _on_disk_bytes(self) -> int:
-        held = {node: self.written[node] - low for node, low in self.held.items() if node in self.on_disk}
+    def _held(self, nodes: Collection[Node]) -> int:
+        """Bytes of the rows that are held of those nodes."""
+        held = {node: self.written[node] - low for node, low in self.held.items() if node in nodes}
         return sum(node.row_bytes * max(rows, 0) for node, rows in held.items())
+
+    def _count_traffic(self, node: Node, size: int) -> None:
+        """Bytes of a node that go to where it is kept, or come from there."""
+        self.usage.traffic_bytes += size if node in self.on_disk else 0
+        self.usage.host_traffic_bytes += size if node in self.on_host else 0
 
     def _note(self, index: int, held: int) -> None:
         held += FIXED_BYTES
         self.usage.sweep_peaks[index] = max(held, self.usage.sweep_peaks.get(index, 0))
         if held > self.usage.peak_bytes:
             self.usage.peak_bytes, self.usage.peak_sweep = held, index
-            self.usage.alive = [self.schedule.keys[node] for node in self.held if node not in self.on_disk]
+            self.usage.alive = [self.schedule.keys[node] for node in self.held if node not in self.away]
 
     def _step(self, sweep: Sweep, step: Step, following: Step | None) -> tuple[int, int]:
         """Most bytes of values alive at once in a step, and of rows kept for the next one."""
@@ -159,8 +168,8 @@ class Meter:
     def _read(self, node: Node | None, source: Node, rows: Range) -> int:
         """Bytes of a copy made to read stored rows."""
         size = source.row_bytes * (rows[1] - rows[0])
-        if source in self.on_disk:
-            self.usage.traffic_bytes += size
+        if source in self.away:
+            self._count_traffic(source, size)
             return size
         if isinstance(source, Leaf) or isinstance(node, Normalised):
             return 0

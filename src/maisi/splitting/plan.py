@@ -6,7 +6,7 @@ the schedule counts the bytes that carrying it out will hold.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ USUAL_STEP_BYTES = 128 << 20  # larger ones are no faster, unless a row is so la
 MOST_STEPS_HELD = 24  # a larger budget allows larger steps
 FLOPS_PER_SECOND = 2e11  # of two CPU cores; only the ratio to the disk matters for the choice
 DISK_BYTES_PER_SECOND = 1e9
+GPU_FLOPS_PER_SECOND, HOST_BYTES_PER_SECOND = 2e13, 6e9  # of a GPU, and between it and its host's unpinned memory
 SECONDS_PER_STEP = 2e-3
 MOVE_STEP_BYTES = 16 << 20  # below this a tensor goes elsewhere before steps get smaller
 MAX_MOVES = 24  # stored tensors that a plan may put on disk or compute again
@@ -43,7 +44,7 @@ class StoredTensor(Frozen):
 
     name: str
     num_bytes: int
-    place: str  # "memory", "disk" or "recomputed"
+    place: str  # "memory" (the device's), "host", "disk" or "recomputed"
 
 
 class MemoryPlan(Frozen):
@@ -57,6 +58,7 @@ class MemoryPlan(Frozen):
     budget_bytes: int | None
     peak_bytes: int
     disk_bytes: int
+    host_bytes: int = 0
     flops: int
     unsplit_flops: int
     tensors: tuple[StoredTensor, ...]
@@ -73,6 +75,7 @@ class MemoryPlan(Frozen):
             step_bytes=self.step_bytes,
             recompute=frozenset(t.name for t in self.tensors if t.place == "recomputed"),
             on_disk=frozenset(t.name for t in self.tensors if t.place == "disk"),
+            on_host=frozenset(t.name for t in self.tensors if t.place == "host"),
             folder=self.folder,
         )
 
@@ -105,17 +108,20 @@ def plan_memory(
     dtype: torch.dtype = torch.float32,
     axis: int | None = None,
     folder: Path | None = None,
+    host_bytes: int | None = None,
 ) -> MemoryPlan:
     """The fastest plan for `network(x)`, x of that shape, whose peak above weights and input is within the budget.
 
     `network` may have its weights on any device, "meta" included. Tensors are kept on disk only where a `folder` is
-    given. Raises `InvalidPlanError` with the least budget that would do.
+    given, and in the memory of a GPU's host only where `host_bytes` of it may be taken. Raises `InvalidPlanError` with
+    the least budget that would do.
     """
+    places = Places(folder, host_bytes)
     axes = [axis] if axis is not None else longest_first(shape[2:])
     plans = []
     least = None
     for candidate in axes:
-        plan, usage = plan_axis(network, shape, budget_bytes, dtype, candidate, folder)
+        plan, usage = plan_axis(network, shape, budget_bytes, dtype, candidate, places)
         if plan is not None:
             plans.append(plan)
             break
@@ -127,6 +133,20 @@ def plan_memory(
             + ("" if folder is not None else "; a folder to keep tensors on disk may lower that")
         )
     return plans[0]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tensors may go besides the memory that is planned for."""
+
+    folder: Path | None = None
+    host_bytes: int | None = None  # where networks are on a GPU
+
+    def seconds(self, usage: Usage) -> float:
+        """A rough time of the work, for choosing between keeping elsewhere and computing again."""
+        compute = usage.flops / (FLOPS_PER_SECOND if self.host_bytes is None else GPU_FLOPS_PER_SECOND)
+        disk, host = usage.traffic_bytes / DISK_BYTES_PER_SECOND, usage.host_traffic_bytes / HOST_BYTES_PER_SECOND
+        return compute + disk + host + usage.num_steps * SECONDS_PER_STEP
 
 
 def longest_first(size: Sequence[int]) -> list[int]:
@@ -142,7 +162,7 @@ def plan_axis(
     budget: int | None,
     dtype: torch.dtype,
     axis: int,
-    folder: Path | None,
+    places: Places,
 ) -> tuple[MemoryPlan | None, Usage]:
     """The fastest plan along one axis, or none and the smallest peak that was found."""
     with torch.no_grad():
@@ -156,18 +176,18 @@ def plan_axis(
     move_step = next((size for size in sizes if size * 64 <= limit), MOVE_STEP_BYTES)
     move_step = max(move_step, MOVE_STEP_BYTES)
     for aim in AIMS:
-        settings = Settings(sizes[0], folder=folder)
+        settings = Settings(sizes[0], folder=places.folder)
         for _ in range(MAX_MOVES):
             for step_bytes in sizes:
                 settings = replace(settings, step_bytes=step_bytes)
                 usage = predict(outputs, settings)
                 least = min(least, usage, key=lambda u: u.peak_bytes)
                 if usage.peak_bytes <= limit:
-                    feasible.append((seconds(usage), settings, usage))
+                    feasible.append((places.seconds(usage), settings, usage))
                     break
             if feasible and (feasible[-1][1].step_bytes or 0) >= move_step:
                 break
-            moved = best_move(outputs, replace(settings, step_bytes=move_step), folder, limit * aim)
+            moved = best_move(outputs, replace(settings, step_bytes=move_step), places, limit * aim)
             if moved is None:
                 break
             settings = moved
@@ -187,27 +207,23 @@ def step_sizes(limit: float) -> list[int]:
     return [largest >> shift for shift in range(20) if largest >> shift >= LEAST_STEP_BYTES]
 
 
-def best_move(outputs: list, settings: Settings, folder: Path | None, limit: float) -> Settings | None:
-    """The settings with one more tensor on disk or computed again that lowers the peaks for the least time."""
+def best_move(outputs: list, settings: Settings, places: Places, limit: float) -> Settings | None:
+    """The settings with one more tensor kept elsewhere or computed again that lowers the peaks for the least time."""
     before = predict(outputs, settings)
     best, best_cost = None, float("inf")
     for name in before.alive:
         moves = [replace(settings, recompute=settings.recompute | {name})]
-        if folder is not None:
+        if places.folder is not None:
             moves.append(replace(settings, on_disk=settings.on_disk | {name}))
+        if places.host_bytes:
+            moves.append(replace(settings, on_host=settings.on_host | {name}))
         for move in moves:
             after = predict(outputs, move)
             gain = before.excess(limit) - after.excess(limit)
-            cost = (seconds(after) - seconds(before)) / max(gain, 1)
-            if gain > limit / 500 and cost < best_cost:
+            cost = (places.seconds(after) - places.seconds(before)) / max(gain, 1)
+            if gain > limit / 500 and cost < best_cost and after.host_bytes <= (places.host_bytes or 0):
                 best, best_cost = move, cost
     return best
-
-
-def seconds(usage: Usage) -> float:
-    """A rough time of the work, for choosing between disk and computing again."""
-    compute, disk = usage.flops / FLOPS_PER_SECOND, usage.traffic_bytes / DISK_BYTES_PER_SECOND
-    return compute + disk + usage.num_steps * SECONDS_PER_STEP
 
 
 def describe(
@@ -226,7 +242,8 @@ def describe(
     for node, name in schedule.keys.items():
         recomputed = name in settings.recompute
         if node in schedule.stored or recomputed:
-            place = "recomputed" if recomputed else "disk" if name in settings.on_disk else "memory"
+            kept = "disk" if name in settings.on_disk else "host" if name in settings.on_host else "memory"
+            place = "recomputed" if recomputed else kept
             size = node.row_bytes * node.rows
             tensors.append(StoredTensor(name=name, num_bytes=size, place=place))
     assert settings.step_bytes is not None
@@ -239,6 +256,7 @@ def describe(
         budget_bytes=budget,
         peak_bytes=usage.peak_bytes,
         disk_bytes=usage.disk_bytes,
+        host_bytes=usage.host_bytes,
         flops=usage.flops,
         unsplit_flops=whole.flops,
         tensors=tuple(tensors),

@@ -1,4 +1,4 @@
-"""Where stored slabs live: in memory, or in files of a run folder that is removed when done.
+"""Where stored slabs live: in memory, in that of a GPU's host, or in files of a run folder that is removed when done.
 
 A run folder carries the id of its process, so that a later run can clean up after one that was killed.
 """
@@ -41,17 +41,15 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """Slabs in memory, on their own device or on the host."""
+    """Slabs in memory, where they are."""
 
-    def __init__(self, layout: Layout, device: torch.device | None = None) -> None:
-        self.layout, self.device = layout, device
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self._slabs: list[tuple[int, int, Tensor]] = []
 
     def put(self, start: int, stop: int, slab: Tensor) -> None:
         if stop == start:
             return
-        if self.device is not None:
-            slab = slab.to(self.device)
         self._slabs.append((start, stop, slab))
         self._slabs.sort(key=lambda entry: entry[0])
 
@@ -68,6 +66,20 @@ class MemoryStore:
 
     def close(self) -> None:
         self._slabs = []
+
+
+class HostStore(MemoryStore):
+    """Slabs of a GPU in the memory of its host; what is read is copied back."""
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        super().__init__(layout)
+        self.device = device
+
+    def put(self, start: int, stop: int, slab: Tensor) -> None:
+        super().put(start, stop, slab.cpu())
+
+    def pieces(self, start: int, stop: int) -> list[Tensor]:
+        return [piece.to(self.device) for piece in super().pieces(start, stop)]
 
 
 class DiskStore:
