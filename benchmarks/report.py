@@ -10,6 +10,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLES = {
     "splitting-*": "make bench",
     "generate-*": ".venv/bin/python benchmarks/generate.py",
+    "ranks-*": ".venv/bin/torchrun --nproc-per-node 2 benchmarks/ranks.py",
     "scale": ".venv/bin/python benchmarks/scale.py X Y Z --precision P --memory GIB --folder DIR",
 }
 HEAD = """# Performance
