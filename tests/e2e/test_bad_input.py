@@ -255,7 +255,7 @@ def test_a_field_of_view_beside_the_labels_is_refused(maisi: Maisi, tiny_bundle:
         (("--labels", "nowhere.nii.gz"), "found no such file"),
         (("--stepz", 3), "No such option: --stepz"),
         (("-s", "stepz=3"), "unknown setting 'stepz'; did you mean 'steps'?"),
-        (("-s", "zebra=3"), "unknown setting 'zebra'; there are: bundle, region"),
+        (("-s", "zebra=3"), "unknown setting 'zebra'; there are: bundle, precision"),
         (("-s", "steps.inner=3"), "steps"),
         (("-s", "steps"), "'steps' assigns nothing; accepted: name=value"),
         (("-s", "size=[1, 2"), "is no YAML"),
