@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from maisi.splitting.ranks import Halo  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+@dataclass
 class Clock:
-    """Seconds and bytes of what is done through it."""
+    """Seconds and bytes so far of what ranks do for each other."""
 
-    def __init__(self) -> None:
-        self.waiting = self.halos = self.gathering = 0.0
-        self.halo_bytes = 0
+    waiting_s: float = 0.0
+    halos_s: float = 0.0
+    gathering_s: float = 0.0
+    halo_mib: float = 0.0
 
 
 def timed(ranks: Ranks, clock: Clock) -> None:
@@ -48,9 +51,9 @@ def timed(ranks: Ranks, clock: Clock) -> None:
         ranks.wait()
         met = time.perf_counter()
         got = swap(self, parts, *rest)
-        clock.waiting += met - started
-        clock.halos += time.perf_counter() - met
-        clock.halo_bytes += sum(slab.numel() * slab.element_size() for slab in got)
+        clock.waiting_s += met - started
+        clock.halos_s += time.perf_counter() - met
+        clock.halo_mib += sum(slab.numel() * slab.element_size() for slab in got) / 2**20
         return got
 
     def timed_gather(*arguments: Any) -> Any:
@@ -58,8 +61,8 @@ def timed(ranks: Ranks, clock: Clock) -> None:
         ranks.wait()
         met = time.perf_counter()
         got = gather(*arguments)
-        clock.waiting += met - started
-        clock.gathering += time.perf_counter() - met
+        clock.waiting_s += met - started
+        clock.gathering_s += time.perf_counter() - met
         return got
 
     Halo.swap = timed_swap  # type: ignore[method-assign]
@@ -67,19 +70,12 @@ def timed(ranks: Ranks, clock: Clock) -> None:
 
 
 def once(run: Callable[[], Any], ranks: Ranks, clock: Clock) -> dict[str, float]:
-    """One timed call."""
-    clock.__init__()  # type: ignore[misc]
+    """One timed call: its own time, and what the clock went on meanwhile."""
     ranks.wait()
-    started = time.perf_counter()
+    before, started = asdict(clock), time.perf_counter()
     run()
     wall = time.perf_counter() - started
-    return {
-        "wall_s": wall,
-        "waiting_s": clock.waiting,
-        "halos_s": clock.halos,
-        "gathering_s": clock.gathering,
-        "halo_mib": clock.halo_bytes / 2**20,
-    }
+    return {"wall_s": wall, **{key: value - before[key] for key, value in asdict(clock).items()}}
 
 
 def main() -> None:
@@ -87,6 +83,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.size < 16 or arguments.size % 4:
+        parser.error(f"--size {arguments.size}: accepted are multiples of 4 from 16 on")
     torch.set_num_threads(1)
     ranks, clock = Ranks.join(), Clock()
     timed(ranks, clock)

@@ -59,6 +59,12 @@ def test_a_plan_for_a_gpu_leaves_tensors_to_the_host(maisi: Maisi, tiny_bundle: 
     assert "memory, host, disk, recomputed" in maisi(*ask).out
 
 
+def test_a_bound_on_a_gpu_that_cannot_be_met_names_what_would_help(maisi: Maisi, tiny_bundle: Path) -> None:
+    answer = maisi("plan", *SIZE, "--memory", "430MB", "-b", tiny_bundle, "--device", "cuda")
+    assert answer.code == 2
+    assert "(--scratch, --host-memory)" in answer.err
+
+
 @pytest.mark.parametrize(
     ("bound", "said"),
     [(("--memory", "2GB"), "host_memory is for what leaves a GPU"), (("--device", "cuda"), "host_memory needs memory")],

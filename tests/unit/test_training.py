@@ -212,6 +212,12 @@ def test_a_structure_and_the_latent_voxels_next_to_it_weigh_as_asked() -> None:
     assert torch.equal(weights, expected)
 
 
+@pytest.mark.parametrize("weights", [{"bones": 2.0, "ribs": 5.0}, {"ribs": 5.0, "bones": 2.0}])
+def test_the_weightiest_group_of_a_structure_counts(weights: dict[str, float]) -> None:
+    labels = torch.full((2, 2, 2), load_vocabulary().id("left rib 5"), dtype=torch.uint8)
+    assert torch.equal(loss_weights(labels, (1, 1, 1), weights), torch.full((1, 1, 1), 5.0))
+
+
 def test_without_structures_every_voxel_weighs_one_and_the_mean_is_the_plain_mean() -> None:
     values = torch.rand((1, 3, 4, 4, 4), generator=torch.Generator().manual_seed(0))
     weights = loss_weights(torch.full((8, 8, 8), 200, dtype=torch.uint8), (4, 4, 4), {"bones": 4.0})
@@ -225,7 +231,7 @@ def test_the_mean_follows_the_weights() -> None:
     assert weighted_mean(values, weights) == pytest.approx(0.75)
 
 
-@pytest.mark.parametrize(("weights", "said"), [({"bone": 2.0}, "bones"), ({"bones": 0.0}, "above 0")])
-def test_weights_of_unknown_structures_and_of_nothing_are_refused(weights: dict[str, float], said: str) -> None:
+@pytest.mark.parametrize(("weights", "said"), [({"bone": 2.0}, "bones"), ({"bones": 0.5}, "at least 1")])
+def test_weights_of_unknown_structures_and_below_all_else_are_refused(weights: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         DiffusionTraining(loop=LoopConfig(num_steps=1), structure_weights=weights)

@@ -190,9 +190,14 @@ def plan_bundle(
                 host_bytes=request.host_memory,
             )
         except InvalidPlanError as error:
+            unused = {
+                "--scratch": scratch is None,
+                "--host-memory": not request.host_memory and request.device != "cpu",
+            }
+            hint = ", ".join(option for option, is_unused in unused.items() if is_unused)
             raise InvalidPlanError(
                 f"{name} of {size} voxels within {format_bytes(request.memory)}, of which {format_bytes(besides)} go "
-                f"to the process, the networks and the input: {error}{'' if scratch else ' (--scratch)'}"
+                f"to the process, the networks and the input: {error}{f' ({hint})' if hint else ''}"
             ) from error
     return plans
 

@@ -58,7 +58,7 @@ class MemoryPlan(Frozen):
     budget_bytes: int | None
     peak_bytes: int
     disk_bytes: int
-    host_bytes: int = 0
+    host_bytes: int
     flops: int
     unsplit_flops: int
     tensors: tuple[StoredTensor, ...]

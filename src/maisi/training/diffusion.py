@@ -50,8 +50,8 @@ class DiffusionTraining(Frozen):
     def _known_structures(cls, weights: dict[str, float]) -> dict[str, float]:
         for name, weight in weights.items():
             load_vocabulary().members(name)
-            if weight <= 0:
-                raise ValueError(f"the weight of {name} must be above 0; got {weight}")
+            if weight < 1:
+                raise ValueError(f"the weight of {name} must be at least 1, what all else counts; got {weight}")
         return weights
 
 
@@ -130,10 +130,11 @@ def loss_weights(labels: Tensor, size: Sequence[int], structure_weights: Mapping
     """How much each latent voxel (u, v, w) counts: as the weightiest structure in it or next to it, or 1.
 
     `labels` (x, y, z) are those of its volume. A thin bone is a small part of a crop, so that a plain mean hardly
-    notices it; the neighbours count too, since a bone that is too thick is as wrong (in MAISI tumours weigh more so).
+    notices it; the neighbours count too, since a bone that is too thick is as wrong. Upstream weighs tumours so.
     """
     weights = torch.ones(tuple(labels.shape))
     for name, weight in structure_weights.items():
-        weights[torch.isin(labels, torch.tensor(load_vocabulary().members(name)))] = weight
+        shown = torch.isin(labels, torch.tensor(load_vocabulary().members(name)))
+        weights = torch.where(shown, weights.clamp(min=weight), weights)
     pooled = F.adaptive_max_pool3d(weights[None], tuple(size))
     return F.max_pool3d(pooled, kernel_size=3, stride=1, padding=1)[0]
