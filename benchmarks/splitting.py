@@ -89,6 +89,11 @@ def with_splits(oracle: nn.Module, splits: int) -> nn.Module:
     return oracle
 
 
+def ours_of(network: nn.Module, dtype: torch.dtype = torch.float32) -> Any:
+    """A copy of the network in a precision, its weights lying as those of a loaded bundle do."""
+    return copy.deepcopy(network).to(dtype).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
 def split(function: Callable[[Any], Any], x: Tensor, parts: int = 1) -> Any:
     """Our network on slabs."""
     result = function(SlabTensor.split(x, parts))
@@ -97,8 +102,8 @@ def split(function: Callable[[Any], Any], x: Tensor, parts: int = 1) -> Any:
 
 def codec_work(size: int, folder: Path) -> list[Work]:
     """Decode to and encode from `size` voxels an axis, released configuration."""
-    network = drawn_network(AutoencoderConfig(), torch.float32)
-    monai, half = oracle_of(network), copy.deepcopy(network).bfloat16()
+    drawn = drawn_network(AutoencoderConfig(), torch.float32)
+    monai, network, half = oracle_of(drawn), ours_of(drawn), ours_of(drawn, torch.bfloat16)
     latent = torch.randn(1, 4, *[size // 4] * 3, generator=torch.Generator().manual_seed(0))
     volume = torch.rand(1, 1, *[size] * 3, generator=torch.Generator().manual_seed(0))
     budget = max(0.5 * (size / 128) ** 3, 0.15)  # GiB
@@ -129,10 +134,11 @@ def codec_work(size: int, folder: Path) -> list[Work]:
 
 def denoise_work(size: int) -> list[Work]:
     """A U-Net step and a ControlNet + U-Net step on a latent of `size` voxels an axis, released rflow configuration."""
-    unet = drawn_network(UNetConfig(**UPDOWN, spacing=True), torch.float32)
-    controlnet = drawn_network(ControlNetConfig(**UPDOWN), torch.float32)
-    monai_unet, monai_controlnet = oracle_of(unet), oracle_of(controlnet)
-    half_unet, half_controlnet = copy.deepcopy(unet).bfloat16(), copy.deepcopy(controlnet).bfloat16()
+    drawn = drawn_network(UNetConfig(**UPDOWN, spacing=True), torch.float32)
+    drawn_controlnet = drawn_network(ControlNetConfig(**UPDOWN), torch.float32)
+    monai_unet, monai_controlnet = oracle_of(drawn), oracle_of(drawn_controlnet)
+    unet, controlnet = ours_of(drawn), ours_of(drawn_controlnet)
+    half_unet, half_controlnet = ours_of(drawn, torch.bfloat16), ours_of(drawn_controlnet, torch.bfloat16)
     latent = torch.randn(1, 4, *[size] * 3, generator=torch.Generator().manual_seed(0))
     bits = (torch.rand(1, 8, *[4 * size] * 3, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     t, modality, spacing = torch.tensor([500.0]), torch.tensor([1]), torch.full((1, 3), 100.0)

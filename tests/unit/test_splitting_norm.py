@@ -15,13 +15,17 @@ CASES = {
 }
 
 
+FORMATS = {"channels last": torch.channels_last_3d, "channels first": torch.contiguous_format}
+
+
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("name", CASES)
-def test_merged_moments_normalise_as_well_as_the_whole_does(name: str) -> None:
-    x = CASES[name](torch.randn(2, 8, 13, 6, 5, generator=torch.Generator().manual_seed(0)))
+def test_merged_moments_normalise_as_well_as_the_whole_does(name: str, layout: str) -> None:
+    x = CASES[name](torch.randn(2, 8, 13, 16, 15, generator=torch.Generator().manual_seed(0)))
     truth = F.group_norm(x.double(), 4)
     whole_error = (F.group_norm(x, 4) - truth).abs().max().item()
     for sizes in ([13], [1] * 13, [12, 1], [3, 7, 3]):
-        slabs = list(x.split(sizes, 2))
+        slabs = [slab.contiguous(memory_format=FORMATS[layout]) for slab in x.split(sizes, 2)]
         stats = merge([moments(slab, 4) for slab in slabs])
         split = normalise(slabs, affine(stats, None, None, 1e-5, 8, 5), 2, silu=False)
         assert (split - truth).abs().max().item() <= max(1e-5, whole_error)
@@ -35,6 +39,16 @@ def test_merging_is_independent_of_where_the_cuts_are() -> None:
         assert part.count == whole.count == 20 * 9 * 2
         torch.testing.assert_close(part.mean, whole.mean, rtol=1e-14, atol=0)
         torch.testing.assert_close(part.m2, whole.m2, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_of_many_voxels_keep_the_digits_that_float32_has(dtype: torch.dtype) -> None:
+    x = torch.randn(1, 6, 37, 41, 43, generator=torch.Generator().manual_seed(2)).mul_(2).add_(1).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    found, truth = moments(x, 2), x.double().unflatten(1, (2, -1)).flatten(2)
+    spread = truth.std(2, correction=0)
+    assert ((found.mean - truth.mean(2)).abs() / spread).max().item() < 3e-7
+    assert (found.variance / spread.square() - 1).abs().max().item() < 3e-7
 
 
 def test_a_slab_without_rows_adds_nothing() -> None:

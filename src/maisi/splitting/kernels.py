@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maisi.splitting.halo import Window, pad_rows
 from maisi.splitting.parallel import CHUNK_BYTES, on_chunks
-from maisi.splitting.winograd import TAPS, Filter, transformed_bytes, winograd, workspace_bytes
+from maisi.splitting.winograd import TAPS, Filter, arithmetic, transformed_bytes, winograd, workspace_bytes
 
 FAST = (torch.float32, torch.bfloat16)  # what oneDNN convolves
 WIDE, WIDE_IN_LONG_LINES = 40, 32  # in * out / (in + out) channels from which products cost more than transforming
@@ -23,6 +23,13 @@ MANY = 4096  # voxels from which products cost more than transforming the weight
 NARROW = 32  # channels up to which the weights are small beside anything
 WIDENED_BYTES = 8 << 20  # of a slab that are held in float32 at once
 LEAST_ROWS = 3  # fewer would leave most of a tile empty
+
+
+class ConvMemory(NamedTuple):
+    """Bytes that a convolution needs besides input and output: while it computes, and until its sweep ends."""
+
+    working: int
+    lasting: int
 
 
 @cache
@@ -129,8 +136,11 @@ def as_matrix_product(
     for dim, (kernel, step) in enumerate(zip(weight.shape[2:], stride, strict=True), start=2):
         windows = windows.unfold(dim, kernel, step)  # (b, c, x, y, z, kx, ky, kz) in the end
     batch, _, *size = windows.shape[:5]
-    windows = windows.permute(0, 2, 3, 4, 1, 5, 6, 7).reshape(-1, weight[0].numel())
-    voxels = linear(windows, weight.flatten(1), bias)
+    lines = weight.permute(0, 2, 3, 4, 1)
+    if lines.is_contiguous():  # then so are the channels of the windows
+        voxels = linear(windows.permute(0, 2, 3, 4, 5, 6, 7, 1).reshape(-1, lines[0].numel()), lines.flatten(1), bias)
+    else:
+        voxels = linear(windows.permute(0, 2, 3, 4, 1, 5, 6, 7).reshape(-1, lines[0].numel()), weight.flatten(1), bias)
     return voxels.view(batch, *size, -1).permute(0, 4, 1, 2, 3)
 
 
@@ -138,6 +148,24 @@ def pointwise(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1 x 1 x 1 convolution as one matrix product over the voxels of a channels-last slab."""
     voxels = slab.permute(0, 2, 3, 4, 1)
     return linear(voxels, weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
+
+
+def mean_pool(slab: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Means of blocks of voxels, rounded once; torch's own pooling reads channels-last slabs slowly."""
+    voxels = slab.permute(0, 2, 3, 4, 1)
+    for axis, size in enumerate(kernel, start=1):
+        blocks = voxels.narrow(axis, 0, voxels.shape[axis] // size * size).unflatten(axis, (-1, size))
+        first, *others = blocks.unbind(axis + 1)
+        voxels = first.to(arithmetic(slab.dtype))
+        for other in others:
+            voxels = voxels + other
+    return (voxels / math.prod(kernel)).to(slab.dtype).permute(0, 4, 1, 2, 3)
+
+
+def mean_pool_memory(size: Sequence[int], channels: int, kernel: Sequence[int], dtype: torch.dtype) -> ConvMemory:
+    """Memory of `mean_pool` that gives `size` voxels, for the planner: means of the first axis, and half of them."""
+    halves = math.prod(size) * channels * math.prod(kernel[1:])
+    return ConvMemory(2 * halves * arithmetic(dtype).itemsize, 0)
 
 
 def size_after(size: Sequence[int], weight: Tensor, padding: Sequence[int]) -> tuple[int, ...]:
@@ -152,13 +180,6 @@ def saves_products(size: Sequence[int], weight: Tensor, dtype: torch.dtype) -> b
     is_wide = width >= (WIDE_IN_LONG_LINES if size[2] >= LONG else WIDE)
     has_tiles = tuple(weight.shape[2:4]) == (TAPS, TAPS) and math.prod(size) >= MANY and min(size[:2]) >= LEAST_ROWS
     return is_wide and has_tiles and (dtype == torch.float32 or is_widened(dtype))
-
-
-class ConvMemory(NamedTuple):
-    """Bytes that a convolution needs besides input and output: while it computes, and until its sweep ends."""
-
-    working: int
-    lasting: int
 
 
 def conv_memory(

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maisi.splitting.parallel import CHUNK_BYTES, on_chunks
+from maisi.splitting.parallel import CHUNK_BYTES
 
-CENTRE_BEYOND = 8.0  # |mean| / deviation from which x * scale + shift would lose digits to cancellation
+CENTRE_BEYOND = 8.0  # |mean| / deviation from which sums, and x * scale + shift, would lose digits to cancellation
+SUMMED = 512  # numbers that one sum takes up: in float32 more would lose digits
+AT_ONCE = 1 << 24  # numbers that are summed in one call
 
 
 class Moments(NamedTuple):
@@ -46,27 +48,71 @@ def merge(parts: Sequence[Moments]) -> Moments:
 
 
 def moments(slab: Tensor, groups: int, dim: int = 2) -> Moments:
-    """Moments of a slab (b, c, ...), read a cacheful at a time along `dim`.
-
-    Each chunk is centred by its own channel means before it is squared, so a large mean costs no digits.
-    """
+    """Moments of a slab (b, c, ...) in the slab's precision, but at least float32; split along `dim`."""
     if slab.numel() == 0:
         zero = torch.zeros(slab.shape[0], groups, dtype=torch.float64, device=slab.device)
         return Moments(0, zero, zero)
-    if slab.requires_grad:
-        return by_group([_of_chunk(slab)], groups)
-    return by_group(on_chunks(_of_chunk, cut([slab], dim), slab.device), groups)
+    if torch.is_grad_enabled() and slab.requires_grad:
+        return by_group([_centred(slab)], groups)
+    lines = slab.movedim(1, -1)
+    if slab.device.type != "cpu" or not lines.is_contiguous():
+        return by_group([_centred(chunk) for chunk in cut(slab, dim)], groups)
+    voxels = lines.flatten(1, -2)
+    channels = merge([_of_lines(part) for part in voxels.split(max(1, AT_ONCE // voxels.shape[2]), 1)])
+    found = by_group([channels], groups)
+    largest = channels.mean.abs().unflatten(1, (groups, -1)).amax(2)
+    if bool((largest <= CENTRE_BEYOND * found.variance.sqrt()).all()):
+        return found
+    rough = channels.mean.to(wide(slab.dtype))
+    parts = voxels.split(max(1, CHUNK_BYTES // (voxels.shape[2] * rough.element_size())), 1)
+    return by_group([moved(_of_lines(part - rough[:, None]), rough) for part in parts], groups)
 
 
-def _of_chunk(chunk: Tensor) -> Moments:
-    """Moments of every channel, in the chunk's precision but at least float32; the mean is good to more than that."""
-    x = chunk if chunk.dtype == torch.float64 else chunk.float()
+def moved(found: Moments, by: Tensor) -> Moments:
+    """Moments of the same numbers with something added."""
+    return Moments(found.count, found.mean + by, found.m2)
+
+
+def _of_lines(lines: Tensor) -> Moments:
+    """Moments of every channel of (b, voxels, c), read as it lies.
+
+    Every sum takes up `SUMMED` numbers: voxels side by side are summed as if they were more channels, and the few that
+    are left by themselves.
+    """
+    batch, voxels, channels = lines.shape
+    beside = max(1, voxels // SUMMED)
+    whole = voxels // beside * beside
+    parts = [_of_rows(lines[:, :whole].reshape(batch, -1, beside * channels))]
+    count, sums = parts[0].count, [value.unflatten(1, (beside, channels)) for value in parts[0][1:]]
+    mean = sums[0].mean(1)
+    parts = [Moments(beside * count, mean, sums[1].sum(1) + count * (sums[0] - mean[:, None]).square().sum(1))]
+    if whole < voxels:
+        parts.append(_of_rows(lines[:, whole:]))
+    return merge(parts)
+
+
+def _of_rows(rows: Tensor) -> Moments:
+    """Moments of every column of (b, rows, columns): the sum, then the squares of what differs from their mean."""
+    zero = torch.zeros(rows.shape[2], dtype=wide(rows.dtype))
+    found = [torch.batch_norm_update_stats(sample, zero, zero, 0.0) for sample in rows]
+    mean, variance = (torch.stack(values).double() for values in zip(*found, strict=True))
+    return Moments(rows.shape[1], mean, variance * rows.shape[1])
+
+
+def _centred(chunk: Tensor) -> Moments:
+    """Moments of every channel, centred by its own mean before it is squared: a large mean costs no digits."""
+    x = chunk.to(wide(chunk.dtype))
     axes, count = tuple(range(2, x.dim())), x[0, 0].numel()
     rough = x.mean(axes, keepdim=True).detach()
     deviation = x - rough
     rest = deviation.mean(axes).double()
     squares = deviation * deviation if x.requires_grad else deviation.square_()
     return Moments(count, rough.flatten(1).double() + rest, squares.sum(axes).double() - count * rest.square())
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The number format that statistics of a slab are computed in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def by_group(parts: Sequence[Moments], groups: int) -> Moments:
@@ -105,35 +151,47 @@ def affine(stats: Moments, weight: Tensor | None, bias: Tensor | None, eps: floa
 def normalise(pieces: Sequence[Tensor], ready: Affine, dim: int, silu: bool) -> Tensor:
     """Adjoining slabs normalised (and activated) into one fresh tensor, a cacheful at a time."""
     first = pieces[0]
-    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
-    centre = None if ready.centre is None else ready.centre.to(wide)
-    scale, shift = ready.scale.to(wide), ready.shift.to(wide)
-    if torch.is_grad_enabled() and (scale.requires_grad or any(piece.requires_grad for piece in pieces)):
+    ready = Affine(*(None if value is None else value.to(wide(first.dtype)) for value in ready))  # type: ignore[arg-type]
+    if torch.is_grad_enabled() and (ready.scale.requires_grad or any(piece.requires_grad for piece in pieces)):
         x = torch.cat(list(pieces), dim) if len(pieces) > 1 else first
-        y = ((x.to(wide) - (0 if centre is None else centre)) * scale + shift).to(first.dtype)
+        y = ((x.to(ready.scale.dtype) - (0 if ready.centre is None else ready.centre)) * ready.scale + ready.shift).to(
+            first.dtype
+        )
         return F.silu(y) if silu else y
     result = empty_like_joined(pieces, dim)
-    at, places = 0, []
+    at = 0
     for piece in pieces:
-        places.append(result.narrow(dim, at, piece.shape[dim]))
+        place = result.narrow(dim, at, piece.shape[dim])
         at += piece.shape[dim]
-    chunks = list(zip(cut(pieces, dim), cut(places, dim), strict=True))
-    on_chunks(lambda chunk: _normalise_chunk(*chunk, centre, scale, shift, silu), chunks, result.device)
+        for i in range(piece.shape[0]):
+            one = Affine(*(value if value is None else value[min(i, len(value) - 1)] for value in ready))  # type: ignore[arg-type]
+            for x, out in zip(cut(piece[i : i + 1], dim), cut(place[i : i + 1], dim), strict=True):
+                _normalise_chunk(x, out, one, silu)
     return result
 
 
-def _normalise_chunk(x: Tensor, out: Tensor, centre: Tensor | None, scale: Tensor, shift: Tensor, silu: bool) -> None:
-    if x.dtype != scale.dtype:
-        x = x.to(scale.dtype)
-        y = x if centre is None else x.sub_(centre)
-        y = torch.addcmul(shift, y, scale, out=y)
-        out.copy_(F.silu(y, inplace=True) if silu else y)
-        return
-    if centre is not None:
-        x = torch.sub(x, centre, out=out)
-    torch.addcmul(shift, x, scale, out=out)
+def _normalise_chunk(x: Tensor, out: Tensor, ready: Affine, silu: bool) -> None:
+    """One sample's chunk; rounded once where its precision is lower than that of the statistics."""
+    y = x.to(ready.scale.dtype)
+    target = out if y.dtype == out.dtype else y
+    if ready.centre is not None:
+        y = torch.sub(y, ready.centre, out=target)
+    scale_and_shift(y, ready.scale, ready.shift, target)
     if silu:
-        F.silu(out, inplace=True)
+        F.silu(target, inplace=True)
+    if target is not out:
+        out.copy_(target)
+
+
+def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
+    """x * scale + shift, both (c, 1, ...), of one sample; torch's norm of known mean and variance is the fastest."""
+    if x.device.type != "cpu":
+        torch.addcmul(shift, x, scale, out=out)
+        return
+    zero, none = torch.zeros(x.shape[1], dtype=x.dtype), x.new_empty(0)
+    torch.ops.aten.native_batch_norm.out(
+        x, scale.flatten(), shift.flatten(), zero, zero + 1, False, 0.0, 0.0, out=out, save_mean=none, save_invstd=none
+    )
 
 
 def empty_like_joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
@@ -151,16 +209,12 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def cut(slabs: Sequence[Tensor], dim: int) -> list[Tensor]:
-    """Cachefuls of the slabs, cut along `dim` and, where a single row is too large, along another axis."""
-    chunks = []
-    for slab in slabs:
-        each = slab.numel() * slab.element_size() / max(slab.shape[dim], 1)
-        rows = slab.split(max(1, int(CHUNK_BYTES / max(each, 1))), dim)
-        if each <= CHUNK_BYTES or slab.dim() < 5:
-            chunks += rows
-        else:
-            other = 3 if dim == 2 else 2
-            width = max(1, int(slab.shape[other] * CHUNK_BYTES / each))
-            chunks += [chunk for row in rows for chunk in row.split(width, other)]
-    return chunks
+def cut(slab: Tensor, dim: int) -> list[Tensor]:
+    """Cachefuls of a slab: some rows along `dim` or, where a single row is too large, parts of it."""
+    each = slab.numel() * slab.element_size() / max(slab.shape[dim], 1)
+    rows = list(slab.split(max(1, int(CHUNK_BYTES / max(each, 1))), dim))
+    if each <= CHUNK_BYTES or slab.dim() < 5:
+        return rows
+    other = 3 if dim == 2 else 2
+    width = max(1, int(slab.shape[other] * CHUNK_BYTES / each))
+    return [chunk for row in rows for chunk in row.split(width, other)]

@@ -82,14 +82,18 @@ def walk(value: Any) -> Iterator[Any]:
         yield value
 
 
+NESTS = {tuple, list, dict}
+
+
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """The same nest with every leaf replaced."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[mapped(function, item) for item in value])
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return type(value)([mapped(function, item) for item in value])
-    if isinstance(value, dict):
+    """The same nest of tuples, lists and dicts with every leaf replaced; a shape (`torch.Size`) is a leaf."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([mapped(function, item) if type(item) in NESTS else function(item) for item in value])
+    if kind is dict:
         return {key: mapped(function, item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return kind(*[mapped(function, item) for item in value])
     return function(value)
 
 
@@ -539,18 +543,26 @@ def pool(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
     options = {"count_include_pad": True, "divisor_override": given.get("divisor_override")} if is_mean else {}
     if not is_mean:
         options["dilation"] = dilation
+    blocks = is_mean and ndim == 3 and kernel == stride and not any(padding) and options["divisor_override"] is None
     if ndim == 1:
         options.pop("divisor_override", None)
 
     def function(slab: Tensor, own_padding: int) -> Tensor:
         pad = [own_padding if i == axis else p for i, p in enumerate(padding)]
+        if blocks and slab.device.type == "cpu" and not torch.is_grad_enabled():
+            return kernels.mean_pool(slab, kernel)
         if slab.dtype == torch.bfloat16 and slab.device.type == "cpu":  # torch has no such kernel
             return func(slab.float(), kernel, stride, pad, **options).to(slab.dtype)
         return func(slab, kernel, stride, pad, **options)
 
+    def memory(rows: int) -> kernels.ConvMemory:
+        size = layout.local_shape(rows)
+        return kernels.mean_pool_memory(size[2:], size[1], kernel, node.dtype)
+
     cuts = through(node.cuts, node.rows, layout.rows)
     value = 0.0 if is_mean else -math.inf
-    return Windowed(name, node, layout, out.dtype, cuts, window, function, pad_value=value)
+    known = memory if blocks else None
+    return Windowed(name, node, layout, out.dtype, cuts, window, function, pad_value=value, memory=known)
 
 
 @handles("pad")

@@ -200,19 +200,21 @@ def store_narrow(
 
     The shortcut of a residual block is the case: without this the block's wide input lives until the block's end.
     """
+    orders = [[(t.node, between(t.node, stored)[0]) for t in sweep.targets] for sweep in sweeps]
     for narrow in nodes:
-        if narrow in stored or narrow in dropped or not is_rowwise(narrow) or not narrow.flops_per_row:
+        if not narrow.flops_per_row or narrow in stored or narrow in dropped or not is_rowwise(narrow):
             continue
         wide = narrow.inputs[0]
         if isinstance(wide, (Leaf, Summary)) or wide.row_bytes <= narrow.row_bytes or not consumers[narrow]:
             continue
         if wide not in stored and wide not in dropped:
             continue
-        others = [i for i, sweep in enumerate(sweeps) if reads_besides(sweep, wide, narrow, stored)]
-        mine = [i for i, sweep in enumerate(sweeps) for t in sweep.targets if narrow in between(t.node, stored)[0]]
+        others = [i for i, targets in enumerate(orders) if reads_besides(targets, wide, narrow)]
+        mine = [i for i, targets in enumerate(orders) if any(narrow in order for _, order in targets)]
         if others and mine and max(others) < min(mine) and sweeps[max(others)].cuts == narrow.cuts:
             stored.add(narrow)
             sweeps[max(others)].targets.append(Target(narrow, store=True))
+            orders = [[(t.node, between(t.node, stored)[0]) for t in sweep.targets] for sweep in sweeps]
 
 
 def is_rowwise(node: Node) -> bool:
@@ -224,13 +226,12 @@ def is_rowwise(node: Node) -> bool:
     )
 
 
-def reads_besides(sweep: Sweep, wide: Node, narrow: Node, stored: set[Node]) -> bool:
-    """True where a sweep needs the wide node for something else than the narrow one."""
-    for target in sweep.targets:
-        order, _ = between(target.node, stored)
-        if target.node is not wide and any(wide in node.inputs for node in order if node is not narrow):
-            return True
-    return False
+def reads_besides(targets: Sequence[tuple[Node, list[Node]]], wide: Node, narrow: Node) -> bool:
+    """True where a sweep with these targets and orders needs the wide node for something else than the narrow one."""
+    return any(
+        target is not wide and any(wide in node.inputs for node in order if node is not narrow)
+        for target, order in targets
+    )
 
 
 def last_reads(sweeps: Sequence[Sweep], stored: set[Node]) -> dict[Node, int]:
