@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from maisi.splitting import kernels
-from maisi.splitting.winograd import Filter
+from maisi.splitting.filters import Filter
 
 
 @pytest.fixture(autouse=True)

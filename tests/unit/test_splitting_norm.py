@@ -31,6 +31,22 @@ def test_merged_moments_normalise_as_well_as_the_whole_does(name: str, layout: s
         assert (split - truth).abs().max().item() <= max(1e-5, whole_error)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_slabs_that_lie_differently_are_normalised_together(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 6, 9, 5, 4, generator=torch.Generator().manual_seed(3)).to(dtype)
+    stats = moments(x, 3)
+    pieces = [
+        x[:, :, :2],
+        x[:, :, 2:5].contiguous(memory_format=torch.channels_last_3d),
+        x[:, :, 5:8].contiguous(),
+        x.transpose(3, 4).contiguous().transpose(3, 4)[:, :, 8:],
+    ]
+    for order in (pieces, pieces[1:], pieces[2:]):
+        found = normalise(order, affine(stats, None, None, 1e-5, 6, 5), 2, silu=True)
+        truth = F.silu(F.group_norm(x.double(), 3))[:, :, -found.shape[2] :]
+        assert (found - truth).abs().max().item() < (2e-2 if dtype == torch.bfloat16 else 2e-6)
+
+
 def test_merging_is_independent_of_where_the_cuts_are() -> None:
     x = torch.randn(1, 4, 20, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 1e4
     whole = moments(x, 2)

@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from maisi.splitting.winograd import (
-    Filter,
     minimal_filtering,
     tiles_at_once,
     transform_weight,
-    transformed_bytes,
     winograd,
     workspace_bytes,
 )
@@ -72,15 +70,6 @@ def test_filtering_of_two_outputs_is_the_published_one() -> None:
     signal, taps = torch.tensor([2.0, -3.0, 5.0, 7.0]).double(), torch.tensor([1.0, 4.0, -2.0]).double()
     found = to_outputs @ ((to_filter @ taps) * (to_tile @ signal))
     torch.testing.assert_close(found, F.conv1d(signal[None, None], taps[None, None])[0, 0])
-
-
-def test_a_filter_transforms_once_until_it_is_released() -> None:
-    weights = Filter(torch.randn(32, 32, 3, 3, 3))
-    first = weights.transformed()
-    assert weights.transformed() is first
-    assert transformed_bytes(weights.weight) == first.numel() * first.element_size()
-    weights.release()
-    assert weights.transformed() is not first
 
 
 def test_workspace_grows_with_the_width_of_a_line_not_with_the_number_of_lines() -> None:

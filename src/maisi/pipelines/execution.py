@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +23,7 @@ from maisi.shapes import Size3
 from maisi.space.files import read_volume
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import Volume
+from maisi.splitting.execute import kept_between_calls
 from maisi.splitting.plan import MemoryPlan, plan_memory, run_split
 from maisi.splitting.ranks import Ranks
 
@@ -106,6 +107,11 @@ def volume_of(source: Path, request: CodecRequest, bundle: Bundle) -> Volume:
         if sentence.startswith("spacing"):
             logger.warning("%s; --spacing resamples first", sentence)
     return volume
+
+
+def between_calls(request: ComputeRequest) -> AbstractContextManager[None]:
+    """What a loop over the same networks keeps from call to call: nothing where memory is limited."""
+    return kept_between_calls() if request.memory is None else nullcontext()
 
 
 METHODS = {

@@ -17,7 +17,7 @@ from maisi.diffusion.sampler import sample
 from maisi.errors import InvalidBundleError
 from maisi.pipelines.codec import decode_tensor
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, shown_labels
-from maisi.pipelines.execution import dtype_of, fitted
+from maisi.pipelines.execution import between_calls, dtype_of, fitted
 from maisi.pipelines.labels import LabelSource, file_source, phantom_source
 from maisi.pipelines.requests import DEFAULT_REGION, GenerateRequest
 from maisi.space.volume import LabelMap, Volume
@@ -85,15 +85,16 @@ def generate_one(
     shape = tuple(n // autoencoder.factor for n in labels.grid.shape)
     noise = torch.randn((1, unet.config.in_channels, *shape), generator=draw)
     noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
-    latent = sample(
-        lambda x, t: denoise(x.to(dtype), t).float(),
-        bundle.scheduler,
-        noise,
-        request.steps,
-        solver=request.solver,
-        generator=draw,
-        on_step=lambda done, total: on_stage("sample", done, total),
-    )
+    with between_calls(request):
+        latent = sample(
+            lambda x, t: denoise(x.to(dtype), t).float(),
+            bundle.scheduler,
+            noise,
+            request.steps,
+            solver=request.solver,
+            generator=draw,
+            on_step=lambda done, total: on_stage("sample", done, total),
+        )
 
     on_stage("decode", 0, 1)
     volume = decode_tensor(autoencoder, latent / bundle.scale_factor, labels.grid)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maisi.splitting.filters import kept_filters
 from maisi.splitting.graph import Leaf, Node, Normalised, Summary
 from maisi.splitting.heap import freed_slabs
 from maisi.splitting.ranks import Ranks
@@ -28,6 +29,16 @@ class Settings:
     on_host: frozenset[str] = frozenset()  # in the memory of the machine that a GPU sits in
     folder: Path | None = None
     ranks: Ranks | None = None
+
+
+@contextlib.contextmanager
+def kept_between_calls() -> Iterator[None]:
+    """Within, work without a plan keeps the memory of freed slabs and transformed weights from call to call.
+
+    For a loop that calls the same networks again and again, whose weights do not change meanwhile.
+    """
+    with freed_slabs(kept=True), kept_filters():
+        yield
 
 
 def evaluate(outputs: Sequence[Node], settings: Settings) -> list[Tensor]:

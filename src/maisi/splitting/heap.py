@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # parameters of mallopt(3)
 USUAL_MAPPINGS = 65536
@@ -12,28 +13,40 @@ LARGEST_HOLE = 1 << 40
 UNLIMITED = (1 << 31) - 1
 
 
+_kept: ContextVar[bool | None] = ContextVar("freed slabs are kept", default=None)
+
+
 @contextlib.contextmanager
 def freed_slabs(kept: bool) -> Iterator[None]:
     """Within, freed slabs are kept for the next ones, or given back to the system at once.
 
     Fresh memory has to be cleared by the system, which takes a fifth of the time of a decode. But kept memory has
-    holes, a sixth of the peak and more, so a planned run gives it back.
+    holes, a sixth of the peak and more, so a planned run gives it back. Around a loop it also keeps from call to call.
     """
-    libc = _glibc()
-    if libc is None:
+    libc, before = _glibc(), _kept.get()
+    if libc is None or before is kept:
         yield
         return
-    libc.mallopt(MMAP_MAX, 0 if kept else USUAL_MAPPINGS)
-    libc.mallopt(MMAP_THRESHOLD, LARGEST_BLOCK if kept else SMALL_BLOCK)
-    libc.mallopt(TRIM_THRESHOLD, UNLIMITED if kept else SMALL_BLOCK)
+    _set_thresholds(libc, kept)
+    token = _kept.set(kept)
     try:
         with contextlib.nullcontext() if kept else _holes_filled(libc):
             yield
     finally:
-        libc.mallopt(MMAP_MAX, USUAL_MAPPINGS)
-        libc.mallopt(MMAP_THRESHOLD, LARGEST_BLOCK if kept else SMALL_BLOCK)
-        libc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_BLOCK if kept else SMALL_BLOCK)
-        libc.malloc_trim(0)
+        _kept.reset(token)
+        if before is None:
+            libc.mallopt(MMAP_MAX, USUAL_MAPPINGS)
+            libc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_BLOCK if kept else SMALL_BLOCK)
+            libc.malloc_trim(0)
+        else:
+            _set_thresholds(libc, before)
+
+
+def _set_thresholds(libc: ctypes.CDLL, kept: bool) -> None:
+    """How `malloc` and `free` treat slabs."""
+    libc.mallopt(MMAP_MAX, 0 if kept else USUAL_MAPPINGS)
+    libc.mallopt(MMAP_THRESHOLD, LARGEST_BLOCK if kept else SMALL_BLOCK)
+    libc.mallopt(TRIM_THRESHOLD, UNLIMITED if kept else SMALL_BLOCK)
 
 
 def _glibc() -> ctypes.CDLL | None:

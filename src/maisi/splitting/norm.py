@@ -184,8 +184,11 @@ def _normalise_chunk(x: Tensor, out: Tensor, ready: Affine, silu: bool) -> None:
 
 
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
-    """x * scale + shift, both (c, 1, ...), of one sample; torch's norm of known mean and variance is the fastest."""
-    if x.device.type != "cpu":
+    """x * scale + shift, both (c, 1, ...), of one sample; torch's norm of known mean and variance is the fastest.
+
+    It is only right where both tensors lie in the same way.
+    """
+    if x.device.type != "cpu" or not lie_alike(x, out):
         torch.addcmul(shift, x, scale, out=out)
         return
     zero, none = torch.zeros(x.shape[1], dtype=x.dtype), x.new_empty(0)
@@ -207,6 +210,12 @@ def memory_format(x: Tensor) -> torch.memory_format:
     if x.dim() == 5 and x.stride(1) == 1 and x.shape[1] > 1:
         return torch.channels_last_3d
     return torch.contiguous_format
+
+
+def lie_alike(x: Tensor, y: Tensor) -> bool:
+    """True where both tensors of a shape are dense, and in the same order."""
+    formats = (torch.contiguous_format, torch.channels_last_3d)[: 1 + (x.dim() == 5)]
+    return any(x.is_contiguous(memory_format=each) and y.is_contiguous(memory_format=each) for each in formats)
 
 
 def cut(slab: Tensor, dim: int) -> list[Tensor]:

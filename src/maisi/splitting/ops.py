@@ -16,6 +16,7 @@ from torch import Tensor
 
 from maisi.errors import UnsupportedOperationError
 from maisi.splitting import kernels
+from maisi.splitting.filters import filter_of
 from maisi.splitting.graph import (
     Interpolated,
     Leaf,
@@ -30,7 +31,6 @@ from maisi.splitting.graph import (
     silu_into,
 )
 from maisi.splitting.halo import Magnify, Transposed, Window, through
-from maisi.splitting.winograd import Filter
 
 
 class Deferred(Tensor):
@@ -465,7 +465,7 @@ def conv(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
     padding = per_axis(padding, ndim)
     layout = node.layout.resized(out.shape)
     window = Window(weight.shape[2 + axis], stride[axis], padding[axis], dilation[axis])
-    weights, plain = Filter(weight), max(*stride, *dilation, groups) == 1
+    weights, plain = filter_of(weight), max(*stride, *dilation, groups) == 1
 
     def function(slab: Tensor, own_padding: int) -> Tensor:
         pad = [own_padding if i == axis else p for i, p in enumerate(padding)]

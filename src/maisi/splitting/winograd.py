@@ -193,21 +193,3 @@ def assemble(space: Workspace, to_outputs: Tensor, bias: Tensor | None, place: P
                     found.add_(bias)
                 if is_wider:  # rounded once
                     into.copy_(found)
-
-
-class Filter:
-    """The weights of a convolution, transformed once for all the slabs of a sweep."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-        self._transformed: Tensor | None = None
-
-    def transformed(self) -> Tensor:
-        """As by `transform_weight`."""
-        if self._transformed is None:
-            self._transformed = transform_weight(self.weight)
-        return self._transformed
-
-    def release(self) -> None:
-        """Give the memory back."""
-        self._transformed = None

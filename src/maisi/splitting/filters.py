@@ -1,0 +1,50 @@
+"""Weights of convolutions made ready, for the slabs of a sweep or for all the calls of a loop."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+from maisi.splitting.winograd import transform_weight
+
+_kept: ContextVar["dict[int, Filter] | None"] = ContextVar("kept filters", default=None)
+
+
+class Filter:
+    """The weights of a convolution, transformed once for all the slabs of a sweep."""
+
+    def __init__(self, weight: Tensor, lasts: bool = False) -> None:
+        self.weight, self._lasts = weight, lasts
+        self._transformed: Tensor | None = None
+
+    def transformed(self) -> Tensor:
+        """As by `transform_weight`."""
+        if self._transformed is None:
+            self._transformed = transform_weight(self.weight)
+        return self._transformed
+
+    def release(self) -> None:
+        """Give the memory back at the end of a sweep, if no later call needs it."""
+        if not self._lasts:
+            self._transformed = None
+
+
+@contextmanager
+def kept_filters() -> Iterator[None]:
+    """Within, transformed weights are kept from call to call; the weights must not change meanwhile."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def filter_of(weight: Tensor) -> Filter:
+    """The filter of these weights: a known one within `kept_filters`, else a new one."""
+    known = _kept.get()
+    if known is None:
+        return Filter(weight)
+    if id(weight) not in known:
+        known[id(weight)] = Filter(weight, lasts=True)  # holds the tensor, so no other one gets its id
+    return known[id(weight)]
