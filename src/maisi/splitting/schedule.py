@@ -214,7 +214,14 @@ def store_narrow(
         if others and mine and max(others) < min(mine) and sweeps[max(others)].cuts == narrow.cuts:
             stored.add(narrow)
             sweeps[max(others)].targets.append(Target(narrow, store=True))
-            orders = [[(t.node, between(t.node, stored)[0]) for t in sweep.targets] for sweep in sweeps]
+            orders[max(others)].append((narrow, []))
+            orders = [
+                [
+                    (target, between(target, stored)[0] if narrow in {target, *order} else order)
+                    for target, order in targets
+                ]
+                for targets in orders
+            ]
 
 
 def is_rowwise(node: Node) -> bool:
