@@ -82,6 +82,7 @@ def test_a_recipe_makes_a_bundle_that_generates_and_says_how_good_it_is(manifest
     assert set(bundle.kinds) == {"autoencoder", "unet", "controlnet"}
     assert "Not for diagnosis" in bundle.model_card
     assert "| made | 1 |" in bundle.model_card
+    assert "| (chest, rendered phantom) |" in bundle.model_card
     assert (tmp_path / "quality.json").exists()
     request = GenerateRequest(size=(16, 16, 16), spacing=(16.0, 16.0, 16.0), steps=1)
     (sample,) = generate(request, bundle)

@@ -10,11 +10,12 @@ from maisi.anatomy.regions import BodyRegion
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle
 from maisi.data.manifest import Case
+from maisi.data.render import render_phantom
 from maisi.evaluation.adherence import BODY_HU, CONTRAST, Adherence, adherence
 from maisi.evaluation.fidelity import Fidelity
 from maisi.evaluation.reconstruction import measure, reconstruct
 from maisi.pipelines.execution import fitted
-from maisi.pipelines.generate import generate
+from maisi.pipelines.generate import generate, label_source, sample_generators
 from maisi.pipelines.requests import CodecRequest, GenerateRequest
 from maisi.shapes import Frozen
 from maisi.space.files import read_labels, read_volume
@@ -53,6 +54,7 @@ class BundleQuality(Frozen):
 
     cases: tuple[CaseQuality, ...]
     samples: tuple[SampleQuality, ...]
+    ceilings: tuple[SampleQuality, ...] = ()
     references: tuple[ReferenceQuality, ...] = ()
 
 
@@ -66,7 +68,8 @@ def measure_bundle(
 ) -> BundleQuality:
     """Reconstruction of the cases given (the validation split), and adherence of generated samples, regions in turn.
 
-    For comparison also the adherence of those `labelled` scans whose own label map names a body and most of its parts.
+    For comparison also the adherence of a rendered phantom of each region after encoding and decoding, and of those
+    `labelled` scans whose own label map names a body and most of its parts.
     """
     told = on_case or (lambda line: None)
     reconstructed = []
@@ -78,8 +81,12 @@ def measure_bundle(
         told(f"{case.id}: {found.reconstruction.psnr_db:.2f} dB, box blur {found.yardstick.psnr_db:.2f} dB")
         reconstructed.append(CaseQuality(id=case.id, group=case.group, spacing_mm=volume.grid.spacing, **dict(found)))
     samples = list(_samples(bundle, num_samples, steps, told))
-    references = list(_references(labelled, told))
-    return BundleQuality(cases=tuple(reconstructed), samples=tuple(samples), references=tuple(references))
+    return BundleQuality(
+        cases=tuple(reconstructed),
+        samples=tuple(samples),
+        ceilings=tuple(_ceilings(bundle, told)),
+        references=tuple(_references(labelled, told)),
+    )
 
 
 def _references(cases: Sequence[Case], told: OnCase) -> Iterator[ReferenceQuality]:
@@ -105,6 +112,17 @@ def _samples(bundle: Bundle, count: int, steps: int, told: OnCase) -> Iterator[S
         yield SampleQuality(region=region, seed=seed, adherence=found)
 
 
+def _ceilings(bundle: Bundle, told: OnCase) -> Iterator[SampleQuality]:
+    for region in (each.name.lower() for each in BodyRegion):
+        request = GenerateRequest(region=region, seed=0)
+        rng, _ = sample_generators(request.seed, 0)
+        labels, _ = label_source(request, bundle).draw(rng)
+        codec = fitted(bundle, labels.grid.shape, request, only=("encode", "decode"))
+        found = adherence(reconstruct(codec, render_phantom(labels, rng)), labels)
+        told(f"{region}, rendered phantom after encoding and decoding: {_scores(found, ', ')}")
+        yield SampleQuality(region=region, seed=request.seed, adherence=found)
+
+
 def quality_tables(quality: BundleQuality) -> str:
     """Markdown: reconstruction per group, and adherence per sample."""
     lines = [
@@ -120,6 +138,7 @@ def quality_tables(quality: BundleQuality) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [f"| {s.region}, seed {s.seed} | {_scores(s.adherence)} |" for s in quality.samples]
+    lines += [f"| ({c.region}, rendered phantom) | {_scores(c.adherence)} |" for c in quality.ceilings]
     lines += [f"| (real scan {r.id}) | {_scores(r.adherence)} |" for r in quality.references]
     return "\n".join(lines)
 
@@ -177,7 +196,8 @@ Medians over the validation split, which was not trained on; PSNR with a data ra
 of the region, 10 steps, labels from the phantom, Dice between what Hounsfield units show and the labels asked for: body
 and air by {BODY_HU:g} HU, bones by {bone_hu:g} HU except where the map names {_or(CONTRAST)}, since contrast medium is
 as bright. The skeleton is bone found without the map, as what is not as even as contrast medium, with marrow and dim
-bone beside it. Below the samples, for comparison: real scans, with dark marrow, against label maps of their own.
+bone beside it. Below the samples, for comparison: rendered phantoms after encoding and decoding, and real scans, both
+with dark marrow, against label maps of their own.
 Made by `python benchmarks/bundle.py MANIFEST --bundle {bundle.name}`.
 
 {quality_tables(quality)}
