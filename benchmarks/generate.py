@@ -2,7 +2,8 @@
 
     python benchmarks/generate.py [--runs 3] [--precision float32]
 
-Prints medians and writes benchmarks/results/generate-UNIT.json and .md, UNIT being the vector unit of this processor.
+Prints medians and writes benchmarks/results/generate-UNIT.json and .md (generate-UNIT-bfloat16 in that precision), UNIT
+being the vector unit of this processor.
 """
 
 import argparse
@@ -42,7 +43,8 @@ def main() -> None:
         results[f"{size}^3"] = {name: statistics.median(r[name] for r in runs) for name in runs[0]}
         middle = results[f"{size}^3"]
         print(f"{size}^3 {arguments.precision}: {middle['seconds']:.1f} s, peak {middle['peak_bytes'] / 2**30:.2f} GiB")
-    path = Path(__file__).parent / "results" / f"generate-{vector_unit()}"
+    precision = "" if arguments.precision == "float32" else f"-{arguments.precision}"
+    path = Path(__file__).parent / "results" / f"generate-{vector_unit()}{precision}"
     path.parent.mkdir(exist_ok=True)
     raw = {"precision": arguments.precision, **results}
     path.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
