@@ -18,14 +18,15 @@ def test_a_filter_transforms_once_until_it_is_released() -> None:
 
 
 def test_calls_of_a_loop_share_transformed_weights_and_those_outside_do_not() -> None:
-    weight = torch.randn(32, 32, 3, 3, 3)
+    weight, made_anew = nn.Parameter(torch.randn(32, 32, 3, 3, 3)), torch.randn(32, 32, 3, 3, 3)
     with kept_filters():
         first = filter_of(weight)
         made = first.transformed()
         first.release()
         assert filter_of(weight) is first
         assert filter_of(weight).transformed() is made
-        assert filter_of(weight.clone()) is not first
+        assert filter_of(nn.Parameter(weight.detach().clone())) is not first
+        assert filter_of(made_anew) is not filter_of(made_anew)
     assert filter_of(weight) is not first
 
 

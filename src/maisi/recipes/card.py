@@ -54,7 +54,7 @@ class BundleQuality(Frozen):
 
     cases: tuple[CaseQuality, ...]
     samples: tuple[SampleQuality, ...]
-    ceilings: tuple[SampleQuality, ...] = ()
+    rendered: tuple[SampleQuality, ...] = ()
     references: tuple[ReferenceQuality, ...] = ()
 
 
@@ -84,7 +84,7 @@ def measure_bundle(
     return BundleQuality(
         cases=tuple(reconstructed),
         samples=tuple(samples),
-        ceilings=tuple(_ceilings(bundle, told)),
+        rendered=tuple(_rendered(bundle, told)),
         references=tuple(_references(labelled, told)),
     )
 
@@ -112,7 +112,7 @@ def _samples(bundle: Bundle, count: int, steps: int, told: OnCase) -> Iterator[S
         yield SampleQuality(region=region, seed=seed, adherence=found)
 
 
-def _ceilings(bundle: Bundle, told: OnCase) -> Iterator[SampleQuality]:
+def _rendered(bundle: Bundle, told: OnCase) -> Iterator[SampleQuality]:
     for region in (each.name.lower() for each in BodyRegion):
         request = GenerateRequest(region=region, seed=0)
         rng, _ = sample_generators(request.seed, 0)
@@ -138,7 +138,7 @@ def quality_tables(quality: BundleQuality) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [f"| {s.region}, seed {s.seed} | {_scores(s.adherence)} |" for s in quality.samples]
-    lines += [f"| ({c.region}, rendered phantom) | {_scores(c.adherence)} |" for c in quality.ceilings]
+    lines += [f"| ({c.region}, rendered phantom) | {_scores(c.adherence)} |" for c in quality.rendered]
     lines += [f"| (real scan {r.id}) | {_scores(r.adherence)} |" for r in quality.references]
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from maisi.splitting.winograd import transform_weight
 
@@ -41,9 +42,9 @@ def kept_filters() -> Iterator[None]:
 
 
 def filter_of(weight: Tensor) -> Filter:
-    """The filter of these weights: a known one within `kept_filters`, else a new one."""
+    """The filter of these weights: the known one of a parameter within `kept_filters`, else a new one."""
     known = _kept.get()
-    if known is None:
+    if known is None or not isinstance(weight, Parameter):  # other weights may be made anew for every call
         return Filter(weight)
     if id(weight) not in known:
         known[id(weight)] = Filter(weight, lasts=True)  # holds the tensor, so no other one gets its id

@@ -82,18 +82,15 @@ def walk(value: Any) -> Iterator[Any]:
         yield value
 
 
-NESTS = {tuple, list, dict}
-
-
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     """The same nest of tuples, lists and dicts with every leaf replaced; a shape (`torch.Size`) is a leaf."""
-    kind = type(value)
-    if kind is tuple or kind is list:
-        return kind([mapped(function, item) if type(item) in NESTS else function(item) for item in value])
-    if kind is dict:
+    if isinstance(value, torch.Size):
+        return function(value)
+    if isinstance(value, (tuple, list)):
+        items = [mapped(function, item) if isinstance(item, (tuple, list, dict)) else function(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
         return {key: mapped(function, item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return kind(*[mapped(function, item) for item in value])
     return function(value)
 
 
