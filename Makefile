@@ -4,6 +4,7 @@
 PYTHON ?= python3
 CONSTRAINT ?= -c constraints/cpu.txt
 BIN := .venv/bin
+SOURCES := pyproject.toml constraints/cpu.txt $(wildcard src/maisi/splitting/native/*)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINT)
 
 .PHONY: run test check bench bundle clean
@@ -15,15 +16,15 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-.venv/core: pyproject.toml constraints/cpu.txt | $(BIN)/python
+.venv/core: $(SOURCES) | $(BIN)/python
 	$(PIP) -e .
 	touch $@
 
-.venv/test: pyproject.toml constraints/cpu.txt | $(BIN)/python
+.venv/test: $(SOURCES) | $(BIN)/python
 	$(PIP) -e '.[test]'
 	touch .venv/core $@
 
-.venv/check: pyproject.toml constraints/cpu.txt | $(BIN)/python
+.venv/check: $(SOURCES) | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	touch .venv/core .venv/test $@
 

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TABLES = {
     "splitting-*": "make bench",
+    "convolutions-*": ".venv/bin/python benchmarks/convolutions.py",
     "generate-*": ".venv/bin/python benchmarks/generate.py",
     "ranks-*": ".venv/bin/torchrun --nproc-per-node 2 benchmarks/ranks.py",
     "scale": ".venv/bin/python benchmarks/scale.py X Y Z --precision P --memory GIB --folder DIR",
@@ -19,10 +20,12 @@ Every table below was written by the command above it and put here by `python be
 of processor that it was measured on. Both precisions of a comparison stand in its rows. Ratios travel better than
 seconds do, but not from one kind of processor to another.
 
-- **float32** convolutions of wide layers take a quarter of the products (Winograd along two axes,
-  [decision 1](decisions/0001-splitting-is-a-deferred-tensor.md)). It is the default everywhere.
-- **bfloat16** halves the memory. With AMX it is two to three times as fast as float32, with AVX512-BF16 alone hardly,
-  and where the processor cannot multiply in it the products are float32. Its deviation is in the table of accuracy:
+- **float32** convolutions take a sixth of the products (Winograd's minimal filtering along three axes) in a compiled
+  kernel, or a quarter, along two, by torch where it could not be built
+  ([decision 4](decisions/0004-a-compiled-convolution.md)). It is the default everywhere.
+- Tables that name no kernel are from before there was one: so far those of AMX and AVX512-BF16.
+- **bfloat16** halves the memory. With AMX it was two to three times as fast as float32 before there was a kernel, and
+  where the processor cannot multiply in it the products are float32. Its deviation is in the table of accuracy:
   2 to 4 HU of the packaged bundle, which is why it is not the default.
 - **Memory** is the peak above what was resident before the call, weights not counted.
 """

@@ -106,6 +106,7 @@ def test_doctor_tells_versions_and_what_is_missing(capfd: pytest.CaptureFixture[
     told = capfd.readouterr().out
     assert re.search(r"torch +\d+\.\d+", told)
     assert "threads" in told
+    assert re.search(r"convolutions +(compiled for \w+|torch)", told)
     assert "monai" in told
 
 

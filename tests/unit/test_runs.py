@@ -19,9 +19,11 @@ from maisi.pipelines.runs import (
     check_free,
     differences,
     input_sums,
+    machine,
     open_run,
     read_record,
 )
+from maisi.splitting import compiled
 
 
 def names(folder: Path) -> list[str]:
@@ -138,6 +140,14 @@ def test_circumstances_that_changed_are_told() -> None:
     assert changed_circumstances(record(), record(seconds=9.0)) == []
     again = record(versions={"torch": "2.14"}, threads=4)
     assert changed_circumstances(record(), again) == ["torch was 2.13, is 2.14", "threads was 2, is 4"]
+
+
+@pytest.mark.parametrize(("instruction_set", "told"), [("avx2", "compiled for avx2"), ("", "torch")])
+def test_what_convolves_is_among_the_circumstances(
+    monkeypatch: pytest.MonkeyPatch, instruction_set: str, told: str
+) -> None:
+    monkeypatch.setattr(compiled, "instruction_set", lambda: instruction_set)
+    assert machine()["convolutions"] == told
 
 
 def test_a_record_written_and_read_is_the_same(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from maisi.splitting.winograd import transformed_bytes
 
 
 def test_a_filter_transforms_once_until_it_is_released() -> None:
-    weights = Filter(torch.randn(32, 32, 3, 3, 3))
+    weights = Filter(torch.randn(40, 40, 3, 3, 3))
     first = weights.transformed()
     assert weights.transformed() is first
     assert transformed_bytes(weights.weight) == first.numel() * first.element_size()

@@ -228,12 +228,16 @@ def machine() -> dict[str, str]:
     """What of the machine the last bits of a result may depend on."""
     import torch
 
+    from maisi.splitting import compiled
+
+    instructions = compiled.instruction_set()
     return {
         "system": platform.system(),
         "release": platform.release(),
         "machine": platform.machine(),
         "processor": processor(),
         "capability": str(torch.backends.cpu.get_cpu_capability()),
+        "convolutions": f"compiled for {instructions}" if instructions else "torch",
     }
 
 

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from torch import Tensor
 from torch.nn import Parameter
 
+from maisi.splitting import compiled
 from maisi.splitting.winograd import transform_weight
 
 _kept: ContextVar["dict[int, Filter] | None"] = ContextVar("kept filters", default=None)
@@ -20,9 +21,10 @@ class Filter:
         self._transformed: Tensor | None = None
 
     def transformed(self) -> Tensor:
-        """As by `transform_weight`."""
+        """As by `compiled.pack_weight` where its kernel serves these weights, else by `transform_weight`."""
         if self._transformed is None:
-            self._transformed = transform_weight(self.weight)
+            transform = compiled.pack_weight if compiled.serves(self.weight) else transform_weight
+            self._transformed = transform(self.weight)
         return self._transformed
 
     def release(self) -> None:

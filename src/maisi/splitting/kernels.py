@@ -1,4 +1,4 @@
-"""The convolution of a slab on the CPU: channels last, and with a quarter of the multiplications in float32.
+"""The convolution of a slab on the CPU: channels last, and with a sixth or a quarter of the multiplications in float32.
 
 Where the processor does not multiply in bfloat16 (no AVX512-BF16, no AMX), slabs of it are multiplied in float32.
 """
@@ -12,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maisi.splitting import compiled
 from maisi.splitting.filters import Filter
 from maisi.splitting.halo import Window, pad_rows
 from maisi.splitting.parallel import CHUNK_BYTES, on_chunks
-from maisi.splitting.winograd import TAPS, arithmetic, transformed_bytes, winograd, workspace_bytes
+from maisi.splitting.winograd import OUTPUTS, TAPS, arithmetic, transformed_bytes, winograd, workspace_bytes
 
 FAST = (torch.float32, torch.bfloat16)  # what oneDNN convolves
 WIDE, WIDE_IN_LONG_LINES = 40, 32  # in * out / (in + out) channels from which products cost more than transforming
 LONG = 64  # voxels of a line from which the fewer calls pay earlier
 MANY = 4096  # voxels from which products cost more than transforming the weights
+MANY_COMPILED = 2048  # the same for the compiled kernel
 NARROW = 32  # channels up to which the weights are small beside anything
 WIDENED_BYTES = 8 << 20  # of a slab that are held in float32 at once
 LEAST_ROWS = 3  # fewer would leave most of a tile empty
@@ -62,27 +64,31 @@ def convolve(
     plain = groups == 1 and max(stride) == 1 and max(dilation) == 1
     if plain and weight[0, 0].numel() == 1 and max(padding) == 0:
         return pointwise(slab, weight, bias)
-    if plain and saves_products(size_after(slab.shape[2:], weight, padding), weight, slab.dtype):
-        return winograd(slab, weight, bias, padding, weights.transformed())
+    size = size_after(slab.shape[2:], weight, padding)
+    if plain and is_filtered(size, weight, slab.dtype):
+        return filtered(slab, weights, bias, padding)
     if groups == 1 and max(dilation) == 1 and has_few_voxels(slab, weight, stride, padding):
         return as_matrix_product(slab, weight, bias, stride, padding)
     if is_widened(slab.dtype):
-        return widened(slab, weight, bias, stride, padding, dilation, groups)
+        wide_weight, wide_bias = weight.float(), bias if bias is None else bias.float()
+
+        def convolved(piece: Tensor, own_padding: Sequence[int]) -> Tensor:
+            return torch.mkldnn_convolution(piece, wide_weight, wide_bias, own_padding, stride, dilation, groups)
+
+        return widened(slab, weight, convolved, padding, stride, dilation)
     return torch.mkldnn_convolution(slab, weight, bias, padding, stride, dilation, groups)
 
 
 def widened(
     slab: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
+    convolved: Callable[[Tensor, Sequence[int]], Tensor],
     padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    stride: Sequence[int] = (1, 1, 1),
+    dilation: Sequence[int] = (1, 1, 1),
 ) -> Tensor:
-    """The convolution computed in float32, some rows at a time."""
+    """The convolution in float32, some rows at a time, which carry their halo, rounded to the slab's format."""
     window = Window(weight.shape[2], stride[0], padding[0], dilation[0])
-    wide_weight, wide_bias = weight.float(), bias if bias is None else bias.float()
     sizes = zip(slab.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
     result = slab.new_empty(slab.shape[0], weight.shape[0], *size).contiguous(memory_format=torch.channels_last_3d)
@@ -91,14 +97,14 @@ def widened(
         stop = min(start + rows, size[0])
         low, high = window.need(start, stop, slab.shape[2])
         piece = pad_rows(slab[:, :, low:high].float(), 2, *window.missing(start, stop, slab.shape[2]))
-        piece = torch.mkldnn_convolution(piece, wide_weight, wide_bias, (0, *padding[1:]), stride, dilation, groups)
-        result[:, :, start:stop] = piece
+        result[:, :, start:stop] = convolved(piece, (0, *padding[1:]))
     return result
 
 
 def widened_rows(size: Sequence[int], weight: Tensor, stride: Sequence[int]) -> int:
     """Rows of the result that `widened` computes at once."""
-    return max(1, WIDENED_BYTES // widened_bytes(size[1:], weight, stride))
+    rows = WIDENED_BYTES // widened_bytes(size[1:], weight, stride)
+    return max(1, rows if rows < OUTPUTS else rows - rows % OUTPUTS)
 
 
 def widened_bytes(plane: Sequence[int], weight: Tensor, stride: Sequence[int]) -> int:
@@ -174,27 +180,55 @@ def size_after(size: Sequence[int], weight: Tensor, padding: Sequence[int]) -> t
     return tuple(n + 2 * p - k + 1 for n, p, k in zip(size, padding, weight.shape[2:], strict=True))
 
 
-def saves_products(size: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
-    """True where `winograd` gives a result of that size, and pays."""
-    out_channels, in_channels = weight.shape[:2]
-    width = out_channels * in_channels / (out_channels + in_channels)
-    is_wide = width >= (WIDE_IN_LONG_LINES if size[2] >= LONG else WIDE)
-    has_tiles = tuple(weight.shape[2:4]) == (TAPS, TAPS) and math.prod(size) >= MANY and min(size[:2]) >= LEAST_ROWS
-    return is_wide and has_tiles and (dtype == torch.float32 or is_widened(dtype))
+def is_filtered(size: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
+    """True where minimal filtering gives a result of that size, and pays."""
+    if not (dtype == torch.float32 or is_widened(dtype)) or min(size[:2]) < LEAST_ROWS:
+        return False
+    if compiled.serves(weight):
+        return math.prod(size) >= MANY_COMPILED and size[2] > 1
+    out_channels, in_channels, *taps = weight.shape
+    least = WIDE_IN_LONG_LINES if size[2] >= LONG else WIDE
+    is_wide = out_channels * in_channels >= least * (out_channels + in_channels)
+    return is_wide and taps[:2] == [TAPS, TAPS] and math.prod(size) >= MANY
+
+
+def filtered(slab: Tensor, weights: Filter, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+    """The convolution by minimal filtering; by the compiled kernel where there is one for it."""
+    if not compiled.serves(weights.weight):
+        return winograd(slab, weights.weight, bias, padding, weights.transformed())
+
+    def convolved(piece: Tensor, own_padding: Sequence[int]) -> Tensor:
+        return compiled.filtered(piece, weights.weight, bias, own_padding, weights.transformed())
+
+    return widened(slab, weights.weight, convolved, padding) if is_widened(slab.dtype) else convolved(slab, padding)
 
 
 def conv_memory(
     size: Sequence[int], weight: Tensor, padding: Sequence[int], stride: Sequence[int], dtype: torch.dtype, plain: bool
 ) -> ConvMemory:
     """Memory of a convolution that gives `size` voxels, for the planner; `plain`: stride, dilation and groups are 1."""
-    if len(size) == 3 and plain and saves_products(size, weight, dtype):
-        threads = workspace_bytes((size[1], size[2] + weight.shape[4] - 1 - 2 * padding[2]), weight, padding[2])
-        return ConvMemory(max(threads, transformed_bytes(weight)), transformed_bytes(weight))
+    if len(size) == 3 and plain and is_filtered(size, weight, dtype):
+        return filtering_memory(size, weight, padding, dtype)
     if not is_widened(dtype):
         return ConvMemory(weight.numel() * dtype.itemsize, 0)
     if weight[0, 0].numel() == 1:
         return ConvMemory(4 * weight.numel(), 0)
     if len(size) != 3:
         return ConvMemory(2 * weight.numel(), 0)
+    return ConvMemory(pieces_bytes(size, weight, stride) + 8 * weight.numel(), 0)
+
+
+def filtering_memory(size: Sequence[int], weight: Tensor, padding: Sequence[int], dtype: torch.dtype) -> ConvMemory:
+    """Memory of `filtered`; transforming weights takes what the compiled kernel's copy of them does, or less."""
+    if not compiled.serves(weight):
+        threads = workspace_bytes((size[1], size[2] + weight.shape[4] - 1 - 2 * padding[2]), weight, padding[2])
+        return ConvMemory(max(threads, transformed_bytes(weight)), transformed_bytes(weight))
+    pieces = pieces_bytes(size, weight, (1, 1, 1)) if is_widened(dtype) else 0
+    threads = compiled.workspace_bytes(size[1:], weight)
+    return ConvMemory(max(threads + pieces, 12 * weight.numel()), compiled.packed_bytes(weight))
+
+
+def pieces_bytes(size: Sequence[int], weight: Tensor, stride: Sequence[int]) -> int:
+    """What `widened` holds at once."""
     rows = min(size[0], widened_rows(size, weight, stride)) + weight.shape[2]
-    return ConvMemory(rows * widened_bytes(size[1:], weight, stride) + 8 * weight.numel(), 0)
+    return rows * widened_bytes(size[1:], weight, stride)

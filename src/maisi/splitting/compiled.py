@@ -1,0 +1,111 @@
+"""A 3 x 3 x 3 convolution in float32 with a sixth of the multiplications, by a kernel of our own where it was built.
+
+As in `winograd`, with F(2, 3) along the third axis besides, and with all that is in between in a core's cache: the
+sources are in `native/`. Without a C compiler at installation there is no kernel, and `winograd` does the work.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise, product
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maisi.splitting.parallel import on_chunks
+from maisi.splitting.winograd import OUTPUTS, TAPS, TILE, TO_FILTER, minimal_filtering
+
+try:
+    from maisi.splitting import _filtering
+except ImportError:  # no compiler when it was installed
+    _filtering: Any = None  # type: ignore[no-redef]
+
+PRODUCTS = 4 * TILE * TILE  # of a tile
+CHANNELS = 16  # the numbers of channels are multiples of it
+MOST_PAIRS = 16  # of voxels along z in a block
+TILES_AIM = 32  # tiles of a block: enough for the weights to be read once for many
+RANGES_A_THREAD = 8  # of blocks: the threads of a busy machine end at different times
+TO_PAIR_FILTER = minimal_filtering((0.0, 1.0, -1.0), 2, 3)[1]
+
+
+@cache
+def instruction_set() -> str:
+    """The best of this processor that the kernel was built for; empty where it was not built."""
+    return next(iter(_filtering.instruction_sets())) if _filtering is not None else ""
+
+
+def serves(weight: Tensor) -> bool:
+    """True for weights (o, c, 3, 3, 3) that the kernel was built for."""
+    fits = tuple(weight.shape[2:]) == (TAPS,) * 3 and max(n % CHANNELS for n in weight.shape[:2]) == 0
+    return fits and instruction_set() != ""
+
+
+def panel() -> int:
+    """Output channels of a panel of weights."""
+    return _filtering.instruction_sets()[instruction_set()]
+
+
+def width(weight: Tensor) -> int:
+    """Output channels, filled up to whole panels."""
+    return -(-weight.shape[0] // panel()) * panel()
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """Weights (o, c, 3, 3, 3) in float32 for each of the 144 products, in panels: (144, o / panel, c, panel)."""
+    to_filter = torch.kron(torch.kron(TO_FILTER, TO_FILTER), TO_PAIR_FILTER).float()
+    lines = F.pad(weight.float().flatten(2), (0, 0, 0, 0, 0, width(weight) - weight.shape[0]))
+    lines = lines.unflatten(0, (-1, panel())).permute(3, 0, 2, 1)  # (27, o / panel, c, panel)
+    return (to_filter @ lines.reshape(TAPS**3, -1)).view(PRODUCTS, *lines.shape[1:])
+
+
+def packed_bytes(weight: Tensor) -> int:
+    """Size of what `pack_weight` gives."""
+    return 4 * PRODUCTS * width(weight) * weight.shape[1]
+
+
+def block_of(size: Sequence[int]) -> tuple[int, int]:
+    """Tiles along y and pairs along z that are worked on at once, for a result of (y, z) voxels."""
+    pairs = shared_out(-(-size[1] // 2), MOST_PAIRS)
+    return shared_out(-(-size[0] // OUTPUTS), max(1, TILES_AIM // pairs)), pairs
+
+
+def shared_out(count: int, most: int) -> int:
+    """The size of equal shares, none above `most`."""
+    return -(-count // -(-count // most))
+
+
+def workspace_bytes(size: Sequence[int], weight: Tensor) -> int:
+    """What the threads hold for a result of (y, z) voxels."""
+    return torch.get_num_threads() * 4 * _filtering.workspace_numbers(weight.shape[1], width(weight), *block_of(size))
+
+
+def filtered(slab: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], packed: Tensor) -> Tensor:
+    """The convolution of a float32 slab (b, c, x, y, z), channels last, with weights packed by `pack_weight`."""
+    source, size = slab.contiguous(memory_format=torch.channels_last_3d), slab.shape[2:]
+    after = tuple(n + 2 * p - TAPS + 1 for n, p in zip(size, padding, strict=True))
+    result = torch.empty(slab.shape[0], weight.shape[0], *after, memory_format=torch.channels_last_3d)
+    added = torch.zeros(weight.shape[0]) if bias is None else bias.float().contiguous()
+    block, channels = block_of(after[1:]), (weight.shape[1], weight.shape[0], width(weight))
+    steps = OUTPUTS, OUTPUTS * block[0], 2 * block[1]
+    count = math.prod(-(-n // step) for n, step in zip(after, steps, strict=True))  # blocks of a sample
+    threads = min(torch.get_num_threads(), len(source) * count)
+    spaces: SimpleQueue[Tensor] = SimpleQueue()
+    for _ in range(threads):
+        spaces.put(torch.empty(_filtering.workspace_numbers(channels[0], channels[2], *block)))
+
+    def fill(job: tuple[int, tuple[int, int]]) -> None:
+        sample, blocks = job
+        space = spaces.get()
+        try:
+            addresses = tuple(t.data_ptr() for t in (source[sample], packed, added, result[sample], space))
+            _filtering.filter_blocks(instruction_set(), addresses, size, after, tuple(padding), channels, block, blocks)
+        finally:  # the other threads wait for it, also after an error
+            spaces.put(space)
+
+    ranges = min(count, RANGES_A_THREAD * threads)
+    cuts = [count * i // ranges for i in range(ranges + 1)]
+    on_chunks(fill, list(product(range(len(source)), pairwise(cuts))), slab.device)
+    return result
