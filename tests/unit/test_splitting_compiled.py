@@ -116,18 +116,34 @@ def test_what_the_planner_counts_is_what_is_taken(each_set: str) -> None:
 
 
 @needs_kernel
-def test_blocks_that_it_was_not_built_for_are_refused() -> None:
-    numbers = [torch.zeros(16).data_ptr()] * 5
-    size = (4, 4, 4)
-    for channels, block, name in (
-        ((17, 16, 32), (1, 2), "plain"),
-        ((16, 16, 9), (1, 2), "plain"),
-        ((16, 16, 16), (1, 17), "plain"),
-        ((16, 16, 16), (0, 2), "plain"),
-        ((16, 16, 16), (1, 2), "abacus"),
-    ):
-        with pytest.raises(ValueError, match=r"no blocks of|no instruction set"):
-            compiled._filtering.filter_blocks(name, tuple(numbers), size, size, (1, 1, 1), channels, block, (0, 0))
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "abacus"},
+        {"channels": (17, 16, 32)},
+        {"channels": (0, 16, 16)},
+        {"channels": (16, 16, 9)},
+        {"block": (1, 17)},
+        {"block": (0, 2)},
+        {"blocks": (0, 2)},
+        {"blocks": (-1, 1)},
+        {"after": (4, 0, 4)},
+    ],
+)
+def test_blocks_that_are_not_there_are_refused(wrong: dict) -> None:
+    asked = {"name": "plain", "after": (4, 4, 4), "channels": (16, 16, 16), "block": (1, 2), "blocks": (0, 1)} | wrong
+    numbers = torch.zeros(200_000)
+    name, after, *rest = asked.values()
+    with pytest.raises(ValueError, match=r"no blocks|no instruction set"):
+        compiled._filtering.filter_blocks(name, (numbers.data_ptr(),) * 5, (4, 4, 4), after, (1, 1, 1), *rest)
+
+
+@needs_kernel
+@torch.no_grad()
+def test_no_sample_gives_no_sample() -> None:
+    weight = torch.ones(16, 16, 3, 3, 3)
+    found = compiled.filtered(torch.ones(0, 16, 5, 5, 5), weight, None, (1, 1, 1), compiled.pack_weight(weight))
+    assert found.shape == (0, 16, 5, 5, 5)
 
 
 @pytest.mark.parametrize("kernel", ["compiled", "torch"])

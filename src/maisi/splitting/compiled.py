@@ -91,7 +91,7 @@ def filtered(slab: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequenc
     block, channels = block_of(after[1:]), (weight.shape[1], weight.shape[0], width(weight))
     steps = OUTPUTS, OUTPUTS * block[0], 2 * block[1]
     count = math.prod(-(-n // step) for n, step in zip(after, steps, strict=True))  # blocks of a sample
-    threads = min(torch.get_num_threads(), len(source) * count)
+    threads = max(1, min(torch.get_num_threads(), len(source) * count))
     spaces: SimpleQueue[Tensor] = SimpleQueue()
     for _ in range(threads):
         spaces.put(torch.empty(_filtering.workspace_numbers(channels[0], channels[2], *block)))

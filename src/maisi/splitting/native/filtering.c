@@ -16,6 +16,14 @@
 #define ROOT_HALF 0.70710678118654752f
 #define ROOT_TWO 1.41421356237309505f
 
+/* All turns of a loop of so many at most, so that sums stay in registers. */
+#if defined(__clang__)
+#define UNROLL(n) _Pragma("clang loop unroll(full)")
+#else
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL(n) PRAGMA(GCC unroll n)
+#endif
+
 /* Sizes are x, y, z; slabs lie (x, y, z, channel). `width`: output channels, filled up to whole panels. */
 struct convolution {
     ptrdiff_t input[3], size[3], padding[3], in, out, width;
@@ -138,14 +146,18 @@ static PyObject *filter_blocks(PyObject *self, PyObject *args)
         set++;
     if (set == NUM_SETS)
         return PyErr_Format(PyExc_ValueError, "this processor or build has no instruction set %s", name);
-    int fits = c.in % CHANNELS == 0 && c.out % CHANNELS == 0 && c.width >= c.out && c.width % SETS[set].panel == 0;
-    if (!fits || tiles < 1 || pairs < 1 || pairs > MOST_PAIRS)
+    int fits = c.in > 0 && c.in % CHANNELS == 0 && c.out > 0 && c.out % CHANNELS == 0 && c.width >= c.out;
+    fits = fits && c.width % SETS[set].panel == 0 && tiles > 0 && pairs > 0 && pairs <= MOST_PAIRS;
+    if (!fits)
         return PyErr_Format(PyExc_ValueError, "no blocks of %zd x %zd tiles, %zd to %zd (%zd) channels", tiles, pairs,
                             c.in, c.out, c.width);
     struct numbers n = {(const float *)(uintptr_t)source, (const float *)(uintptr_t)weights,
                         (const float *)(uintptr_t)bias, (float *)(uintptr_t)result, (float *)(uintptr_t)workspace};
     ptrdiff_t lines = (c.size[1] + OUTPUTS * tiles - 1) / (OUTPUTS * tiles);
     ptrdiff_t depth = (c.size[2] + 2 * pairs - 1) / (2 * pairs);
+    ptrdiff_t blocks = (c.size[0] + OUTPUTS - 1) / OUTPUTS * lines * depth;
+    if (first < 0 || first > last || last > blocks)
+        return PyErr_Format(PyExc_ValueError, "no blocks %zd to %zd of %zd", first, last, blocks);
     Py_BEGIN_ALLOW_THREADS
     for (ptrdiff_t k = first; k < last; k++) {
         struct block b = {OUTPUTS * (k / (lines * depth)), OUTPUTS * tiles * (k / depth % lines),

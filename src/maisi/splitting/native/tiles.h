@@ -19,19 +19,19 @@ static inline __attribute__((always_inline)) TARGET void NAME(rows)(
     int rows, const float *lines, const float *panel, float *sums, ptrdiff_t depth, ptrdiff_t width)
 {
     VECTOR sum[ROWS][2];
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int r = 0; r < rows; r++)
         sum[r][0] = sum[r][1] = (VECTOR){0};
     for (ptrdiff_t k = 0; k < depth; k++) {
         VECTOR left = FROM(panel + k * PANEL), right = FROM(panel + k * PANEL + LANES);
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int r = 0; r < rows; r++) {
             float number = lines[r * depth + k];
             sum[r][0] += number * left;
             sum[r][1] += number * right;
         }
     }
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int r = 0; r < rows; r++) {
         AT(sums + r * width) = sum[r][0];
         AT(sums + r * width + LANES) = sum[r][1];
@@ -127,13 +127,13 @@ static TARGET void NAME(back_zy)(const float *products, float *result, ptrdiff_t
         const float *at = products + k;
         float *to = result + k;
         VECTOR m[TILE];
-#pragma GCC unroll 6
+        UNROLL(6)
         for (int j = 0; j < TILE; j++)
             m[j] = FROM(at + 4 * j * matrix) + FROM(at + (4 * j + 1) * matrix) + FROM(at + (4 * j + 2) * matrix);
         TO_OUTPUTS(m[0], m[1], m[2], m[3], m[4], m[5], AT(to), AT(to + 2 * numbers), AT(to + 4 * numbers),
                    AT(to + 6 * numbers));
         to += numbers;
-#pragma GCC unroll 6
+        UNROLL(6)
         for (int j = 0; j < TILE; j++)
             m[j] = FROM(at + (4 * j + 1) * matrix) - FROM(at + (4 * j + 2) * matrix) + FROM(at + (4 * j + 3) * matrix);
         TO_OUTPUTS(m[0], m[1], m[2], m[3], m[4], m[5], AT(to), AT(to + 2 * numbers), AT(to + 4 * numbers),
