@@ -56,14 +56,21 @@ def width(weight: Tensor) -> int:
 def pack_weight(weight: Tensor) -> Tensor:
     """Weights (o, c, 3, 3, 3) in float32 for each of the 144 products, in panels: (144, o / panel, c, panel)."""
     to_filter = torch.kron(torch.kron(TO_FILTER, TO_FILTER), TO_PAIR_FILTER).float()
-    lines = F.pad(weight.float().flatten(2), (0, 0, 0, 0, 0, width(weight) - weight.shape[0]))
-    lines = lines.unflatten(0, (-1, panel())).permute(3, 0, 2, 1)  # (27, o / panel, c, panel)
-    return (to_filter @ lines.reshape(TAPS**3, -1)).view(PRODUCTS, *lines.shape[1:])
+    packed = torch.empty(PRODUCTS, width(weight) // panel(), weight.shape[1], panel())
+    for i, part in enumerate(weight.detach().split(panel())):
+        lines = F.pad(part.permute(2, 3, 4, 1, 0).float(), (0, panel() - part.shape[0]))  # (3, 3, 3, c, panel)
+        torch.mm(to_filter, lines.reshape(TAPS**3, -1), out=packed[:, i].flatten(1))
+    return packed
 
 
 def packed_bytes(weight: Tensor) -> int:
     """Size of what `pack_weight` gives."""
     return 4 * PRODUCTS * width(weight) * weight.shape[1]
+
+
+def packing_bytes(weight: Tensor) -> int:
+    """What `pack_weight` holds besides its result."""
+    return 3 * 4 * TAPS**3 * weight.shape[1] * panel()
 
 
 def block_of(size: Sequence[int]) -> tuple[int, int]:

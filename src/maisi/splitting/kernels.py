@@ -25,7 +25,7 @@ MANY = 4096  # voxels from which products cost more than transforming the weight
 MANY_COMPILED = 2048  # the same for the compiled kernel
 NARROW = 32  # channels up to which the weights are small beside anything
 WIDENED_BYTES = 8 << 20  # of a slab that are held in float32 at once
-LEAST_ROWS = 3  # fewer would leave most of a tile empty
+LEAST_ROWS, LEAST_ROWS_COMPILED = 3, 2  # fewer would leave most of a tile empty
 
 
 class ConvMemory(NamedTuple):
@@ -86,13 +86,14 @@ def widened(
     padding: Sequence[int],
     stride: Sequence[int] = (1, 1, 1),
     dilation: Sequence[int] = (1, 1, 1),
+    unit: int = 1,
 ) -> Tensor:
-    """The convolution in float32, some rows at a time, which carry their halo, rounded to the slab's format."""
+    """The convolution in float32, some units of rows at a time, with their halo, rounded to the slab's format."""
     window = Window(weight.shape[2], stride[0], padding[0], dilation[0])
     sizes = zip(slab.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
     result = slab.new_empty(slab.shape[0], weight.shape[0], *size).contiguous(memory_format=torch.channels_last_3d)
-    rows = widened_rows(size, weight, stride)
+    rows = widened_rows(size, weight, stride, unit)
     for start in range(0, size[0], rows):
         stop = min(start + rows, size[0])
         low, high = window.need(start, stop, slab.shape[2])
@@ -101,10 +102,9 @@ def widened(
     return result
 
 
-def widened_rows(size: Sequence[int], weight: Tensor, stride: Sequence[int]) -> int:
+def widened_rows(size: Sequence[int], weight: Tensor, stride: Sequence[int], unit: int) -> int:
     """Rows of the result that `widened` computes at once."""
-    rows = WIDENED_BYTES // widened_bytes(size[1:], weight, stride)
-    return max(1, rows if rows < OUTPUTS else rows - rows % OUTPUTS)
+    return unit * max(1, WIDENED_BYTES // widened_bytes(size[1:], weight, stride) // unit)
 
 
 def widened_bytes(plane: Sequence[int], weight: Tensor, stride: Sequence[int]) -> int:
@@ -182,14 +182,14 @@ def size_after(size: Sequence[int], weight: Tensor, padding: Sequence[int]) -> t
 
 def is_filtered(size: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
     """True where minimal filtering gives a result of that size, and pays."""
-    if not (dtype == torch.float32 or is_widened(dtype)) or min(size[:2]) < LEAST_ROWS:
+    if not (dtype == torch.float32 or is_widened(dtype)):
         return False
     if compiled.serves(weight):
-        return math.prod(size) >= MANY_COMPILED and size[2] > 1
+        return math.prod(size) >= MANY_COMPILED and min(size) >= LEAST_ROWS_COMPILED
     out_channels, in_channels, *taps = weight.shape
     least = WIDE_IN_LONG_LINES if size[2] >= LONG else WIDE
     is_wide = out_channels * in_channels >= least * (out_channels + in_channels)
-    return is_wide and taps[:2] == [TAPS, TAPS] and math.prod(size) >= MANY
+    return is_wide and taps[:2] == [TAPS, TAPS] and math.prod(size) >= MANY and min(size[:2]) >= LEAST_ROWS
 
 
 def filtered(slab: Tensor, weights: Filter, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
@@ -200,7 +200,9 @@ def filtered(slab: Tensor, weights: Filter, bias: Tensor | None, padding: Sequen
     def convolved(piece: Tensor, own_padding: Sequence[int]) -> Tensor:
         return compiled.filtered(piece, weights.weight, bias, own_padding, weights.transformed())
 
-    return widened(slab, weights.weight, convolved, padding) if is_widened(slab.dtype) else convolved(slab, padding)
+    if is_widened(slab.dtype):
+        return widened(slab, weights.weight, convolved, padding, unit=OUTPUTS)
+    return convolved(slab, padding)
 
 
 def conv_memory(
@@ -215,20 +217,20 @@ def conv_memory(
         return ConvMemory(4 * weight.numel(), 0)
     if len(size) != 3:
         return ConvMemory(2 * weight.numel(), 0)
-    return ConvMemory(pieces_bytes(size, weight, stride) + 8 * weight.numel(), 0)
+    return ConvMemory(pieces_bytes(size, weight, stride, 1) + 8 * weight.numel(), 0)
 
 
 def filtering_memory(size: Sequence[int], weight: Tensor, padding: Sequence[int], dtype: torch.dtype) -> ConvMemory:
-    """Memory of `filtered`; transforming weights takes what the compiled kernel's copy of them does, or less."""
+    """Memory of `filtered`."""
     if not compiled.serves(weight):
         threads = workspace_bytes((size[1], size[2] + weight.shape[4] - 1 - 2 * padding[2]), weight, padding[2])
         return ConvMemory(max(threads, transformed_bytes(weight)), transformed_bytes(weight))
-    pieces = pieces_bytes(size, weight, (1, 1, 1)) if is_widened(dtype) else 0
+    pieces = pieces_bytes(size, weight, (1, 1, 1), OUTPUTS) if is_widened(dtype) else 0
     threads = compiled.workspace_bytes(size[1:], weight)
-    return ConvMemory(max(threads + pieces, 12 * weight.numel()), compiled.packed_bytes(weight))
+    return ConvMemory(max(threads + pieces, compiled.packing_bytes(weight)), compiled.packed_bytes(weight))
 
 
-def pieces_bytes(size: Sequence[int], weight: Tensor, stride: Sequence[int]) -> int:
+def pieces_bytes(size: Sequence[int], weight: Tensor, stride: Sequence[int], unit: int) -> int:
     """What `widened` holds at once."""
-    rows = min(size[0], widened_rows(size, weight, stride)) + weight.shape[2]
+    rows = min(size[0], widened_rows(size, weight, stride, unit)) + weight.shape[2]
     return rows * widened_bytes(size[1:], weight, stride)

@@ -24,6 +24,13 @@
 #define UNROLL(n) PRAGMA(GCC unroll n)
 #endif
 
+/* On Windows gcc does not align vectors of 32 and 64 bytes on the stack. */
+#if defined(__x86_64__) && !defined(_WIN32)
+#define HAS_AVX 1
+#else
+#define HAS_AVX 0
+#endif
+
 /* Sizes are x, y, z; slabs lie (x, y, z, channel). `width`: output channels, filled up to whole panels. */
 struct convolution {
     ptrdiff_t input[3], size[3], padding[3], in, out, width;
@@ -56,7 +63,7 @@ static struct workspace workspace_of(const struct convolution *c, ptrdiff_t tile
     return w;
 }
 
-#if defined(__x86_64__)
+#if HAS_AVX
 #define NAME(x) avx512_##x
 #define TARGET __attribute__((target("avx512f")))
 #define LANES 16
@@ -81,7 +88,7 @@ static int always(void)
     return 1;
 }
 
-#if defined(__x86_64__)
+#if HAS_AVX
 static int has_avx512(void)
 {
     return __builtin_cpu_supports("avx512f");
@@ -100,7 +107,7 @@ static const struct {
     int (*is_here)(void);
     void (*block)(const struct convolution *, const struct numbers *, struct block);
 } SETS[] = {
-#if defined(__x86_64__)
+#if HAS_AVX
     {"avx512", 32, has_avx512, avx512_block},
     {"avx2", 16, has_avx2, avx2_block},
 #endif
