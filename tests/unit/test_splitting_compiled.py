@@ -140,6 +140,33 @@ def test_blocks_that_are_not_there_are_refused(wrong: dict) -> None:
 
 @needs_kernel
 @torch.no_grad()
+def test_other_defaults_of_torch_change_nothing() -> None:
+    """The kernel is given addresses: numbers of another format there would be read, and written, as they are not."""
+    draw = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(1, 32, 6, 7, 8, generator=draw), torch.randn(32, 32, 3, 3, 3, generator=draw)
+    expected = compiled.filtered(x, weight, None, (1, 1, 1), compiled.pack_weight(weight))
+    torch.set_default_dtype(torch.float64)
+    try:
+        packed = compiled.pack_weight(weight)
+        found = compiled.filtered(x, weight, None, (1, 1, 1), packed)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (packed.dtype, found.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(found, expected)
+
+
+@needs_kernel
+@torch.no_grad()
+def test_other_formats_are_refused() -> None:
+    x, weight = torch.ones(1, 16, 4, 4, 4), torch.ones(16, 16, 3, 3, 3)
+    packed = compiled.pack_weight(weight)
+    for slab, lines in ((x.double(), packed), (x.bfloat16(), packed), (x, packed.double()), (x, packed[:, :, :8])):
+        with pytest.raises(ValueError, match="float32"):
+            compiled.filtered(slab, weight, None, (1, 1, 1), lines)
+
+
+@needs_kernel
+@torch.no_grad()
 def test_no_sample_gives_no_sample() -> None:
     weight = torch.ones(16, 16, 3, 3, 3)
     found = compiled.filtered(torch.ones(0, 16, 5, 5, 5), weight, None, (1, 1, 1), compiled.pack_weight(weight))

@@ -56,16 +56,21 @@ def width(weight: Tensor) -> int:
 def pack_weight(weight: Tensor) -> Tensor:
     """Weights (o, c, 3, 3, 3) in float32 for each of the 144 products, in panels: (144, o / panel, c, panel)."""
     to_filter = torch.kron(torch.kron(TO_FILTER, TO_FILTER), TO_PAIR_FILTER).float()
-    packed = torch.empty(PRODUCTS, width(weight) // panel(), weight.shape[1], panel())
+    packed = weight.new_empty(packed_shape(weight), dtype=torch.float32)
     for i, part in enumerate(weight.detach().split(panel())):
         lines = F.pad(part.permute(2, 3, 4, 1, 0).float(), (0, panel() - part.shape[0]))  # (3, 3, 3, c, panel)
         torch.mm(to_filter, lines.reshape(TAPS**3, -1), out=packed[:, i].flatten(1))
     return packed
 
 
+def packed_shape(weight: Tensor) -> tuple[int, int, int, int]:
+    """Of what `pack_weight` gives."""
+    return PRODUCTS, width(weight) // panel(), weight.shape[1], panel()
+
+
 def packed_bytes(weight: Tensor) -> int:
     """Size of what `pack_weight` gives."""
-    return 4 * PRODUCTS * width(weight) * weight.shape[1]
+    return 4 * math.prod(packed_shape(weight))
 
 
 def packing_bytes(weight: Tensor) -> int:
@@ -90,18 +95,24 @@ def workspace_bytes(size: Sequence[int], weight: Tensor) -> int:
 
 
 def filtered(slab: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], packed: Tensor) -> Tensor:
-    """The convolution of a float32 slab (b, c, x, y, z), channels last, with weights packed by `pack_weight`."""
+    """The convolution of a float32 slab (b, c, x, y, z), channels last, with weights packed by `pack_weight`.
+
+    Raises `ValueError` for other formats: the kernel sees addresses only.
+    """
+    if not slab.dtype == packed.dtype == torch.float32 or packed.shape != packed_shape(weight):
+        given = f"a slab of {slab.dtype} and weights {tuple(packed.shape)} of {packed.dtype}"
+        raise ValueError(f"{given}; accepted: float32, weights as by pack_weight, {packed_shape(weight)}")
     source, size = slab.contiguous(memory_format=torch.channels_last_3d), slab.shape[2:]
     after = tuple(n + 2 * p - TAPS + 1 for n, p in zip(size, padding, strict=True))
-    result = torch.empty(slab.shape[0], weight.shape[0], *after, memory_format=torch.channels_last_3d)
-    added = torch.zeros(weight.shape[0]) if bias is None else bias.float().contiguous()
+    result = slab.new_empty(slab.shape[0], *after, weight.shape[0]).permute(0, 4, 1, 2, 3)
+    added = slab.new_zeros(weight.shape[0]) if bias is None else bias.float().contiguous()
     block, channels = block_of(after[1:]), (weight.shape[1], weight.shape[0], width(weight))
     steps = OUTPUTS, OUTPUTS * block[0], 2 * block[1]
     count = math.prod(-(-n // step) for n, step in zip(after, steps, strict=True))  # blocks of a sample
     threads = max(1, min(torch.get_num_threads(), len(source) * count))
     spaces: SimpleQueue[Tensor] = SimpleQueue()
     for _ in range(threads):
-        spaces.put(torch.empty(_filtering.workspace_numbers(channels[0], channels[2], *block)))
+        spaces.put(slab.new_empty(_filtering.workspace_numbers(channels[0], channels[2], *block)))
 
     def fill(job: tuple[int, tuple[int, int]]) -> None:
         sample, blocks = job
