@@ -23,8 +23,8 @@ seconds do, but not from one kind of processor to another.
 - **float32** convolutions take a sixth of the products (Winograd's minimal filtering along three axes) in a compiled
   kernel, or a quarter, along two, by torch where it could not be built
   ([decision 4](decisions/0004-a-compiled-convolution.md)). It is the default everywhere.
-- Tables that name no kernel are from before there was one: so far those of AMX and AVX512-BF16.
-- **bfloat16** halves the memory. With AMX it was two to three times as fast as float32 before there was a kernel, and
+- The tables of AMX and AVX512-BF16 are from before there was a kernel: float32 is slower in them than it is now.
+- **bfloat16** halves the memory of slabs. With AMX it was two to three times as fast as float32 without the kernel, and
   where the processor cannot multiply in it the products are float32. Its deviation is in the table of accuracy:
   2 to 4 HU of the packaged bundle, which is why it is not the default.
 - **Memory** is the peak above what was resident before the call, weights not counted.
