@@ -3,6 +3,7 @@
 import math
 import shutil
 import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,8 +43,8 @@ def deviation(
 
 def test_it_is_built_where_there_is_a_compiler() -> None:
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(compiler) is None:
-        pytest.skip(f"no compiler {compiler!r} here")
+    if shutil.which(compiler) is None or not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        pytest.skip(f"no compiler {compiler!r}, or no headers of Python here")
     assert compiled.instruction_set() in SETS
 
 
