@@ -90,6 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     rounds, unit = parser.parse_args().rounds, vector_unit()
+    if rounds < 1:
+        parser.error(f"--rounds {rounds}: accepted are 1 and more")
     with torch.inference_mode():
         results = [(*case, measured(*case, rounds)) for case in CASES]
     kernel = compiled.instruction_set() or "not built"

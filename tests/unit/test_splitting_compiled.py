@@ -158,12 +158,20 @@ def test_other_defaults_of_torch_change_nothing() -> None:
 
 @needs_kernel
 @torch.no_grad()
-def test_other_formats_are_refused() -> None:
-    x, weight = torch.ones(1, 16, 4, 4, 4), torch.ones(16, 16, 3, 3, 3)
-    packed = compiled.pack_weight(weight)
-    for slab, lines in ((x.double(), packed), (x.bfloat16(), packed), (x, packed.double()), (x, packed[:, :, :8])):
-        with pytest.raises(ValueError, match="float32"):
-            compiled.filtered(slab, weight, None, (1, 1, 1), lines)
+def test_what_would_be_read_beyond_its_end_is_refused() -> None:
+    x, weight, bias = torch.ones(1, 16, 4, 4, 4), torch.ones(16, 16, 3, 3, 3), torch.ones(16)
+    packed, padding = compiled.pack_weight(weight), (1, 1, 1)
+    for arguments in (
+        (x.double(), weight, bias, padding, packed),
+        (x.bfloat16(), weight, bias, padding, packed),
+        (x[:, :8], weight, bias, padding, packed),
+        (x[:, :, :, :, :2], weight, bias, (1, 1, 0), packed),
+        (x, weight, bias[:8], padding, packed),
+        (x, weight, bias, padding, packed.double()),
+        (x, weight, bias, padding, packed[:, :, :8]),
+    ):
+        with pytest.raises(ValueError, match="accepted: float32"):
+            compiled.filtered(*arguments)
 
 
 @needs_kernel

@@ -97,22 +97,27 @@ def workspace_bytes(size: Sequence[int], weight: Tensor) -> int:
 def filtered(slab: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], packed: Tensor) -> Tensor:
     """The convolution of a float32 slab (b, c, x, y, z), channels last, with weights packed by `pack_weight`.
 
-    Raises `ValueError` for other formats: the kernel sees addresses only.
+    Raises `ValueError` for anything else: the kernel sees addresses only, and would read beyond an end.
     """
-    if not slab.dtype == packed.dtype == torch.float32 or packed.shape != packed_shape(weight):
-        given = f"a slab of {slab.dtype} and weights {tuple(packed.shape)} of {packed.dtype}"
-        raise ValueError(f"{given}; accepted: float32, weights as by pack_weight, {packed_shape(weight)}")
-    source, size = slab.contiguous(memory_format=torch.channels_last_3d), slab.shape[2:]
-    after = tuple(n + 2 * p - TAPS + 1 for n, p in zip(size, padding, strict=True))
-    result = slab.new_empty(slab.shape[0], *after, weight.shape[0]).permute(0, 4, 1, 2, 3)
-    added = slab.new_zeros(weight.shape[0]) if bias is None else bias.float().contiguous()
-    block, channels = block_of(after[1:]), (weight.shape[1], weight.shape[0], width(weight))
+    out_channels, in_channels = weight.shape[:2]
+    size, after = slab.shape[2:], tuple(n + 2 * p - TAPS + 1 for n, p in zip(slab.shape[2:], padding, strict=True))
+    added = slab.new_zeros(out_channels) if bias is None else bias.float().contiguous()
+    formats, shapes = {slab.dtype, packed.dtype}, (slab.shape[1], added.shape, packed.shape)
+    if formats != {torch.float32} or shapes != (in_channels, (out_channels,), packed_shape(weight)) or min(after) < 1:
+        raise ValueError(
+            f"{slab.dtype} slab {tuple(slab.shape)}, {packed.dtype} weights {tuple(packed.shape)}, bias "
+            f"{tuple(added.shape)}, giving {after} voxels; accepted: float32, {in_channels} channels, weights "
+            f"{packed_shape(weight)}, bias ({out_channels},), at least one voxel"
+        )
+    source, packed = slab.contiguous(memory_format=torch.channels_last_3d), packed.contiguous()
+    result = slab.new_empty(slab.shape[0], *after, out_channels).permute(0, 4, 1, 2, 3)
+    block, channels = block_of(after[1:]), (in_channels, out_channels, width(weight))
     steps = OUTPUTS, OUTPUTS * block[0], 2 * block[1]
     count = math.prod(-(-n // step) for n, step in zip(after, steps, strict=True))  # blocks of a sample
     threads = max(1, min(torch.get_num_threads(), len(source) * count))
     spaces: SimpleQueue[Tensor] = SimpleQueue()
     for _ in range(threads):
-        spaces.put(slab.new_empty(_filtering.workspace_numbers(channels[0], channels[2], *block)))
+        spaces.put(slab.new_empty(_filtering.workspace_numbers(in_channels, width(weight), *block)))
 
     def fill(job: tuple[int, tuple[int, int]]) -> None:
         sample, blocks = job
