@@ -36,16 +36,19 @@ from machine import UNITS, vector_unit
 from memory import resident, start_peak
 from oracle_networks import drawn_network, oracle_of
 
-from maisi.bundle.bundle import load_bundle
 from maisi.data.phantom import draw_phantom
 from maisi.data.render import render_phantom
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.unet import UNetConfig
 from maisi.pipelines.codec import decode, encode
+from maisi.pipelines.execution import bundle_of, fitted
+from maisi.pipelines.generate import generate
+from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.runs import processor
 from maisi.space.grid import Grid
 from maisi.splitting import SlabTensor, gather, kept_between_calls, plan_memory, run_split
+from maisi.splitting.precision import in_format, lowered
 
 RESULTS = ROOT / "benchmarks" / "results"
 EMBEDDING = "Label embedding, once a sample"
@@ -99,7 +102,7 @@ def with_splits(oracle: nn.Module, splits: int) -> nn.Module:
 
 def ours_of(network: nn.Module, dtype: torch.dtype = torch.float32) -> Any:
     """A copy of the network in a precision, its weights lying as those of a loaded bundle do."""
-    return copy.deepcopy(network).to(dtype).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return lowered(copy.deepcopy(network), dtype).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def split(function: Callable[[Any], Any], x: Tensor, parts: int = 1) -> Any:
@@ -116,26 +119,27 @@ def codec_work(size: int, folder: Path) -> list[Work]:
     volume = torch.rand(1, 1, *[size] * 3, generator=torch.Generator().manual_seed(0))
     budget = max(0.5 * (size / 128) ** 3, 0.15)  # GiB
 
-    def planned(net: Any, x: Tensor) -> Callable[[], Tensor]:
-        plan = plan_memory(net.decode, x.shape, int(budget * 2**30), dtype=x.dtype, folder=folder)
-        return lambda: run_split(net.decode, x, plan)
+    def planned(function: Callable[[Any], Any]) -> Callable[[], Tensor]:
+        plan = plan_memory(function, latent.shape, int(budget * 2**30), folder=folder)
+        return lambda: run_split(function, latent, plan)
 
-    half_latent, lying = latent.bfloat16(), latent.contiguous(memory_format=torch.channels_last_3d)
+    half_decode, half_encode = (in_format(work, torch.bfloat16) for work in (half.decode, half.encode))
+    lying = latent.contiguous(memory_format=torch.channels_last_3d)
     decode = [
         Contender("MONAI float32, num_splits 4", lambda: with_splits(monai, 4).decode(latent)),
         Contender("MONAI float32, num_splits 1", lambda: with_splits(monai, 1).decode(latent)),
         Contender("ours unsplit (plain torch), float32", lambda: network.decode(lying)),
         Contender("ours 1 slab, float32", lambda: split(network.decode, latent)),
         Contender("ours 8 slabs, float32", lambda: split(network.decode, latent, 8)),
-        Contender(f"ours within {budget:.2f} GiB (disk), float32", planned(network, latent)),
-        Contender("ours 8 slabs, bfloat16", lambda: split(half.decode, half_latent, 8)),
-        Contender(f"ours within {budget:.2f} GiB (disk), bfloat16", planned(half, half_latent)),
+        Contender(f"ours within {budget:.2f} GiB (disk), float32", planned(network.decode)),
+        Contender("ours 8 slabs, bfloat16", lambda: split(half_decode, latent, 8)),
+        Contender(f"ours within {budget:.2f} GiB (disk), bfloat16", planned(half_decode)),
     ]
     encode = [
         Contender("MONAI float32, num_splits 4", lambda: with_splits(monai, 4).encode(volume)),
         Contender("MONAI float32, num_splits 1", lambda: with_splits(monai, 1).encode(volume)),
         Contender("ours 8 slabs, float32", lambda: split(network.encode, volume, 8)),
-        Contender("ours 8 slabs, bfloat16", lambda: split(half.encode, volume.bfloat16(), 8)),
+        Contender("ours 8 slabs, bfloat16", lambda: split(half_encode, volume, 8)),
     ]
     return [Work(f"decode to {size}^3", decode), Work(f"encode {size}^3", encode)]
 
@@ -153,9 +157,9 @@ def denoise_work(size: int) -> list[Work]:
     embedding = split(controlnet.embed_condition, bits)
 
     def ours(net: Any, steer: Any, dtype: torch.dtype) -> Tensor:
-        x = SlabTensor.split(latent.to(dtype))
+        x = SlabTensor.split(latent).to(dtype)
         residuals = None if steer is None else steer(x, t, embedding.to(dtype), modality=modality)
-        return net(x, t, spacing=spacing.to(dtype), modality=modality, residuals=residuals).gather()
+        return net(x, t, spacing=spacing.to(dtype), modality=modality, residuals=residuals).float().gather()
 
     def theirs(steer: bool) -> Tensor:
         down, middle = None, None
@@ -219,16 +223,28 @@ def whole_sampling(works: list[Work]) -> list[str]:
     return [*lines, ""]
 
 
-def rms_hu() -> float:
-    """Deviation of the packaged bundle's bfloat16 decode of a phantom from the float32 one, HU."""
+def in_hu() -> dict[str, float]:
+    """Deviations of the packaged bundle in bfloat16 from float32, of a phantom and of a generated chest: rms, HU."""
     grid = Grid.centered((96, 80, 64), (4.0, 4.0, 4.0))
     rng = np.random.default_rng(0)
     volume = render_phantom(draw_phantom("chest", grid, rng), rng)
-    decoded = []
-    for dtype in (torch.float32, torch.bfloat16):
-        autoencoder = load_bundle("ct-small", dtype=dtype).autoencoder
-        decoded.append(decode(autoencoder, encode(autoencoder, volume)).array.astype(np.float64))
-    return float(np.sqrt(np.mean((decoded[0] - decoded[1]) ** 2)))
+    found: dict[str, list[np.ndarray]] = {"decode": [], "encode and decode": [], "generate": []}
+    latent = None
+    for precision in ("float32", "bfloat16"):
+        request = GenerateRequest(precision=precision)  # type: ignore[arg-type]
+        bundle = bundle_of(request)
+        autoencoder = fitted(bundle, grid.shape, request).autoencoder
+        encoded = encode(autoencoder, volume)
+        latent = latent or encoded
+        found["decode"].append(decode(autoencoder, latent).array)
+        found["encode and decode"].append(decode(autoencoder, encoded).array)
+        found["generate"].append(next(generate(request, bundle)).volume.array)
+    return {what: rms(half.astype(np.float64) - whole) for what, (whole, half) in found.items()}
+
+
+def rms(values: np.ndarray) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def accuracy(latent_size: int) -> dict[str, float]:
@@ -239,14 +255,14 @@ def accuracy(latent_size: int) -> dict[str, float]:
     results = {
         "plain torch float32": network.decode(latent),
         "8 slabs float32": split(network.decode, latent, 8),
-        "8 slabs bfloat16": split(network.bfloat16().decode, latent.bfloat16(), 8),
+        "8 slabs bfloat16": split(in_format(ours_of(network, torch.bfloat16).decode, torch.bfloat16), latent, 8),
     }
     spread = truth.max() - truth.min()
     errors = {}
     for name, result in results.items():
         errors[f"{name}: largest / range"] = float((result.double() - truth).abs().max() / spread)
         errors[f"{name}: rms / std"] = float((result.double() - truth).square().mean().sqrt() / truth.std())
-    errors["ct-small encode and decode, bfloat16 against float32: rms HU"] = rms_hu()
+    errors |= {f"ct-small {what}, bfloat16 against float32: rms HU": hu for what, hu in in_hu().items()}
     return errors
 
 

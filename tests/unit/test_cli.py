@@ -96,7 +96,7 @@ def test_help_names_the_defaults_of_the_request(capfd: pytest.CaptureFixture[str
     fields = GenerateRequest.model_fields
     assert "[default: (chest)]" in told
     assert DEFAULT_REGION == "chest"
-    for name in ("bundle", "count", "seed", "steps", "solver", "modality", "precision", "format"):
+    for name in ("bundle", "count", "seed", "steps", "solver", "modality", "format"):
         described = told.partition(f"--{name} ")[2].partition(" --")[0]
         assert f"[default: ({fields[name].default})]" in described, name
 

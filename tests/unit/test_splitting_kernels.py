@@ -40,7 +40,7 @@ def test_a_convolution_is_the_float32_one_rounded_once(
     try:
         with torch.no_grad():
             steps = [stride] * 3, padding, [dilation] * 3, groups
-            found = kernels.convolve(F.conv3d, x, Filter(weight), bias, *steps)
+            found = kernels.convolve(F.conv3d, x, Filter(weight), bias, *steps, x.dtype)
     finally:
         kernels.WIDENED_BYTES = before
     assert found.dtype == torch.bfloat16
@@ -55,7 +55,7 @@ def test_a_wide_convolution_loses_no_more_than_the_rounding_of_its_result(channe
     weight, bias = halved(channels[1], channels[0], 3, 3, 3) / 30, halved(channels[1])
     assert kernels.is_filtered((17, 16, 17), weight, x.dtype)
     exact = F.conv3d(x.double(), weight.double(), bias.double(), padding=1)
-    found = kernels.convolve(F.conv3d, x, Filter(weight), bias, (1, 1, 1), (1, 1, 1), (1, 1, 1), 1)
+    found = kernels.convolve(F.conv3d, x, Filter(weight), bias, (1, 1, 1), (1, 1, 1), (1, 1, 1), 1, x.dtype)
     assert found.dtype == torch.bfloat16
     error = (found.double() - exact).abs()
     assert (error <= 2**-7 * exact.abs() + 1e-4 * exact.abs().max()).all()
@@ -66,7 +66,7 @@ def test_a_wide_convolution_loses_no_more_than_the_rounding_of_its_result(channe
 def test_a_linear_layer_is_the_float32_one_rounded_once(shape: tuple[int, ...]) -> None:
     x, weight, bias = halved(*shape), halved(24, 16), halved(24)
     exact = F.linear(x.double(), weight.double(), bias.double())
-    found = kernels.linear(x, weight, bias)
+    found = kernels.linear(x, weight, bias, x.dtype)
     assert (found.dtype, found.shape) == (torch.bfloat16, exact.shape)
     assert ((found.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-5).all()
 

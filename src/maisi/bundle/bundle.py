@@ -34,6 +34,7 @@ from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.shapes import Frozen, Size3, Spacing3
+from maisi.splitting.precision import kept_in_float32
 
 DEFAULT_BUNDLE = "ct-small"
 FORMAT_VERSION = 1
@@ -270,9 +271,16 @@ def find_bundle(name_or_path: str | Path) -> Path:
 
 
 def load_bundle(
-    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    narrow_in_float32: bool = False,
 ) -> Bundle:
     """A bundle by packaged name or path; its networks come to `device` as `dtype` when they are first used.
+
+    With `narrow_in_float32` the convolutions of few channels keep float32, as `splitting.precision` describes; such a
+    network is to be called on a `SlabTensor`, or within `torch.autocast`.
 
     Configurations and checksums are checked now, the weights' checksum when they are read. Raises `InvalidBundleError`
     for a bundle that is unknown, incomplete, altered or of another architecture.
@@ -286,7 +294,7 @@ def load_bundle(
             configs[kind] = read_yaml(_listed(folder, f"{kind}/{_CONFIG}", checksums), config_class)
 
     def load(kind: str) -> nn.Module:
-        return _load_network(folder, kind, configs[kind], checksums, device, dtype)
+        return _load_network(folder, kind, configs[kind], checksums, device, dtype, narrow_in_float32)
 
     card, licence = (_listed(folder, name, checksums).read_text(encoding="utf-8") for name in (_CARD, _LICENCE))
     return Bundle(info, configs, load, folder, card, licence)
@@ -328,10 +336,11 @@ def _load_network(
     checksums: Mapping[str, str],
     device: str | torch.device,
     dtype: torch.dtype,
+    narrow_in_float32: bool,
 ) -> nn.Module:
     path = _listed(folder, f"{kind}/{_WEIGHTS}", checksums)
-    state = read_weights(path, dtype, device)
     network = _on_meta(config)
+    state = read_weights(path, dtype, device, kept_in_float32(network) if narrow_in_float32 else ())
     wrong = misfit(
         {name: tensor.shape for name, tensor in state.items()},
         {name: tensor.shape for name, tensor in network.state_dict().items()},

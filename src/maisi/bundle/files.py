@@ -5,7 +5,7 @@ import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -165,13 +165,19 @@ def write_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -
     save_file(stored, path, metadata={"format": "pt"})
 
 
-def read_weights(path: Path, dtype: torch.dtype, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """Tensors of a safetensors file, the floating ones as `dtype`; raises `InvalidBundleError` where it is damaged."""
+def read_weights(
+    path: Path, dtype: torch.dtype, device: str | torch.device = "cpu", in_float32: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, the floating ones as `dtype`, or float32 those of the names given.
+
+    Raises `InvalidBundleError` where the file is damaged.
+    """
     try:
         state = load_file(path, device=str(device))
     except SafetensorError as error:
         raise InvalidBundleError(f"{path} is no readable safetensors file: {error}") from error
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    formats = {name: torch.float32 if name in in_float32 else dtype for name in state}
+    return {name: tensor.to(formats[name]) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def stored_dtypes(path: Path) -> list[str]:

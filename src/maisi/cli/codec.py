@@ -39,7 +39,7 @@ def encode(
 ) -> None:
     """Encode a CT into a latent: mean, log-variance and grid in one .safetensors file."""
     from maisi.pipelines.codec import encode, write_latent
-    from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, volume_of, with_threads
+    from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, settled, volume_of
     from maisi.pipelines.requests import CodecRequest
 
     _check_file(out, (".safetensors",), overwrite)
@@ -55,7 +55,7 @@ def encode(
         "host_memory": host_memory,
         "threads": threads,
     }
-    request = with_threads(request_of(CodecRequest, "encode", None, None, options))
+    request = settled(request_of(CodecRequest, "encode", None, None, options))
     with ranks_of_run() as ranks:
         model = bundle_of(request)
         volume = volume_of(source, request, model)
@@ -80,7 +80,7 @@ def decode(
 ) -> None:
     """Decode a latent into a CT, on the grid of the CT that was encoded."""
     from maisi.pipelines.codec import decode, read_latent
-    from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, with_threads
+    from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, settled
     from maisi.pipelines.requests import CodecRequest
     from maisi.space.files import write_volume
 
@@ -95,7 +95,7 @@ def decode(
         "host_memory": host_memory,
         "threads": threads,
     }
-    request = with_threads(request_of(CodecRequest, "decode", None, None, options))
+    request = settled(request_of(CodecRequest, "decode", None, None, options))
     with ranks_of_run() as ranks:
         latent, model = read_latent(source), bundle_of(request)
         model = fitted(model, latent.grid.shape, request, only=("decode",), ranks=ranks)

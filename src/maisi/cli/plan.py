@@ -5,7 +5,17 @@ from typing import Annotated
 import typer
 
 from maisi.cli.console import give, give_json, give_table
-from maisi.cli.options import AsJson, BundleName, Device, HostMemory, Scratch, Three, request_of, three_numbers
+from maisi.cli.options import (
+    AsJson,
+    BundleName,
+    Device,
+    HostMemory,
+    Precision,
+    Scratch,
+    Three,
+    request_of,
+    three_numbers,
+)
 
 PLACES = ("memory", "host", "disk", "recomputed")
 """What becomes of tensors that two passes over the rows need."""
@@ -17,7 +27,7 @@ def plan(
     ],
     memory: Annotated[str, typer.Option(help="Memory to stay within, such as 24GB.", show_default=False)],
     bundle: BundleName = None,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    precision: Precision = None,
     device: Device = None,
     scratch: Scratch = None,
     host_memory: HostMemory = None,
@@ -27,7 +37,7 @@ def plan(
 
     Nothing is computed, so the device need not be there.
     """
-    from maisi.pipelines.execution import bundle_of, dtype_of, fixed_bytes, plan_bundle
+    from maisi.pipelines.execution import bundle_of, dtype_of, fixed_bytes, plan_bundle, settled
     from maisi.pipelines.requests import GenerateRequest
     from maisi.pipelines.sizes import format_bytes
 
@@ -40,13 +50,13 @@ def plan(
         "scratch": scratch,
         "host_memory": host_memory,
     }
-    request = request_of(GenerateRequest, "plan", None, None, options)
+    request = settled(request_of(GenerateRequest, "plan", None, None, options))
     assert request.size is not None
     model = bundle_of(request.model_copy(update={"device": "cpu"}))
     plans, fixed = plan_bundle(model, request.size, request), fixed_bytes(model, dtype_of(request))
     if as_json:
         told = {name: found.model_dump(mode="json") for name, found in plans.items()}
-        give_json({"fixed_bytes": fixed, "plans": told})
+        give_json({"precision": request.precision, "fixed_bytes": fixed, "plans": told})
         return
     places = [place for place in PLACES if place != "host" or request.host_memory]
     rows = [
@@ -63,4 +73,4 @@ def plan(
     ]
     give_table(rows, ("", "axis", "slabs", "peak", *places, "TFLOP", "extra work"))
     give(f"{', '.join(places)}: where the tensors go that two passes over the rows share, not all at the same time")
-    give(f"besides: {format_bytes(fixed)} for the process and the networks")
+    give(f"besides: {format_bytes(fixed)} for the process and the networks in {request.precision}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from maisi.bundle.bundle import Bundle
 from maisi.evaluation.fidelity import Fidelity, box_blur, fidelity
 from maisi.pipelines.codec import decode, encode
-from maisi.pipelines.execution import bundle_of, fitted, lasting_name, volume_of, with_threads
+from maisi.pipelines.execution import bundle_of, fitted, lasting_name, settled, volume_of
 from maisi.pipelines.meter import StageMeter
 from maisi.pipelines.preview import comparison, write_png
 from maisi.pipelines.requests import CodecRequest
@@ -42,7 +42,7 @@ def reconstruct_into(
 ) -> tuple[ReconstructionMetrics, RunRecord]:
     """Fill a folder with the reconstruction, a picture of the difference, `metrics.json` and the record of the run."""
     started, meter = now(), StageMeter()
-    request = with_threads(request)
+    request = settled(request)
     bundle = bundle_of(request)
     check_free(path, overwrite)
     request = request.model_copy(update={"source": request.source.resolve(), "bundle": lasting_name(request, bundle)})

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,7 @@ def read_latent(path: Path) -> Latent:
 
 
 def _as_weights(x: Tensor, autoencoder: Autoencoder) -> Tensor:
-    """The numbers on the device and in the format of the weights."""
-    weights = next(autoencoder.parameters())
-    return x.to(weights.device, weights.dtype)
+    """The numbers on the device of the weights and in the widest of their formats."""
+    formats = {weights.dtype for weights in autoencoder.parameters()}
+    device = next(autoencoder.parameters()).device
+    return x.to(device, reduce(torch.promote_types, formats))

@@ -24,7 +24,9 @@ from maisi.space.files import read_volume
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import Volume
 from maisi.splitting.execute import kept_between_calls
+from maisi.splitting.kernels import prefers_bfloat16
 from maisi.splitting.plan import MemoryPlan, plan_memory, run_split
+from maisi.splitting.precision import in_format, lowered
 from maisi.splitting.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -32,11 +34,17 @@ logger = logging.getLogger(__name__)
 Request = TypeVar("Request", bound=ComputeRequest)
 
 
-def with_threads(request: Request) -> Request:
-    """The request with its number of threads filled in, and torch set to it: the last bits of sums depend on it."""
+def settled(request: Request) -> Request:
+    """The request with what this machine decides filled in, so that it can be repeated on another.
+
+    That is the number of threads, to which torch is set (the last bits of sums depend on it), and where the request
+    names none the precision: the fastest that keeps a CT within 2 HU rms of float32, on a GPU float32.
+    """
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    return request.model_copy(update={"threads": torch.get_num_threads()})
+    fastest = "bfloat16" if request.device == "cpu" and prefers_bfloat16() else "float32"
+    settings = {"threads": torch.get_num_threads(), "precision": request.precision or fastest}
+    return request.model_copy(update=settings)
 
 
 @contextmanager
@@ -58,8 +66,8 @@ def ranks_of_run() -> Iterator[Ranks | None]:
 
 
 def dtype_of(request: ComputeRequest) -> torch.dtype:
-    """The number format that networks compute in."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[request.precision]
+    """The number format that networks compute in: float32 where a request was not `settled` and names none."""
+    return torch.bfloat16 if request.precision == "bfloat16" else torch.float32
 
 
 def device_of(request: ComputeRequest) -> torch.device:
@@ -78,7 +86,8 @@ def device_of(request: ComputeRequest) -> torch.device:
 
 def bundle_of(request: ComputeRequest) -> Bundle:
     """The bundle of a request, in its precision on its device; `InvalidBundleError` where no autoencoder takes CTs."""
-    bundle = load_bundle(request.bundle, device=device_of(request), dtype=dtype_of(request))
+    dtype, device = dtype_of(request), device_of(request)
+    bundle = load_bundle(request.bundle, device, dtype, narrow_in_float32=dtype != torch.float32)
     if "autoencoder" not in bundle.kinds:
         raise InvalidBundleError(f"bundle {bundle.name!r} has no autoencoder; it holds {', '.join(bundle.kinds)}")
     config = bundle.configs["autoencoder"]
@@ -121,6 +130,9 @@ METHODS = {
 }
 """The work that can be cut, by the network and the method that does it."""
 
+FORMATS = {"autoencoder": torch.float32, "unet": torch.float32}
+"""Of a network's results, where that is not the format that it computes in: only the U-Net reads a ControlNet's."""
+
 ALL_WORK = tuple(work for methods in METHODS.values() for work in methods.values())
 
 PROCESS_BYTES = 400_000_000
@@ -128,24 +140,33 @@ PROCESS_BYTES = 400_000_000
 
 
 class Work(NamedTuple):
-    """Something a bundle does: a function of networks without data, its input's shape, and what is held meanwhile."""
+    """Something a bundle does: a function of networks without data, its input, and what is held meanwhile."""
 
     function: Callable[[Any], Any]
     shape: tuple[int, ...]
     held: tuple[torch.Tensor, ...] = ()
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the input and what is held."""
+        return math.prod(self.shape) * self.dtype.itemsize + sum(t.numel() * t.itemsize for t in self.held)
 
 
 def work_of(bundle: Bundle, size: Size3, dtype: torch.dtype, only: Collection[str] = ALL_WORK) -> dict[str, Work]:
     """What a bundle does on volumes of `size` voxels, by name; sampling takes fewer sizes than the autoencoder."""
     with torch.device("meta"):
-        networks: dict[str, Any] = {kind: build_network(config).to(dtype) for kind, config in bundle.configs.items()}
+        networks: dict[str, Any] = {k: lowered(build_network(config), dtype) for k, config in bundle.configs.items()}
     autoencoder, unet, controlnet = (networks.get(kind) for kind in ("autoencoder", "unet", "controlnet"))
     if autoencoder is None:
         return {}
     padded = tuple(-(-n // autoencoder.factor) for n in size)
     latent = (1, autoencoder.config.latent_channels, *padded)
     volume = (1, autoencoder.config.in_channels, *(n * autoencoder.factor for n in padded))
-    work = {"encode": Work(autoencoder.encode, volume), "decode": Work(autoencoder.decode, latent)}
+    work = {
+        "encode": Work(in_format(autoencoder.encode, dtype), volume),
+        "decode": Work(in_format(autoencoder.decode, dtype), latent),
+    }
     if unet is None or work.keys() >= set(only):
         return work
     given = condition_tensors(RegionSpan.named("chest"), (1.0, 1.0, 1.0), 0, unet.config)
@@ -153,13 +174,17 @@ def work_of(bundle: Bundle, size: Size3, dtype: torch.dtype, only: Collection[st
     t, residuals, held = torch.empty(1, device="meta"), None, ()
     if controlnet is not None:
         bits = (1, controlnet.config.condition_channels, *volume[2:])
-        embedding = controlnet.embed_condition(torch.empty(bits, dtype=dtype, device="meta"))
         shared = {name: conditions[name] for name in ("modality",) if name in conditions}
-        residuals = controlnet(torch.empty(latent, dtype=dtype, device="meta"), t, embedding, **shared)
+        with torch.device("meta"):
+            whole: Any = build_network(controlnet.config).to(dtype)
+        embedding = whole.embed_condition(torch.empty(bits, dtype=dtype, device="meta"))
+        residuals = whole(torch.empty(latent, dtype=dtype, device="meta"), t, embedding, **shared)
         held = (embedding, *residuals.skips, residuals.middle)
-        work["embed labels"] = Work(controlnet.embed_condition, bits)
-        work["steer"] = Work(lambda x: controlnet(x, t, embedding, **shared), latent, (embedding,))
-    work["denoise"] = Work(lambda x: unet(x, t, residuals=residuals, **conditions), latent, held)
+        work["embed labels"] = Work(controlnet.embed_condition, bits, dtype=dtype)
+        steer = in_format(lambda x: controlnet(x, t, embedding, **shared), dtype, results=dtype)
+        work["steer"] = Work(steer, latent, (embedding,))
+    denoise = in_format(lambda x: unet(x, t, residuals=residuals, **conditions), dtype)
+    work["denoise"] = Work(denoise, latent, held)
     return work
 
 
@@ -175,23 +200,23 @@ def plan_bundle(
     dtype, scratch = dtype_of(request), request.scratch
     if scratch is not None and not scratch.is_dir():
         raise InvalidRequestError(f"no folder {scratch} to keep tensors in; accepted: a folder that exists")
-    fixed = fixed_bytes(bundle, dtype)
+    fixed, told = fixed_bytes(bundle, dtype), str(dtype).removeprefix("torch.")
     plans = {}
     for name, work in work_of(bundle, size, dtype, only).items():
         if name not in only:
             continue
-        besides = fixed + (math.prod(work.shape) + sum(t.numel() for t in work.held)) * dtype.itemsize
+        besides = fixed + work.num_bytes
+        asked = f"{name} of {size} voxels in {told} within {format_bytes(request.memory)}"
         if request.memory <= besides:
             raise InvalidPlanError(
-                f"{name} of {size} voxels within {format_bytes(request.memory)}: the process, the networks and the "
-                f"input alone take {format_bytes(besides)}"
+                f"{asked}: the process, the networks and the input alone take {format_bytes(besides)}"
             )
         try:
             plans[name] = plan_memory(
                 work.function,
                 work.shape,
                 request.memory - besides,
-                dtype=dtype,
+                dtype=work.dtype,
                 folder=scratch,
                 host_bytes=request.host_memory,
             )
@@ -202,8 +227,7 @@ def plan_bundle(
             }
             hint = ", ".join(option for option, is_unused in unused.items() if is_unused)
             raise InvalidPlanError(
-                f"{name} of {size} voxels within {format_bytes(request.memory)}, of which {format_bytes(besides)} go "
-                f"to the process, the networks and the input: {error}{f' ({hint})' if hint else ''}"
+                f"{asked}, of which {format_bytes(besides)} go to the process, the networks and the input: {error}{f' ({hint})' if hint else ''}"
             ) from error
     return plans
 
@@ -223,25 +247,52 @@ def fitted(
 ) -> Bundle:
     """The bundle, its work on volumes of `size` voxels cut into slabs: over ranks if any, within memory if limited.
 
-    Otherwise work on a CPU is one slab, which is faster than the bare network; on a GPU it is the bare network. Raises
-    `InvalidPlanError` with the least memory that would do.
+    Otherwise work is one slab, which on a CPU is faster than the bare network, and in half precision nearer to float32;
+    in float32 on a GPU it is the bare network. Raises `InvalidPlanError` with the least memory that would do.
     """
     plans = plan_bundle(bundle, size, request, only) if request.memory is not None else {}
+    dtype = dtype_of(request)
 
     def load(kind: str) -> Any:
         methods = {method: plans.get(work) for method, work in METHODS[kind].items() if work in only}
         network = getattr(bundle, kind)
-        is_bare = ranks is None and request.memory is None and next(network.parameters()).device.type != "cpu"
-        return network if is_bare else SplitNetwork(network, methods, ranks)
+        check_format(network, kind, dtype)
+        is_unlimited = ranks is None and request.memory is None and dtype == torch.float32
+        is_bare = is_unlimited and next(network.parameters()).device.type != "cpu"
+        return network if is_bare else SplitNetwork(network, methods, ranks, dtype, FORMATS.get(kind, dtype))
 
     return replace(bundle, load=load)
 
 
-class SplitNetwork:
-    """A network of which some methods run slab by slab, with a plan or without; in all else it is the network."""
+def check_format(network: Any, kind: str, dtype: torch.dtype) -> None:
+    """Raise `InvalidRequestError` where a network was loaded in another format than a request computes in."""
+    formats = {weights.dtype for weights in network.parameters()}
+    if dtype not in formats or not formats <= {dtype, torch.float32}:
+        wanted, got = (
+            ", ".join(sorted(str(each).removeprefix("torch.") for each in some)) for some in ({dtype}, formats)
+        )
+        raise InvalidRequestError(
+            f"the request computes in {wanted}, the {kind} of the bundle is in {got}; accepted: "
+            f'precision="{got}", or load_bundle(..., dtype=torch.{wanted}, narrow_in_float32=True)'
+        )
 
-    def __init__(self, network: Any, methods: Mapping[str, MemoryPlan | None], ranks: Ranks | None) -> None:
+
+class SplitNetwork:
+    """A network of which some methods run slab by slab, with a plan or without; in all else it is the network.
+
+    It computes in `dtype` on tensors in that format or float32, and gives `results` in another.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        methods: Mapping[str, MemoryPlan | None],
+        ranks: Ranks | None,
+        dtype: torch.dtype,
+        results: torch.dtype,
+    ) -> None:
         self._network, self._methods, self._ranks = network, methods, ranks
+        self._formats = dtype, results
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._network, name)
@@ -253,7 +304,9 @@ class SplitNetwork:
 
     def _split(self, function: Callable[..., Any], method: str) -> Callable[..., Any]:
         def run(x: torch.Tensor, *inputs: Any, **conditions: Any) -> Any:
-            plan = self._methods[method]
-            return run_split(lambda slabs: function(slabs, *inputs, **conditions), x, plan, self._ranks)
+            def work(slabs: Any) -> Any:
+                return function(slabs, *inputs, **conditions)
+
+            return run_split(in_format(work, *self._formats), x, self._methods[method], self._ranks)
 
         return run

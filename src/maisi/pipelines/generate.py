@@ -87,7 +87,7 @@ def generate_one(
     noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
     with between_calls(request):
         latent = sample(
-            lambda x, t: denoise(x.to(dtype), t).float(),
+            denoise,
             bundle.scheduler,
             noise,
             request.steps,

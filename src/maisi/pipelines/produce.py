@@ -9,7 +9,7 @@ from maisi.bundle.bundle import Bundle
 from maisi.errors import InvalidRequestError
 from maisi.networks.unet import UNetConfig
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning
-from maisi.pipelines.execution import bundle_of, fitted, lasting_name, with_threads
+from maisi.pipelines.execution import bundle_of, fitted, lasting_name, settled
 from maisi.pipelines.generate import WORK, OnStage, Sample, controlnet_scale, draw_samples, label_source
 from maisi.pipelines.labels import GivenLabels, LabelSource
 from maisi.pipelines.meter import StageMeter
@@ -42,7 +42,7 @@ def produce(
     sample together; the first one writes, the others give None.
     """
     started, meter = now(), StageMeter()
-    request = with_threads(request)
+    request = settled(request)
     bundle = bundle_of(request)
     source = checked_source(request, bundle)
     check_free(path, overwrite)

@@ -34,12 +34,13 @@ def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
 class ComputeRequest(Frozen):
     """With which bundle, in which precision and where networks compute, and the memory (bytes) that they stay within.
 
-    Beyond `memory`, tensors may go to files in the folder `scratch`, and from a GPU to `host_memory` bytes of the
-    machine it is in.
+    Without a precision a command takes the faster one of the machine, and a bundle given from Python computes in
+    float32. Beyond `memory`, tensors may go to files in the folder `scratch`, and from a GPU to `host_memory` bytes of
+    the machine it is in.
     """
 
     bundle: str = DEFAULT_BUNDLE
-    precision: Precision = "float32"
+    precision: Precision | None = None
     device: Device = "cpu"
     memory: Bytes | None = None
     scratch: Path | None = None

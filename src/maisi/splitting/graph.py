@@ -18,7 +18,7 @@ from torch import Tensor
 from maisi.splitting.halo import Magnify, Transposed, Window, pad_rows
 from maisi.splitting.kernels import ConvMemory
 from maisi.splitting.layout import Layout, Range
-from maisi.splitting.norm import Moments, affine, merge, moments, normalise
+from maisi.splitting.norm import Moments, affine, merge, moments, normalise, wide
 
 _numbers = count()
 
@@ -51,6 +51,11 @@ class Node:
         return self.layout.row_numel * self.dtype.itemsize
 
     in_place = False  # writes its result over an input that nobody else needs
+
+    @cached_property
+    def unrounded(self) -> "Node":
+        """The same in a wider number format, where that needs no more work than rounding it; else itself."""
+        return self
 
     def held_bytes(self, start: int, stop: int) -> int:
         """Memory behind the result, for the planner."""
@@ -113,12 +118,18 @@ class Pointwise(Node):
         into: Callable[[Sequence[Tensor], Tensor], Tensor] | None = None,
         flops: int = 0,
         view: bool = False,
+        rounds: bool = False,
     ) -> None:
+        """`rounds`: does nothing else to its only input."""
         super().__init__(name, inputs, layout, dtype, inputs[0].cuts)
-        self._function, self._into = function, into
+        self._function, self._into, self._rounds = function, into, rounds
         self.flops_per_row = flops // max(layout.rows, 1)
         self.view = view
         self.in_place = into is not None
+
+    @cached_property
+    def unrounded(self) -> Node:
+        return self.inputs[0] if self._rounds else self
 
     def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
         if self._into is not None and not torch.is_grad_enabled():
@@ -146,12 +157,17 @@ class Windowed(Node):
         pad_value: float = 0.0,
         memory: Callable[[int], ConvMemory] | None = None,
         release: Callable[[], None] | None = None,
+        unrounded: Callable[[], "Windowed"] | None = None,
     ) -> None:
         """`function(slab, padding)` applies the operation with that much padding of its own along the rows."""
         super().__init__(name, (source,), layout, dtype, cuts)
         self.window, self._function, self._pad_value = window, function, pad_value
-        self._memory, self._release = memory, release
+        self._memory, self._release, self._unrounded = memory, release, unrounded
         self.flops_per_row = flops // max(layout.rows, 1)
+
+    @cached_property
+    def unrounded(self) -> Node:
+        return self if self._unrounded is None else self._unrounded()
 
     def need(self, start: int, stop: int) -> list[Range]:
         return [self.window.need(start, stop, self.inputs[0].rows)]
@@ -214,9 +230,9 @@ class TransposedConv(Node):
             inner = max(start, first), min(stop, first + full.shape[dim])
             result = full.narrow(dim, inner[0] - first, inner[1] - inner[0])
             result = pad_rows(result, dim, inner[0] - start, stop - inner[1])
-        if self._bias is None:
-            return result
-        return result + self._bias.reshape(-1, *[1] * (len(self.layout.shape) - 2))
+        if self._bias is not None:
+            result = result + self._bias.reshape(-1, *[1] * (len(self.layout.shape) - 2))
+        return result.to(self.dtype)
 
 
 class Interpolated(Node):
@@ -272,17 +288,26 @@ class Normalised(Node):
         bias: Tensor | None,
         eps: float,
         silu: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__("group_norm", (source, stats), source.layout, source.dtype, source.cuts)
+        """`dtype` of the result, the source's by default."""
+        super().__init__("group_norm", (source, stats), source.layout, dtype or source.dtype, source.cuts)
         self.weight, self.bias, self.eps, self.silu = weight, bias, eps, silu
+
+    @cached_property
+    def unrounded(self) -> Node:
+        return self if wide(self.dtype) == self.dtype else self._with(self.silu, wide(self.dtype))
+
+    def _with(self, silu: bool, dtype: torch.dtype) -> "Normalised":
+        source, stats = self.inputs
+        assert isinstance(stats, MomentsOf)
+        return Normalised(source, stats, self.weight, self.bias, self.eps, silu, dtype)
 
     def activated(self) -> "Normalised | Pointwise":
         """The same followed by SiLU."""
-        source, stats = self.inputs
-        assert isinstance(stats, MomentsOf)
         if self.silu:
             return Pointwise("silu", [self], self.layout, self.dtype, lambda x, rows: F.silu(x[0]), into=silu_into)
-        return Normalised(source, stats, self.weight, self.bias, self.eps, silu=True)
+        return self._with(True, self.dtype)
 
     def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
         pieces, stats = inputs
@@ -291,7 +316,7 @@ class Normalised(Node):
         ready = affine(stats, self.weight, self.bias, self.eps, shape[1], len(shape))
         if not self.layout.plain and len(pieces) > 1:
             pieces = [self.layout.join(pieces)]
-        return normalise(pieces, ready, self.layout.dim, self.silu)
+        return normalise(pieces, ready, self.layout.dim, self.silu, self.dtype)
 
 
 class Whole(Summary):

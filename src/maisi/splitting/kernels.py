@@ -41,6 +41,12 @@ def multiplies_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+@cache
+def prefers_bfloat16() -> bool:
+    """True where bfloat16 is the fastest: with AMX. Elsewhere float32 is, by the compiled convolution."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def is_widened(dtype: torch.dtype) -> bool:
     """True for slabs whose products are computed in float32 on this processor."""
     return dtype == torch.bfloat16 and not multiplies_bfloat16()
@@ -55,27 +61,44 @@ def convolve(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """The convolution of a slab that carries the halo it needs."""
+    """The convolution of a slab that carries the halo it needs, computed in the weights' format, given as `dtype`."""
     weight = weights.weight
     if slab.dim() != 5 or slab.device.type != "cpu" or torch.is_grad_enabled() or slab.dtype not in FAST:
-        return func(slab, weight, bias, stride, padding, dilation, groups)
+        return func(slab.to(weight.dtype), weight, bias, stride, padding, dilation, groups).to(dtype)
     slab = slab.contiguous(memory_format=torch.channels_last_3d)
     plain = groups == 1 and max(stride) == 1 and max(dilation) == 1
     if plain and weight[0, 0].numel() == 1 and max(padding) == 0:
-        return pointwise(slab, weight, bias)
+        return pointwise(slab, weight, bias, dtype)
+    is_mixed = {slab.dtype, weight.dtype, dtype} != {slab.dtype}
     size = size_after(slab.shape[2:], weight, padding)
-    if plain and is_filtered(size, weight, slab.dtype):
+    if plain and not is_mixed and is_filtered(size, weight, slab.dtype):
         return filtered(slab, weights, bias, padding)
-    if groups == 1 and max(dilation) == 1 and has_few_voxels(slab, weight, stride, padding):
+    if groups == 1 and max(dilation) == 1 and not is_mixed and has_few_voxels(slab, weight, stride, padding):
         return as_matrix_product(slab, weight, bias, stride, padding)
-    if is_widened(slab.dtype):
+    if is_mixed or is_widened(slab.dtype):
         wide_weight, wide_bias = weight.float(), bias if bias is None else bias.float()
 
         def convolved(piece: Tensor, own_padding: Sequence[int]) -> Tensor:
-            return torch.mkldnn_convolution(piece, wide_weight, wide_bias, own_padding, stride, dilation, groups)
+            return direct(piece, wide_weight, wide_bias, stride, own_padding, dilation, groups)
 
-        return widened(slab, weight, convolved, padding, stride, dilation)
+        return widened(slab, weight, convolved, padding, stride, dilation, dtype=dtype)
+    return direct(slab, weight, bias, stride, padding, dilation, groups)
+
+
+def direct(
+    slab: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """oneDNN's convolution; of channels last where that is safe: dilated, with a stride and padding, it may crash."""
+    if max(dilation) > 1:
+        slab = slab.contiguous()
     return torch.mkldnn_convolution(slab, weight, bias, padding, stride, dilation, groups)
 
 
@@ -87,12 +110,13 @@ def widened(
     stride: Sequence[int] = (1, 1, 1),
     dilation: Sequence[int] = (1, 1, 1),
     unit: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """The convolution in float32, some units of rows at a time, with their halo, rounded to the slab's format."""
+    """The convolution in float32, some units of rows at a time, with their halo, each rounded to `dtype`."""
     window = Window(weight.shape[2], stride[0], padding[0], dilation[0])
     sizes = zip(slab.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
-    result = slab.new_empty(slab.shape[0], weight.shape[0], *size).contiguous(memory_format=torch.channels_last_3d)
+    result = torch.empty(slab.shape[0], weight.shape[0], *size, dtype=dtype, memory_format=torch.channels_last_3d)
     rows = widened_rows(size, weight, stride, unit)
     for start in range(0, size[0], rows):
         stop = min(start + rows, size[0])
@@ -112,11 +136,12 @@ def widened_bytes(plane: Sequence[int], weight: Tensor, stride: Sequence[int]) -
     return 4 * math.prod(plane) * (weight.shape[0] + weight.shape[1] * math.prod(stride))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b over the last dimension, a cacheful at a time where it is computed in another format than x's."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or not is_widened(x.dtype) or x.numel() == 0:
-        return F.linear(x, weight, bias)
-    rows, result = x.reshape(-1, x.shape[-1]), x.new_empty(*x.shape[:-1], weight.shape[0])
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x W^T + b over the last dimension, given as `dtype`; a cacheful at a time where it is computed in another one."""
+    is_mixed = {x.dtype, weight.dtype, dtype} != {x.dtype}
+    if x.device.type != "cpu" or torch.is_grad_enabled() or x.numel() == 0 or not (is_mixed or is_widened(x.dtype)):
+        return F.linear(x.to(weight.dtype), weight, bias).to(dtype)
+    rows, result = x.reshape(-1, x.shape[-1]), x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
     wide_weight, wide_bias = weight.float(), bias if bias is None else bias.float()
     count = max(1, CHUNK_BYTES // (4 * x.shape[-1]))
 
@@ -145,16 +170,20 @@ def as_matrix_product(
     batch, _, *size = windows.shape[:5]
     lines = weight.permute(0, 2, 3, 4, 1)
     if lines.is_contiguous():  # then so are the channels of the windows
-        voxels = linear(windows.permute(0, 2, 3, 4, 5, 6, 7, 1).reshape(-1, lines[0].numel()), lines.flatten(1), bias)
+        voxels = linear(
+            windows.permute(0, 2, 3, 4, 5, 6, 7, 1).reshape(-1, lines[0].numel()), lines.flatten(1), bias, slab.dtype
+        )
     else:
-        voxels = linear(windows.permute(0, 2, 3, 4, 1, 5, 6, 7).reshape(-1, lines[0].numel()), weight.flatten(1), bias)
+        voxels = linear(
+            windows.permute(0, 2, 3, 4, 1, 5, 6, 7).reshape(-1, lines[0].numel()), weight.flatten(1), bias, slab.dtype
+        )
     return voxels.view(batch, *size, -1).permute(0, 4, 1, 2, 3)
 
 
-def pointwise(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def pointwise(slab: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """A 1 x 1 x 1 convolution as one matrix product over the voxels of a channels-last slab."""
     voxels = slab.permute(0, 2, 3, 4, 1)
-    return linear(voxels, weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
+    return linear(voxels, weight.flatten(1), bias, dtype).permute(0, 4, 1, 2, 3)
 
 
 def mean_pool(slab: Tensor, kernel: Sequence[int]) -> Tensor:
@@ -206,12 +235,21 @@ def filtered(slab: Tensor, weights: Filter, bias: Tensor | None, padding: Sequen
 
 
 def conv_memory(
-    size: Sequence[int], weight: Tensor, padding: Sequence[int], stride: Sequence[int], dtype: torch.dtype, plain: bool
+    size: Sequence[int],
+    weight: Tensor,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    formats: tuple[torch.dtype, torch.dtype],
+    plain: bool,
 ) -> ConvMemory:
-    """Memory of a convolution that gives `size` voxels, for the planner; `plain`: stride, dilation and groups are 1."""
-    if len(size) == 3 and plain and is_filtered(size, weight, dtype):
+    """Memory of a convolution that gives `size` voxels, for the planner; `plain`: stride, dilation and groups are 1.
+
+    `formats` are those of the slab and of the result.
+    """
+    dtype, is_mixed = formats[0], {*formats, weight.dtype} != {weight.dtype}
+    if len(size) == 3 and plain and not is_mixed and is_filtered(size, weight, dtype):
         return filtering_memory(size, weight, padding, dtype)
-    if not is_widened(dtype):
+    if not (is_mixed or is_widened(dtype)):
         return ConvMemory(weight.numel() * dtype.itemsize, 0)
     if weight[0, 0].numel() == 1:
         return ConvMemory(4 * weight.numel(), 0)

@@ -148,24 +148,28 @@ def affine(stats: Moments, weight: Tensor | None, bias: Tensor | None, eps: floa
     return Affine(None, scale.reshape(shape), (shift - mean * scale).reshape(shape))
 
 
-def normalise(pieces: Sequence[Tensor], ready: Affine, dim: int, silu: bool) -> Tensor:
-    """Adjoining slabs normalised (and activated) into one fresh tensor, a cacheful at a time."""
+def normalise(
+    pieces: Sequence[Tensor], ready: Affine, dim: int, silu: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Adjoining slabs normalised (and activated) into one fresh tensor, of their `dtype` or another, in cachefuls."""
     first = pieces[0]
+    dtype = dtype or first.dtype
     ready = Affine(*(None if value is None else value.to(wide(first.dtype)) for value in ready))  # type: ignore[arg-type]
     if torch.is_grad_enabled() and (ready.scale.requires_grad or any(piece.requires_grad for piece in pieces)):
         x = torch.cat(list(pieces), dim) if len(pieces) > 1 else first
         y = ((x.to(ready.scale.dtype) - (0 if ready.centre is None else ready.centre)) * ready.scale + ready.shift).to(
-            first.dtype
+            dtype
         )
         return F.silu(y) if silu else y
-    result = empty_like_joined(pieces, dim)
-    at = 0
+    result = empty_like_joined(pieces, dim, dtype)
+    at, itemsize = 0, max(first.dtype.itemsize, dtype.itemsize)
     for piece in pieces:
         place = result.narrow(dim, at, piece.shape[dim])
         at += piece.shape[dim]
         for i in range(piece.shape[0]):
             one = Affine(*(value if value is None else value[min(i, len(value) - 1)] for value in ready))  # type: ignore[arg-type]
-            for x, out in zip(cut(piece[i : i + 1], dim), cut(place[i : i + 1], dim), strict=True):
+            chunks = (cut(x[i : i + 1], dim, itemsize) for x in (piece, place))
+            for x, out in zip(*chunks, strict=True):
                 _normalise_chunk(x, out, one, silu)
     return result
 
@@ -197,12 +201,12 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Non
     )
 
 
-def empty_like_joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+def empty_like_joined(pieces: Sequence[Tensor], dim: int, dtype: torch.dtype) -> Tensor:
     """An unwritten tensor as large as the pieces joined, in the memory format of the first."""
     first = pieces[0]
     shape = list(first.shape)
     shape[dim] = sum(piece.shape[dim] for piece in pieces)
-    return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=memory_format(first))
+    return torch.empty(shape, dtype=dtype, device=first.device, memory_format=memory_format(first))
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -218,9 +222,9 @@ def lie_alike(x: Tensor, y: Tensor) -> bool:
     return any(x.is_contiguous(memory_format=each) and y.is_contiguous(memory_format=each) for each in formats)
 
 
-def cut(slab: Tensor, dim: int) -> list[Tensor]:
-    """Cachefuls of a slab: some rows along `dim` or, where a single row is too large, parts of it."""
-    each = slab.numel() * slab.element_size() / max(slab.shape[dim], 1)
+def cut(slab: Tensor, dim: int, itemsize: int | None = None) -> list[Tensor]:
+    """Cachefuls of a slab, of so many bytes a number: some rows along `dim` or, where one is too large, parts of it."""
+    each = slab.numel() * (itemsize or slab.element_size()) / max(slab.shape[dim], 1)
     rows = list(slab.split(max(1, int(CHUNK_BYTES / max(each, 1))), dim))
     if each <= CHUNK_BYTES or slab.dim() < 5:
         return rows

@@ -203,6 +203,8 @@ ELEMENTWISE = [
     "bfloat16", "type", "type_as", "clone", "detach", "alias", "nan_to_num", "threshold", "isnan",
     "isfinite", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or", "fmod", "remainder",
 ]  # fmt: skip
+CONVERSIONS = ("to", "type", "type_as", "float", "half", "bfloat16")
+HALF = (torch.float16, torch.bfloat16)
 INTO: dict[str, Callable[..., Tensor]] = {
     name: getattr(torch, name)
     for name in ("add", "sub", "mul", "div", "sigmoid", "tanh", "neg", "exp", "clamp", "square", "sqrt")
@@ -219,7 +221,10 @@ def elementwise(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) 
     out = on_meta(func, args, kwargs)
     (args, kwargs), nodes = with_leaves(name, (args, kwargs), out.shape)
     template = (args, kwargs)
-    layout = nodes[0].layout.moved(out.shape, len(out.shape) + nodes[0].layout.from_right)
+    given = nodes[0]
+    if name in CONVERSIONS and given.dtype in HALF and given.unrounded.dtype == out.dtype:
+        return given.unrounded
+    layout = given.layout.moved(out.shape, len(out.shape) + given.layout.from_right)
     device_moves = [value for value in walk(template) if isinstance(value, (torch.device, str))]
     if name in ("to", "type") and any("cuda" in str(value) or "meta" in str(value) for value in device_moves):
         raise refuse(name, "a split tensor stays on its device")
@@ -233,7 +238,9 @@ def elementwise(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) 
         return INTO[name](*args, **kwargs, out=out)
 
     place = silu_into if name == "silu" else into if name in INTO else None
-    return Pointwise(name, nodes, layout, out.dtype, function, into=place, view=name in ("to", "detach"))
+    is_view = name in ("to", "detach")
+    rounds = name in CONVERSIONS and given.dtype == torch.float32 and out.dtype in HALF
+    return Pointwise(name, nodes, layout, out.dtype, function, into=place, view=is_view, rounds=rounds)
 
 
 def with_leaves(name: str, call: Any, shape: Sequence[int]) -> tuple[Any, list[Node]]:
@@ -311,6 +318,20 @@ def along_other_dims(func: Callable[..., Any], name: str, args: tuple, kwargs: d
     return Pointwise(name, [node], layout, out.dtype, function)
 
 
+def arithmetic_of(name: str, node: Node, weight: Tensor) -> torch.dtype:
+    """The format of a product's arithmetic: that of float32 weights, also where slabs are of half precision.
+
+    Such a result is rounded to the slabs' format, or not at all where float32 is asked for next.
+    """
+    if weight.dtype != node.dtype and not (node.dtype in HALF and weight.dtype == torch.float32):
+        formats = [str(dtype).removeprefix("torch.") for dtype in (node.dtype, weight.dtype)]
+        raise UnsupportedOperationError(
+            f"{name} of {formats[0]} slabs with {formats[1]} weights; "
+            "accepted: weights of the slabs' format, or float32"
+        )
+    return weight.dtype
+
+
 @handles("linear")
 def linear(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     def parts(input: Any, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, Tensor, Tensor | None]:
@@ -318,14 +339,17 @@ def linear(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> No
 
     x, weight, bias = parts(*args, **kwargs)
     node = only_slab(name, x, weight, bias)
-    out = on_meta(F.linear, (x, weight, bias), {})
+    dtype = arithmetic_of(name, node, weight)
+    out = on_meta(F.linear, (Shadow(node.layout.shape, dtype), weight, bias), {})
     if node.layout.dim == out.dim() - 1:
         raise refuse(name, "it mixes the axis that is split")
     layout = node.layout.moved(out.shape, node.layout.dim)
     flops = 2 * weight.shape[-1] * math.prod(out.shape)
-    return Pointwise(
-        name, [node], layout, out.dtype, lambda inputs, rows: kernels.linear(inputs[0], weight, bias), flops=flops
-    )
+
+    def function(inputs: Sequence[Tensor], rows: int) -> Tensor:
+        return kernels.linear(inputs[0], weight, bias, node.dtype)
+
+    return Pointwise(name, [node], layout, node.dtype, function, flops=flops)
 
 
 # --- the same numbers in another shape --------------------------------------------------------------------------------
@@ -452,7 +476,10 @@ def conv(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
     node = only_slab(name, x, weight, bias)
     ndim = int(name[4])
     axis = split_axis(name, node, ndim)
-    out = on_meta(func, args, kwargs)
+    dtype = arithmetic_of(name, node, weight)
+    source = node if dtype == node.dtype else node.unrounded
+    shadow = Shadow(node.layout.shape, dtype)
+    out = on_meta(func, (shadow, weight, bias, stride, padding, dilation, groups), {})
     stride, dilation = per_axis(stride, ndim), per_axis(dilation, ndim)
     reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if isinstance(padding, str):
@@ -464,25 +491,30 @@ def conv(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
     window = Window(weight.shape[2 + axis], stride[axis], padding[axis], dilation[axis])
     weights, plain = filter_of(weight), max(*stride, *dilation, groups) == 1
 
-    def function(slab: Tensor, own_padding: int) -> Tensor:
-        pad = [own_padding if i == axis else p for i, p in enumerate(padding)]
-        return kernels.convolve(func, slab, weights, bias, stride, pad, dilation, groups)
+    def giving(result: torch.dtype) -> Windowed:
+        def function(slab: Tensor, own_padding: int) -> Tensor:
+            pad = [own_padding if i == axis else p for i, p in enumerate(padding)]
+            return kernels.convolve(func, slab, weights, bias, stride, pad, dilation, groups, result)
 
-    def memory(rows: int) -> kernels.ConvMemory:
-        return kernels.conv_memory(layout.local_shape(rows)[2:], weight, padding, stride, node.dtype, plain)
+        def memory(rows: int) -> kernels.ConvMemory:
+            formats = (source.dtype, result)
+            return kernels.conv_memory(layout.local_shape(rows)[2:], weight, padding, stride, formats, plain)
 
-    return Windowed(
-        name,
-        node,
-        layout,
-        out.dtype,
-        through(node.cuts, node.rows, layout.rows),
-        window,
-        function,
-        flops=conv_flops(weight, layout),
-        memory=memory,
-        release=weights.release,
-    )
+        return Windowed(
+            name,
+            source,
+            layout,
+            result,
+            through(source.cuts, source.rows, layout.rows),
+            window,
+            function,
+            flops=conv_flops(weight, layout),
+            memory=memory,
+            release=weights.release,
+            unrounded=None if result == dtype else lambda: giving(dtype),
+        )
+
+    return giving(node.dtype)
 
 
 @handles("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -503,7 +535,9 @@ def conv_transpose(func: Callable[..., Any], name: str, args: tuple, kwargs: dic
     node = only_slab(name, x, weight, bias)
     ndim = int(name[14])
     axis = split_axis(name, node, ndim)
-    out = on_meta(func, args, kwargs)
+    dtype = arithmetic_of(name, node, weight)
+    shadow = Shadow(node.layout.shape, dtype)
+    out = on_meta(func, (shadow, weight, bias, stride, padding, output_padding, groups, dilation), {})
     stride, padding, dilation = per_axis(stride, ndim), per_axis(padding, ndim), per_axis(dilation, ndim)
     extra = per_axis(output_padding, ndim)
     layout = node.layout.resized(out.shape)
@@ -512,11 +546,13 @@ def conv_transpose(func: Callable[..., Any], name: str, args: tuple, kwargs: dic
     extra = [0 if i == axis else p for i, p in enumerate(extra)]
 
     def function(slab: Tensor) -> Tensor:
-        return func(slab, weight, None, stride, pad, extra, groups, dilation)
+        is_widened = slab.device.type == "cpu" and kernels.is_widened(slab.dtype) and not torch.is_grad_enabled()
+        wide = torch.float32 if is_widened else dtype
+        return func(slab.to(wide), weight.to(wide), None, stride, pad, extra, groups, dilation)
 
     flops = 2 * math.prod(weight.shape[1:]) * math.prod(node.layout.shape)
     cuts = through(node.cuts, node.rows, layout.rows)
-    return TransposedConv(node, layout, out.dtype, cuts, window, function, bias, flops)
+    return TransposedConv(node, layout, node.dtype, cuts, window, function, bias, flops)
 
 
 @handles("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d")

@@ -128,7 +128,7 @@ def plan_memory(
         least = min(least or usage.peak_bytes, usage.peak_bytes)
     if not plans:
         raise InvalidPlanError(
-            f"{budget_bytes:,} bytes are too few for shape {tuple(shape)} in {str(dtype).removeprefix('torch.')}; "
+            f"{budget_bytes:,} bytes are too few for an input of shape {tuple(shape)}; "
             f"at least {int((least or 0) * SAFETY) + SAFETY_BYTES:,} are needed"
             + ("" if folder is not None else "; a folder to keep tensors on disk may lower that")
         )
