@@ -227,7 +227,8 @@ def plan_bundle(
             }
             hint = ", ".join(option for option, is_unused in unused.items() if is_unused)
             raise InvalidPlanError(
-                f"{asked}, of which {format_bytes(besides)} go to the process, the networks and the input: {error}{f' ({hint})' if hint else ''}"
+                f"{asked}, of which {format_bytes(besides)} go to the process, the networks and the input: "
+                f"{error}{f' ({hint})' if hint else ''}"
             ) from error
     return plans
 
