@@ -107,6 +107,7 @@ def test_doctor_tells_versions_and_what_is_missing(capfd: pytest.CaptureFixture[
     assert re.search(r"torch +\d+\.\d+", told)
     assert "threads" in told
     assert re.search(r"convolutions +(compiled for \w+|torch)", told)
+    assert re.search(r"precision +default +(float32|bfloat16)", told)
     assert "monai" in told
 
 

@@ -21,6 +21,8 @@ def doctor(as_json: AsJson = False) -> None:
     import torch
 
     from maisi import __version__
+    from maisi.pipelines.execution import settled
+    from maisi.pipelines.requests import ComputeRequest
     from maisi.pipelines.runs import machine, versions
 
     found = versions()
@@ -31,6 +33,7 @@ def doctor(as_json: AsJson = False) -> None:
         "machine": machine(),
         "processor_features": _features(),
         "threads": {"torch": torch.get_num_threads(), "cores": _cores(), "of_the_machine": os.cpu_count()},
+        "precision": {"default": settled(ComputeRequest()).precision},
         "torch_build": {
             "cuda": torch.version.cuda or "no",
             "gpus": torch.cuda.device_count() if torch.cuda.is_available() else 0,
