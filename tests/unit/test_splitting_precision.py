@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from maisi.bundle.bundle import load_bundle
+from maisi.bundle.bundle import Bundle, load_bundle
 from maisi.data.phantom import draw_phantom
 from maisi.data.render import render_phantom
 from maisi.errors import InvalidRequestError, UnsupportedOperationError
@@ -202,6 +202,15 @@ def test_a_bundle_of_another_format_than_the_request_is_refused() -> None:
         InvalidRequestError, match=r"computes in bfloat16, the unet .* in float32; accepted: precision="
     ):
         _ = bundle.unet
+
+
+def test_a_network_of_narrow_convolutions_alone_is_all_float32_and_runs() -> None:
+    network = Autoencoder(AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=4))
+    info = load_bundle("ct-small").info.model_copy(update={"scheduler": None})
+    bundle = Bundle.of(info, {"autoencoder": lowered(network.requires_grad_(False), torch.bfloat16)})
+    request = ComputeRequest(precision="bfloat16")
+    volume = fitted(bundle, (16, 16, 16), request, only=("decode",)).autoencoder.decode(normal(1, 4, 8, 8, 8))
+    assert volume.dtype == torch.float32
 
 
 @torch.no_grad()

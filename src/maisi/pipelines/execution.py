@@ -26,7 +26,7 @@ from maisi.space.volume import Volume
 from maisi.splitting.execute import kept_between_calls
 from maisi.splitting.kernels import prefers_bfloat16
 from maisi.splitting.plan import MemoryPlan, plan_memory, run_split
-from maisi.splitting.precision import in_format, lowered
+from maisi.splitting.precision import in_format, kept_in_float32, lowered
 from maisi.splitting.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -267,11 +267,11 @@ def fitted(
 
 def check_format(network: Any, kind: str, dtype: torch.dtype) -> None:
     """Raise `InvalidRequestError` where a network was loaded in another format than a request computes in."""
-    formats = {weights.dtype for weights in network.parameters()}
-    if dtype not in formats or not formats <= {dtype, torch.float32}:
-        wanted, got = (
-            ", ".join(sorted(str(each).removeprefix("torch.") for each in some)) for some in ({dtype}, formats)
-        )
+    kept = kept_in_float32(network)
+    formats = {weights.dtype for name, weights in network.named_parameters() if name not in kept}
+    if not formats <= {dtype}:
+        wanted = str(dtype).removeprefix("torch.")
+        got = ", ".join(sorted(str(each).removeprefix("torch.") for each in formats))
         raise InvalidRequestError(
             f"the request computes in {wanted}, the {kind} of the bundle is in {got}; accepted: "
             f'precision="{got}", or load_bundle(..., dtype=torch.{wanted}, narrow_in_float32=True)'

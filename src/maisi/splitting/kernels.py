@@ -43,7 +43,7 @@ def multiplies_bfloat16() -> bool:
 
 @cache
 def prefers_bfloat16() -> bool:
-    """True where bfloat16 is the fastest: with AMX. Elsewhere float32 is, by the compiled convolution."""
+    """True where bfloat16 is taken to be the fastest: with AMX, as measured before there was a compiled convolution."""
     return torch.cpu._is_amx_tile_supported()
 
 

@@ -36,7 +36,7 @@ def is_narrow(module: nn.Module) -> bool:
 
 
 def lowered(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The network with its weights in `dtype`, but for those that keep float32; to be called split."""
+    """The same network, its weights now in `dtype` but for those that keep float32; to be called split."""
     kept = kept_in_float32(network) if dtype != torch.float32 else set()
     for name, parameter in network.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)
