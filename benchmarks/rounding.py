@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from maisi.bundle.bundle import load_bundle
-from maisi.data.phantom import draw_phantom
-from maisi.data.render import render_phantom
 from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.blocks import ResBlock
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.pipelines.codec import Latent, decode, encode
 from maisi.space.files import read_volume
 from maisi.space.grid import Grid

@@ -36,11 +36,11 @@ from machine import UNITS, vector_unit
 from memory import resident, start_peak
 from oracle_networks import drawn_network, oracle_of
 
-from maisi.data.phantom import draw_phantom
-from maisi.data.render import render_phantom
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.unet import UNetConfig
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.pipelines.codec import decode, encode
 from maisi.pipelines.execution import bundle_of, fitted
 from maisi.pipelines.generate import generate

@@ -13,7 +13,6 @@ _HOMES = {
     "maisi.anatomy.regions": ("BodyRegion", "RegionSpan", "region_span"),
     "maisi.anatomy.vocabulary": ("Structure", "Vocabulary", "load_vocabulary"),
     "maisi.bundle.bundle": ("Bundle", "BundleInfo", "Limits", "load_bundle", "packaged_names", "save_bundle"),
-    "maisi.data.phantom": ("draw_phantom", "render_phantom"),
     "maisi.diffusion.sampler": ("sample",),
     "maisi.diffusion.scheduler": ("DDPM", "DDPMConfig", "NoiseScheduler", "RectifiedFlow", "RectifiedFlowConfig"),
     "maisi.errors": (
@@ -36,6 +35,8 @@ _HOMES = {
     "maisi.pipelines.generate": ("Sample", "generate"),
     "maisi.pipelines.preview": ("preview",),
     "maisi.pipelines.produce": ("produce",),
+    "maisi.phantom.draw": ("draw_phantom",),
+    "maisi.phantom.render": ("render_phantom",),
     "maisi.pipelines.requests": ("GenerateRequest",),
     "maisi.space.files": ("read_labels", "read_volume", "write_labels", "write_volume"),
     "maisi.space.grid": ("Grid",),
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from maisi.anatomy.regions import BodyRegion, RegionSpan, region_span
     from maisi.anatomy.vocabulary import Structure, Vocabulary, load_vocabulary
     from maisi.bundle.bundle import Bundle, BundleInfo, Limits, load_bundle, packaged_names, save_bundle
-    from maisi.data.phantom import draw_phantom, render_phantom
     from maisi.diffusion.sampler import sample
     from maisi.diffusion.scheduler import DDPM, DDPMConfig, NoiseScheduler, RectifiedFlow, RectifiedFlowConfig
     from maisi.errors import (
@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
     from maisi.networks.controlnet import ControlNet, ControlNetConfig
     from maisi.networks.unet import DenoisingUNet, UNetConfig
+    from maisi.phantom.draw import draw_phantom
+    from maisi.phantom.render import render_phantom
     from maisi.pipelines.codec import Latent, decode, encode, read_latent, write_latent
     from maisi.pipelines.generate import Sample, generate
     from maisi.pipelines.preview import preview

@@ -11,10 +11,11 @@ from command_line import Answer, Maisi, Patient
 
 from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec, packaged_names, save_bundle
 from maisi.cli import main
-from maisi.data.phantom import draw_phantom, render_phantom
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from maisi.bundle.bundle import load_bundle
-from maisi.data.phantom import draw_phantom
-from maisi.data.render import render_phantom
 from maisi.errors import InvalidConfigError
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.pipelines.generate import generate
 from maisi.pipelines.requests import GenerateRequest
 from maisi.recipes.bundle import BundleRecipe, build_bundle

@@ -10,7 +10,8 @@ from maisi.anatomy import morphology
 from maisi.anatomy.bits import label_bits, labels_from_bits
 from maisi.anatomy.regions import BodyRegion, region_span
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.data.phantom import draw_phantom, render_phantom
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
 

@@ -6,8 +6,8 @@ import pytest
 from maisi.anatomy.body import body_envelope, complete_labels, enclosed, redrawn_tissues, tissue_labels
 from maisi.anatomy.morphology import close_mask, dilate, erode, without_specks
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.data.phantom import draw_phantom
 from maisi.errors import InvalidLabelsError, InvalidVolumeError
+from maisi.phantom.draw import draw_phantom
 from maisi.space.files import read_labels, read_volume
 from maisi.space.grid import Grid
 from maisi.space.resample import resample, with_spacing

@@ -7,8 +7,9 @@ import pytest
 
 from maisi.anatomy.regions import BodyRegion, region_span
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.data.phantom import draw_phantom, render_phantom
 from maisi.errors import InvalidRequestError
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
 
@@ -93,7 +94,7 @@ def test_a_person_looks_the_same_on_a_finer_grid() -> None:
 
 def test_a_grid_painted_in_slabs_is_the_grid_painted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = drawn("head-neck", 2).array
-    monkeypatch.setattr("maisi.data.phantom.CHUNK_VOXELS", 80 * 64 * 13)
+    monkeypatch.setattr("maisi.phantom.draw.CHUNK_VOXELS", 80 * 64 * 13)
     assert (drawn("head-neck", 2).array != whole).mean() < 1e-3
 
 

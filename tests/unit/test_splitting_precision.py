@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from maisi.bundle.bundle import Bundle, load_bundle
-from maisi.data.phantom import draw_phantom
-from maisi.data.render import render_phantom
 from maisi.errors import InvalidRequestError, UnsupportedOperationError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.pipelines import execution
 from maisi.pipelines.codec import decode, encode
 from maisi.pipelines.execution import bundle_of, fitted, settled

@@ -18,10 +18,10 @@ from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, draw_latent
 from maisi.shapes import LatentBatch, Size3, Spacing3
-from maisi.space.files import write_atomically
 from maisi.space.grid import Grid
 from maisi.space.intensity import to_unit
 from maisi.space.volume import LabelMap, Volume, check_same_grid
+from maisi.storage.atomic import write_atomically
 
 
 @dataclass(frozen=True)

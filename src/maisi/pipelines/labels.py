@@ -12,8 +12,8 @@ from maisi.anatomy.body import enclosed
 from maisi.anatomy.regions import RegionSpan, region_span
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Limits
-from maisi.data.phantom import draw_phantom
 from maisi.errors import InvalidGridError, InvalidRequestError
+from maisi.phantom.draw import draw_phantom
 from maisi.shapes import Size3, Spacing3
 from maisi.space.files import read_labels
 from maisi.space.grid import Grid

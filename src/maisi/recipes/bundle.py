@@ -30,9 +30,9 @@ from maisi.data.cases import case_span, read_case
 from maisi.data.dataset import PatchSource, at_spacings, patch_source
 from maisi.data.latents import LatentCase, LatentSource, encode_case, latent_scale, read_latent, write_latent
 from maisi.data.manifest import Case, read_manifest
-from maisi.data.phantom import draw_phantom
-from maisi.data.render import render_phantom
 from maisi.networks.autoencoder import Autoencoder
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.pipelines.conditioning import MODALITIES, shown_labels
 from maisi.pipelines.labels import DEFAULT_GRIDS
 from maisi.recipes.card import measure_bundle, model_card, write_quality

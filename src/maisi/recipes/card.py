@@ -10,10 +10,10 @@ from maisi.anatomy.regions import BodyRegion
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle
 from maisi.data.manifest import Case
-from maisi.data.render import render_phantom
 from maisi.evaluation.adherence import BODY_HU, CONTRAST, Adherence, adherence
 from maisi.evaluation.fidelity import Fidelity
 from maisi.evaluation.reconstruction import measure, reconstruct
+from maisi.phantom.render import render_phantom
 from maisi.pipelines.execution import fitted
 from maisi.pipelines.generate import generate, label_source, sample_generators
 from maisi.pipelines.requests import CodecRequest, GenerateRequest

@@ -15,7 +15,8 @@ import numpy as np
 import yaml
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.data.organs import (
+from maisi.errors import InvalidRequestError
+from maisi.phantom.organs import (
     BODY,
     EVERYTHING,
     OUTSIDE,
@@ -26,13 +27,18 @@ from maisi.data.organs import (
     labels_named,
     structure_id,
 )
-from maisi.data.render import render_phantom
-from maisi.data.sculpt import Canvas, along, depth_inside, paint_ellipsoid, paint_sheet, paint_tube, smooth, turn_matrix
-from maisi.errors import InvalidRequestError
+from maisi.phantom.sculpt import (
+    Canvas,
+    along,
+    depth_inside,
+    paint_ellipsoid,
+    paint_sheet,
+    paint_tube,
+    smooth,
+    turn_matrix,
+)
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
-
-__all__ = ["draw_phantom", "render_phantom"]
 
 CHUNK_VOXELS = 2**23  # a large grid is painted in slabs of at most about this many voxels
 LATTICE_MM = 8.0
@@ -64,7 +70,7 @@ def draw_phantom(region: str, grid: Grid, generator: np.random.Generator) -> Lab
 @lru_cache(maxsize=1)
 def _template() -> Template:
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = files("maisi.data").joinpath("phantom.yaml").read_text(encoding="utf-8")
+    text = files("maisi.phantom").joinpath("phantom.yaml").read_text(encoding="utf-8")
     template: Template = yaml.load(text, Loader=loader)
     return template
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.data.sculpt import Box, Canvas, depth_inside, paint_tube, smooth
+from maisi.phantom.sculpt import Box, Canvas, depth_inside, paint_tube, smooth
 
 Template: TypeAlias = Mapping[str, Any]
 Painter: TypeAlias = Callable[[Canvas], None]
