@@ -7,7 +7,8 @@ import torch
 from command_line import Maisi, files_in
 
 from maisi.bundle.bundle import load_bundle
-from maisi.bundle.upstream import RELEASED, build_network, to_upstream
+from maisi.bundle.upstream import RELEASED, to_upstream
+from maisi.networks.build import build_network
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets import PatchDiscriminator as MonaiPatchDiscriminator
 from torch import Tensor, nn
 
-from maisi.bundle.upstream import build_network, to_upstream
+from maisi.bundle.upstream import to_upstream
 from maisi.networks.autoencoder import AutoencoderConfig
+from maisi.networks.build import build_network
 from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.discriminator import DiscriminatorConfig, PatchDiscriminator
 from maisi.networks.unet import BackboneConfig, Residuals, UNetConfig

@@ -6,7 +6,8 @@ import pytest
 import torch
 from oracle_networks import SMALL, meta_oracle
 
-from maisi.bundle.upstream import RELEASED, build_network, identify, load_upstream, to_upstream, upstream_names
+from maisi.bundle.upstream import RELEASED, identify, load_upstream, to_upstream, upstream_names
+from maisi.networks.build import build_network
 from maisi.networks.discriminator import DiscriminatorConfig, PatchDiscriminator
 
 # key list, model, network, tensors, parameters

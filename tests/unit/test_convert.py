@@ -7,10 +7,11 @@ import torch
 
 from maisi.bundle.bundle import load_bundle
 from maisi.bundle.convert import convert
-from maisi.bundle.upstream import build_network, to_upstream
+from maisi.bundle.upstream import to_upstream
 from maisi.diffusion.scheduler import DDPM, RectifiedFlow
 from maisi.errors import InvalidBundleError
 from maisi.networks.autoencoder import AutoencoderConfig
+from maisi.networks.build import build_network
 from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.unet import UNetConfig
 

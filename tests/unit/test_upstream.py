@@ -5,7 +5,6 @@ import torch
 
 from maisi.bundle.upstream import (
     RELEASED,
-    build_network,
     identify,
     load_upstream,
     read_checkpoint,
@@ -14,6 +13,7 @@ from maisi.bundle.upstream import (
 )
 from maisi.errors import InvalidBundleError
 from maisi.networks.autoencoder import AutoencoderConfig
+from maisi.networks.build import build_network
 from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.discriminator import DiscriminatorConfig, PatchDiscriminator
 from maisi.networks.unet import UNetConfig

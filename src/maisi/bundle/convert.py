@@ -10,10 +10,11 @@ from torch import Tensor
 
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, Limits, RectifiedFlowSpec, save_bundle
-from maisi.bundle.files import sha256
-from maisi.bundle.upstream import Checkpoint, NetworkConfig, build_network, identify, load_upstream, read_checkpoint
+from maisi.bundle.upstream import Checkpoint, identify, load_upstream, read_checkpoint
 from maisi.errors import InvalidBundleError
+from maisi.networks.build import NetworkConfig, build_network
 from maisi.shapes import Frozen
+from maisi.storage.sums import sha256
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,11 @@ from torch import Size, Tensor, nn
 from maisi.bundle.files import misfit, some
 from maisi.errors import InvalidBundleError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.build import NetworkConfig, build_network
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.discriminator import PatchDiscriminator
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.shapes import Frozen
-
-NetworkConfig = AutoencoderConfig | UNetConfig | ControlNetConfig
 
 
 class Release(Frozen):
@@ -59,15 +58,6 @@ RELEASED: dict[str, Release] = {
     ),
     "mask-diffusion": Release(unet=UNetConfig(context_channels=10, middle_sees_residual=False)),
 }
-
-
-def build_network(config: NetworkConfig) -> nn.Module:
-    """The network that a configuration describes, freshly initialised."""
-    if isinstance(config, AutoencoderConfig):
-        return Autoencoder(config)
-    if isinstance(config, UNetConfig):
-        return DenoisingUNet(config)
-    return ControlNet(config)
 
 
 # --- names ---

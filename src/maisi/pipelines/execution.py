@@ -13,9 +13,9 @@ import torch
 
 from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle, load_bundle, packaged_names
-from maisi.bundle.upstream import build_network
 from maisi.errors import InvalidBundleError, InvalidPlanError, InvalidRequestError
 from maisi.networks.autoencoder import AutoencoderConfig
+from maisi.networks.build import build_network
 from maisi.pipelines.conditioning import condition_tensors
 from maisi.pipelines.requests import CodecRequest, ComputeRequest
 from maisi.pipelines.sizes import format_bytes
