@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,10 @@ def key_lists() -> Path:
     if not (root / "keys_vae.txt").is_file():
         pytest.skip(f"reference key lists are not at {root}")
     return root
+
+
+@pytest.fixture
+def dead_mark() -> str:
+    """The mark that a process which is gone has left on its temporaries."""
+    code = "from maisi.storage.owners import owner_mark; print(owner_mark())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

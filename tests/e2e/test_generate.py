@@ -16,7 +16,7 @@ from command_line import Maisi, Patient, files_in
 from PIL import Image
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.files import sha256
+from maisi.storage.sums import sha256
 
 SMALL = ("--size", 16, 16, 16, "--spacing", 16, 16, 16, "--steps", 2)
 LONG = ("--size", 48, 48, 48, "--spacing", 8, 8, 8, "--steps", 1000)  # a minute or more

@@ -326,7 +326,7 @@ def test_a_bundle_is_never_half_written(tmp_path: Path, saved: Path) -> None:
 def test_what_a_killed_process_left_is_cleared_by_the_next_save(tiny: Bundle, tmp_path: Path) -> None:
     script = (
         "import os, sys, pathlib\n"
-        "from maisi.bundle.files import write_directory\n"
+        "from maisi.storage.atomic import write_directory\n"
         "with write_directory(pathlib.Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('half')\n"
         "    os._exit(9)\n"

@@ -17,9 +17,10 @@ import pytest
 from isal import igzip
 
 from maisi.errors import InvalidLabelsError, InvalidVolumeError, StorageError
-from maisi.space.files import read_labels, read_volume, write_atomically, write_labels, write_volume
+from maisi.space.files import read_labels, read_volume, write_labels, write_volume
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume, check_same_grid
+from maisi.storage.atomic import write_atomically
 
 SHAPE = (12, 10, 8)
 
@@ -350,7 +351,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path):
 def test_a_kill_leaves_no_half_file_and_the_next_write_removes_what_was_left(tmp_path):
     script = """
         import sys, time
-        from maisi.space.files import write_atomically
+        from maisi.storage.atomic import write_atomically
         with write_atomically(sys.argv[1]) as temporary:
             temporary.write_bytes(b"half")
             print("ready", flush=True)
@@ -372,8 +373,8 @@ def test_a_kill_leaves_no_half_file_and_the_next_write_removes_what_was_left(tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ct.nii.gz", "other.txt"]
 
 
-def test_what_another_machine_is_writing_is_left_alone(tmp_path):
-    other = tmp_path / ".maisi-another_host~999999999~0123abcd.nii.gz"
+def test_what_another_machine_is_writing_is_left_alone(tmp_path, dead_mark):
+    other = tmp_path / f".maisi-another_host~{dead_mark.partition('~')[2]}.nii.gz"
     other.write_text("half")
     write_volume(volume(), tmp_path / "ct.nii.gz")
     assert other.exists()

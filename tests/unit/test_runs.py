@@ -1,7 +1,5 @@
 import mmap
 import os
-import socket
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -90,10 +88,8 @@ def test_an_empty_folder_of_the_user_stays_after_an_error(tmp_path: Path) -> Non
     assert (tmp_path / "out").is_dir()
 
 
-def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    abandoned = tmp_path / f".partial-{socket.gethostname()}~{dead.pid}~0123abcd"
+def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path, dead_mark: str) -> None:
+    abandoned = tmp_path / f".partial-{dead_mark}"
     abandoned.mkdir()
     (abandoned / "half.nii.gz").write_text("half")
     check_free(tmp_path)

@@ -1,16 +1,13 @@
 """Slabs come back as they were put, and files go away whatever happens."""
 
-import os
 import resource
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from maisi.errors import StorageError
 from maisi.splitting.layout import Layout
-from maisi.splitting.store import PREFIX, DiskStore, HostStore, MemoryStore, Store, remove_stale, run_folder
+from maisi.splitting.store import PREFIX, DiskStore, HostStore, MemoryStore, Store, run_folder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -85,11 +82,10 @@ def test_a_run_folder_is_removed_after_an_error(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_next_run_cleans_up_after_one_that_was_killed(tmp_path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / f"{PREFIX}{dead.pid}-abc").mkdir()
-    (tmp_path / f"{PREFIX}{dead.pid}-abc" / "0").write_bytes(b"x")
-    (tmp_path / f"{PREFIX}{os.getpid()}-own").mkdir()
-    remove_stale(tmp_path)
-    assert [folder.name for folder in tmp_path.iterdir()] == [f"{PREFIX}{os.getpid()}-own"]
+def test_the_next_run_cleans_up_after_one_that_was_killed(tmp_path, dead_mark: str) -> None:
+    (tmp_path / f"{PREFIX}{dead_mark}").mkdir()
+    (tmp_path / f"{PREFIX}{dead_mark}" / "0").write_bytes(b"x")
+    with run_folder(tmp_path) as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+        with run_folder(tmp_path):
+            assert folder.exists()

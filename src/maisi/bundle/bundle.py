@@ -23,18 +23,18 @@ from maisi.bundle.files import (
     read_yaml,
     stored_dtypes,
     write_checksums,
-    write_directory,
     write_weights,
     write_yaml,
 )
-from maisi.bundle.upstream import NetworkConfig, build_network
 from maisi.diffusion.scheduler import DDPM, DDPMConfig, NoiseScheduler, RectifiedFlow, RectifiedFlowConfig
 from maisi.errors import InvalidBundleError, InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.build import NetworkConfig, build_network
 from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.shapes import Frozen, Size3, Spacing3
 from maisi.splitting.precision import kept_in_float32
+from maisi.storage.atomic import write_directory
 
 DEFAULT_BUNDLE = "ct-small"
 FORMAT_VERSION = 1
@@ -311,6 +311,8 @@ def save_bundle(
     networks = {kind: bundle._network(kind) for kind in bundle.kinds}
     num_bytes = sum(t.numel() * dtype.itemsize for n in networks.values() for t in n.state_dict().values())
     path = Path(path)
+    if path.exists() and not overwrite:
+        raise InvalidBundleError(f"{path} exists already; accepted: another place, or --overwrite")
     with write_directory(path, overwrite=overwrite, num_bytes=num_bytes) as folder:
         write_yaml(folder / _INFO, bundle.info)
         (folder / _CARD).write_text(bundle.model_card or f"# {bundle.name}\n", encoding="utf-8")

@@ -1,12 +1,7 @@
-"""Files of a bundle: folders that appear whole or not at all, weights in safetensors, checksums, strict YAML."""
+"""Files of a bundle: weights in safetensors, checksums, strict YAML."""
 
-import errno
-import glob
-import hashlib
 import json
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -18,68 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Size, Tensor
 
-from maisi.errors import InvalidBundleError, StorageError
-from maisi.space.atomic import flush, is_abandoned, process_mark
+from maisi.errors import InvalidBundleError
+from maisi.storage.sums import sha256
 
 CHECKSUMS = "checksums.json"
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-@contextmanager
-def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) -> Iterator[Path]:
-    """A hidden folder beside `path` to write into; renamed to `path` when the block ends well, removed on any error.
-
-    With `overwrite` the old folder is renamed away just before and removed just after: `path` is the old or the new
-    one, or for an instant absent, but never a mixture. `num_bytes` is what will be written; the free space is checked
-    for it. Raises `InvalidBundleError` where `path` exists and may not be overwritten, `StorageError` where the disk is
-    full or not writable. What a killed process of this machine left beside is removed first.
-    """
-    path = path.absolute()
-    if path.exists() and not overwrite:
-        raise InvalidBundleError(f"{path} exists already; accepted: another place, or --overwrite")
-    mine = process_mark()
-    partial = path.with_name(f".{path.name}.partial-{mine}")
-    replaced = path.with_name(f".{path.name}.replaced-{mine}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        free_bytes = shutil.disk_usage(path.parent).free
-        if num_bytes > free_bytes:
-            raise StorageError(f"cannot write {path}: {num_bytes} bytes needed, {free_bytes} free")
-        partial.mkdir()
-        yield partial
-        for file in [*(f for f in partial.rglob("*") if f.is_file()), partial]:
-            flush(file)
-        if path.exists():
-            path.rename(replaced)
-        partial.rename(path)
-        flush(path.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
-        raise
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _remove_stale(path: Path) -> None:
-    prefix = f".{path.name}.partial-"
-    for folder in path.parent.glob(f"{glob.escape(prefix)}*"):
-        if is_abandoned(folder.name, prefix):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 # --- checksums ---
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_checksums(folder: Path) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
-from maisi.space.files import write_atomically
 from maisi.space.grid import Grid
 from maisi.space.intensity import from_unit, to_unit
 from maisi.space.resample import crop
 from maisi.space.volume import Modality, Volume
+from maisi.storage.atomic import write_atomically
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from maisi.anatomy.vocabulary import Structure, load_vocabulary
 from maisi.errors import InvalidGridError
 from maisi.shapes import Size3
-from maisi.space.atomic import write_atomically
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume
+from maisi.storage.atomic import write_atomically
 
 HU_CURVE = (
     (-1024.0, 0.0),

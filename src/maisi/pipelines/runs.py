@@ -16,12 +16,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from maisi.bundle.bundle import Bundle
-from maisi.bundle.files import CHECKSUMS, sha256
+from maisi.bundle.files import CHECKSUMS
 from maisi.errors import InvalidRequestError, StorageError
 from maisi.pipelines.meter import Stage, StageMeter
 from maisi.pipelines.settings import read_settings, write_settings
 from maisi.shapes import Frozen
-from maisi.space.atomic import is_abandoned, process_mark
+from maisi.storage.owners import is_abandoned, owner_mark, remove_abandoned
+from maisi.storage.sums import sha256, sha256_of_tree
 
 RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
 COMMAND = "command"
@@ -86,8 +87,8 @@ def check_free(path: Path, overwrite: bool = False) -> None:
     with _storage_errors(path):
         if path.exists() and not path.is_dir():
             raise InvalidRequestError(f"{path} is a file; accepted: a new or empty folder")
-        entries = [entry.name for entry in path.iterdir()] if path.exists() else []
-    found = [name for name in entries if not is_abandoned(name, _PARTIAL)]
+        entries = list(path.iterdir()) if path.exists() else []
+    found = [entry.name for entry in entries if not is_abandoned(entry, _PARTIAL)]
     if found and not overwrite:
         shown = ", ".join(sorted(found)[:3]) + (", ..." if len(found) > 3 else "")
         raise InvalidRequestError(
@@ -104,14 +105,12 @@ def open_run(path: Path, overwrite: bool = False) -> Iterator[RunFolder]:
     """
     check_free(path, overwrite)
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    partial = path / f"{_PARTIAL}{process_mark()}"
+    partial = path / f"{_PARTIAL}{owner_mark()}"
     run = RunFolder(path, partial)
     try:
         with _storage_errors(path):
             partial.mkdir(parents=True)
-            for entry in path.iterdir():
-                if is_abandoned(entry.name, _PARTIAL):
-                    shutil.rmtree(entry, ignore_errors=True)
+            remove_abandoned(path, _PARTIAL)
         yield run
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -253,16 +252,7 @@ def processor() -> str:
 
 def input_sums(settings: Mapping[str, Any]) -> dict[str, str]:
     """Sums of the files that a request names; of a folder, the sum of the sums of its files."""
-    return {str(path): _sum(path) for path in settings.values() if isinstance(path, Path)}
-
-
-def _sum(path: Path) -> str:
-    import hashlib
-
-    if path.is_file():
-        return sha256(path)
-    listing = "".join(f"{f.relative_to(path).as_posix()} {sha256(f)}\n" for f in sorted(path.rglob("*")) if f.is_file())
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return {str(path): sha256_of_tree(path) for path in settings.values() if isinstance(path, Path)}
 
 
 # Repeating ------------------------------------------------------------------------------------------------------------

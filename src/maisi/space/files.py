@@ -11,13 +11,11 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from maisi.errors import InvalidGridError
-from maisi.space.atomic import write_atomically
 from maisi.space.checks import Refusal, bad_labels, bad_volume, check_intensities, check_spacing
 from maisi.space.grid import Grid
 from maisi.space.orientation import turn_to_ras
 from maisi.space.volume import OUTSIDE, LabelMap, Modality, Volume
-
-__all__ = ["read_labels", "read_volume", "write_atomically", "write_labels", "write_volume"]
+from maisi.storage.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 

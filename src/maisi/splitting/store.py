@@ -1,12 +1,10 @@
 """Where stored slabs live: in memory, in that of a GPU's host, or in files of a run folder that is removed when done.
 
-A run folder carries the id of its process, so that a later run can clean up after one that was killed.
+A run folder carries the mark of its process, so that a later run can clean up after one that was killed.
 """
 
 import atexit
 import contextlib
-import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,8 +16,8 @@ from torch import Tensor
 
 from maisi.errors import StorageError
 from maisi.splitting.layout import Layout
+from maisi.storage.owners import owner_mark, remove_abandoned
 
-logger = logging.getLogger(__name__)
 PREFIX = "maisi-slabs-"
 
 
@@ -157,10 +155,11 @@ class DiskStore:
 def run_folder(parent: Path | None) -> Iterator[Path]:
     """A folder for this run's files, removed at the end whatever happens; stale ones of dead processes go first."""
     parent = Path(tempfile.gettempdir()) if parent is None else parent
-    remove_stale(parent)
+    remove_abandoned(parent, PREFIX)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
+        folder = parent / f"{PREFIX}{owner_mark()}"
+        folder.mkdir(mode=0o700)
     except OSError as error:
         raise StorageError(f"cannot make a folder for slabs in {parent}: {error.strerror}") from error
     remove = atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -169,23 +168,3 @@ def run_folder(parent: Path | None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         atexit.unregister(remove)
-
-
-def remove_stale(parent: Path) -> None:
-    """Remove run folders of processes that no longer exist."""
-    for folder in parent.glob(f"{PREFIX}*"):
-        owner = folder.name.removeprefix(PREFIX).split("-")[0]
-        if owner.isdigit() and not is_alive(int(owner)):
-            logger.info("removing %s, left by a run that died", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_alive(pid: int) -> bool:
-    """True where a process of that id exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,21 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import errno
 import os
-import re
-import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
-from maisi.errors import StorageError
+from maisi.errors import InvalidRequestError, StorageError
+from maisi.storage.owners import owner_mark, remove_abandoned
 
 _PREFIX = ".maisi-"
-_MARK = re.compile(r"^(?P<host>[^~]*)~(?P<pid>\d+)~[0-9a-f]{8}(\.|$)")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -25,13 +20,13 @@ def write_atomically(path: str | Path, num_bytes: int | None = None) -> Iterator
     """A temporary path (hidden, same suffixes) beside `path` to write to; renamed to `path` when the block ends well.
 
     The content is flushed to the disk before the rename, so that a kill or a power cut leaves the old file or the new.
-    On any error the temporary is removed. Temporaries of processes of this machine that were killed are removed first.
+    On any error the temporary is removed. Temporaries of processes that were killed are removed first.
     With `num_bytes` the free space is checked before anything is written.
 
     Raises `StorageError` where the disk is full (needed and free bytes are told), not writable or without that folder.
     """
     path = Path(path)
-    temporary = path.parent / f"{_PREFIX}{process_mark()}{''.join(path.suffixes[-2:])}"
+    temporary = path.parent / f"{_PREFIX}{owner_mark()}{''.join(path.suffixes[-2:])}"
     with _storage_errors(path, temporary, num_bytes):
         _check_folder(path, num_bytes)
     try:
@@ -44,15 +39,44 @@ def write_atomically(path: str | Path, num_bytes: int | None = None) -> Iterator
         temporary.unlink(missing_ok=True)
 
 
-def process_mark() -> str:
-    """An ending for the name of a temporary: this machine, this process and a random word."""
-    return f"{_host()}~{os.getpid()}~{secrets.token_hex(4)}"
+@contextmanager
+def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) -> Iterator[Path]:
+    """A hidden folder beside `path` to write into; renamed to `path` when the block ends well, removed on any error.
 
-
-def is_abandoned(name: str, prefix: str) -> bool:
-    """Whether this is `prefix` and the mark of a process of this machine that is gone."""
-    match = _MARK.match(name.removeprefix(prefix)) if name.startswith(prefix) else None
-    return bool(match and match["host"] == _host() and not psutil.pid_exists(int(match["pid"])))
+    With `overwrite` the old folder is renamed away just before and removed just after: `path` is the old or the new
+    one, or for an instant absent, but never a mixture. `num_bytes` is what will be written; the free space is checked
+    for it. Raises `InvalidRequestError` where `path` exists and may not be overwritten, `StorageError` where the disk
+    is full or not writable. What a killed process left beside is removed first.
+    """
+    path = path.absolute()
+    if path.exists() and not overwrite:
+        raise InvalidRequestError(f"{path} exists already; accepted: another place, or --overwrite")
+    mine, prefix = owner_mark(), f".{path.name}.partial-"
+    partial = path.with_name(f"{prefix}{mine}")
+    replaced = path.with_name(f".{path.name}.replaced-{mine}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent, prefix)
+        free_bytes = shutil.disk_usage(path.parent).free
+        if num_bytes > free_bytes:
+            raise StorageError(f"cannot write {path}: {num_bytes} bytes needed, {free_bytes} free")
+        partial.mkdir()
+        yield partial
+        for file in [*(f for f in partial.rglob("*") if f.is_file()), partial]:
+            flush(file)
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+        flush(path.parent)
+    except OSError as error:
+        if error.errno in _FULL | _DENIED:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        raise
+    finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
@@ -64,20 +88,10 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _host() -> str:
-    return re.sub(r"[^\w.-]", "_", socket.gethostname())
-
-
-def _remove_stale(folder: Path) -> None:
-    for entry in folder.glob(_PREFIX + "*"):
-        if is_abandoned(entry.name, _PREFIX):
-            entry.unlink(missing_ok=True)
-
-
 def _check_folder(path: Path, num_bytes: int | None) -> None:
     if not path.parent.is_dir():
         raise StorageError(f"cannot write {path}: there is no folder {path.parent}")
-    _remove_stale(path.parent)
+    remove_abandoned(path.parent, _PREFIX)
     if num_bytes is not None and num_bytes > _free_bytes(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from maisi.errors import InvalidRequestError
 from maisi.shapes import Frozen
-from maisi.space.files import write_atomically
 from maisi.splitting.heap import freed_slabs
 from maisi.splitting.kernels import multiplies_bfloat16
+from maisi.storage.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,18 @@
+"""Checksums of files and folders."""
+
+import hashlib
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_tree(path: Path) -> str:
+    """SHA-256 of a file; of a folder, that of the list of its files and their sums."""
+    if path.is_file():
+        return sha256(path)
+    listing = "".join(f"{f.relative_to(path).as_posix()} {sha256(f)}\n" for f in sorted(path.rglob("*")) if f.is_file())
+    return hashlib.sha256(listing.encode()).hexdigest()
