@@ -36,16 +36,18 @@ from machine import UNITS, vector_unit
 from memory import resident, start_peak
 from oracle_networks import drawn_network, oracle_of
 
+from maisi.compute.compute import Compute
+from maisi.compute.fit import fit
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.unet import UNetConfig
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.codec import decode, encode
-from maisi.pipelines.execution import bundle_of, fitted
 from maisi.pipelines.generate import generate
+from maisi.pipelines.prepare import bundle_of
 from maisi.pipelines.requests import GenerateRequest
-from maisi.pipelines.runs import processor
+from maisi.runs.record import processor
 from maisi.space.grid import Grid
 from maisi.splitting import SlabTensor, gather, kept_between_calls, plan_memory, run_split
 from maisi.splitting.precision import in_format, lowered
@@ -231,9 +233,9 @@ def in_hu() -> dict[str, float]:
     found: dict[str, list[np.ndarray]] = {"decode": [], "encode and decode": [], "generate": []}
     latent = None
     for precision in ("float32", "bfloat16"):
-        request = GenerateRequest(precision=precision)  # type: ignore[arg-type]
+        request = GenerateRequest(compute=Compute(precision=precision))  # type: ignore[arg-type]
         bundle = bundle_of(request)
-        autoencoder = fitted(bundle, grid.shape, request).autoencoder
+        autoencoder = fit(bundle, request.compute, lambda networks: None).autoencoder
         encoded = encode(autoencoder, volume)
         latent = latent or encoded
         found["decode"].append(decode(autoencoder, latent).array)

@@ -13,6 +13,7 @@ _HOMES = {
     "maisi.anatomy.regions": ("BodyRegion", "RegionSpan", "region_span"),
     "maisi.anatomy.vocabulary": ("Structure", "Vocabulary", "load_vocabulary"),
     "maisi.bundle.bundle": ("Bundle", "BundleInfo", "Limits", "load_bundle", "packaged_names", "save_bundle"),
+    "maisi.compute.compute": ("Compute",),
     "maisi.diffusion.sampler": ("sample",),
     "maisi.diffusion.scheduler": ("DDPM", "DDPMConfig", "NoiseScheduler", "RectifiedFlow", "RectifiedFlowConfig"),
     "maisi.errors": (
@@ -34,10 +35,10 @@ _HOMES = {
     "maisi.pipelines.codec": ("Latent", "decode", "encode", "read_latent", "write_latent"),
     "maisi.pipelines.generate": ("Sample", "generate"),
     "maisi.pipelines.preview": ("preview",),
-    "maisi.pipelines.produce": ("produce",),
+    "maisi.runs.carry_out": ("carry_out",),
     "maisi.phantom.draw": ("draw_phantom",),
     "maisi.phantom.render": ("render_phantom",),
-    "maisi.pipelines.requests": ("GenerateRequest",),
+    "maisi.pipelines.requests": ("DecodeRequest", "EncodeRequest", "GenerateRequest"),
     "maisi.space.files": ("read_labels", "read_volume", "write_labels", "write_volume"),
     "maisi.space.grid": ("Grid",),
     "maisi.space.resample": ("crop", "fit", "pad", "resample", "with_spacing"),
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from maisi.anatomy.regions import BodyRegion, RegionSpan, region_span
     from maisi.anatomy.vocabulary import Structure, Vocabulary, load_vocabulary
     from maisi.bundle.bundle import Bundle, BundleInfo, Limits, load_bundle, packaged_names, save_bundle
+    from maisi.compute.compute import Compute
     from maisi.diffusion.sampler import sample
     from maisi.diffusion.scheduler import DDPM, DDPMConfig, NoiseScheduler, RectifiedFlow, RectifiedFlowConfig
     from maisi.errors import (
@@ -75,8 +77,8 @@ if TYPE_CHECKING:
     from maisi.pipelines.codec import Latent, decode, encode, read_latent, write_latent
     from maisi.pipelines.generate import Sample, generate
     from maisi.pipelines.preview import preview
-    from maisi.pipelines.produce import produce
-    from maisi.pipelines.requests import GenerateRequest
+    from maisi.pipelines.requests import DecodeRequest, EncodeRequest, GenerateRequest
+    from maisi.runs.carry_out import carry_out
     from maisi.space.files import read_labels, read_volume, write_labels, write_volume
     from maisi.space.grid import Grid
     from maisi.space.resample import crop, fit, pad, resample, with_spacing

@@ -4,7 +4,7 @@ Letters: `x y z` voxels of a volume, `u v w` voxels of a latent, `b` batch, `c` 
 The names tell a reader the shape; nothing checks them at run time.
 """
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,7 @@ else:
 
 Size3: TypeAlias = tuple[int, int, int]
 Spacing3: TypeAlias = tuple[float, float, float]
+Modality: TypeAlias = Literal["ct", "mr"]
 
 
 class Frozen(BaseModel):

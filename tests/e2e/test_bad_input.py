@@ -244,18 +244,19 @@ def test_a_field_of_view_beside_the_labels_is_refused(maisi: Maisi, tiny_bundle:
         (("--seed", -1), "seed: -1 is not accepted"),
         (("--steps", 0), "steps: 0 is not accepted"),
         (("--solver", "magic"), "'multistep', 'euler' or 'ancestral'"),
-        (("--precision", "float16"), "'float32' or 'bfloat16'"),
+        (("--precision", "half"), "'float32', 'bfloat16' or 'float16'"),
+        (("--precision", "float16"), "float16 is for a GPU; on the CPU accepted: float32, bfloat16"),
         (("--modality", "xray"), "unknown modality 'xray'"),
         (("--modality", "phantom"), "was not trained for modality 'phantom'"),
         (("--format", "mha"), "'nii.gz' or 'nii'"),
-        (("--memory", "8 bananas"), "is no amount of memory; write 8GB, 500MB or 2GiB"),
+        (("--memory", "8 bananas"), "an amount of memory; write 8GB, 500MB or 2GiB"),
         (("--device", "gpu"), "device: 'gpu' is no device; accepted: cpu, cuda or cuda:N"),
         (("--device", "cuda:77"), "there is no device cuda:77 here; accepted: cpu"),
         (("--threads", 0), "threads: 0 is not accepted"),
         (("--labels", "nowhere.nii.gz"), "found no such file"),
         (("--stepz", 3), "No such option: --stepz"),
         (("-s", "stepz=3"), "unknown setting 'stepz'; did you mean 'steps'?"),
-        (("-s", "zebra=3"), "unknown setting 'zebra'; there are: bundle, precision"),
+        (("-s", "zebra=3"), "unknown setting 'zebra'; there are: bundle, region"),
         (("-s", "steps.inner=3"), "steps"),
         (("-s", "steps"), "'steps' assigns nothing; accepted: name=value"),
         (("-s", "size=[1, 2"), "is no YAML"),
@@ -387,8 +388,8 @@ def test_a_training_that_cannot_start_is_refused(
 
 
 def test_another_recipe_in_the_folder_of_a_run_is_refused(maisi: Maisi, tmp_path: Path) -> None:
-    (tmp_path / "m.json").write_text("{}")
+    (tmp_path / "m.json").write_text('{"cases": []}')
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "recipe.yaml").write_text("name: another\n")
+    (tmp_path / "out" / "run.yaml").write_text("command: generate\n")
     said = refused(maisi, tmp_path / "out", "train", "recipe", "ct-small", "--manifest", tmp_path / "m.json")
-    assert "holds a run of another recipe" in said
+    assert "holds an unfinished run of other settings (command)" in said

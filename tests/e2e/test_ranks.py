@@ -76,7 +76,7 @@ def test_a_request_that_is_refused_is_refused_once_and_leaves_nothing(tiny_bundl
 def test_a_command_that_is_not_split_says_which_are(patient: Patient, tmp_path: Path) -> None:
     done = run(2, "reconstruct", patient.ct, "-o", tmp_path / "out")
     assert done.returncode != 0
-    assert "torchrun splits generate, encode, decode; start `maisi reconstruct` without it" in done.stderr
+    assert "torchrun splits generate, encode, decode, reproduce; start `maisi reconstruct` without it" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

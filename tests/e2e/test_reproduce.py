@@ -104,7 +104,7 @@ def test_labels_of_other_content_are_refused_by_their_sum(maisi: Maisi, run: Pat
         (lambda run: (run / "run.json").write_text("{"), "is no record of a maisi run"),
         (lambda run: (run / "run.yaml").unlink(), "no settings file"),
         (lambda run: (run / "run.yaml").write_text("steps: 3"), "does not say which command"),
-        (lambda run: (run / "run.yaml").write_text("command: dance"), "cannot be repeated"),
+        (lambda run: (run / "run.yaml").write_text("command: dance"), "leaves no run that can be repeated"),
         (lambda run: (run / "run.yaml").write_text("command: generate\nstep: 3"), "did you mean 'steps'?"),
     ],
 )

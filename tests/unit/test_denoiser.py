@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from maisi.diffusion.denoiser import denoiser, guide
+from maisi.diffusion.denoiser import denoiser, guide, predict
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import RectifiedFlow
 from maisi.errors import InvalidRequestError
@@ -64,6 +64,32 @@ def test_the_controlnet_steers_by_its_labels(unet: torch.nn.Module, controlnet: 
     assert torch.equal(alone, silent)
 
 
+@pytest.mark.parametrize("told", [{"num_modalities": 3}, {"context_channels": 5}, {"num_modalities": None}])
+def test_a_controlnet_is_told_all_that_it_takes_and_nothing_else(told: dict) -> None:
+    shape = {**SMALL, **told}
+    steered = shake(DenoisingUNet(UNetConfig(**{**shape, "num_modalities": 3})))
+    steering = shake(ControlNet(ControlNetConfig(embedding_widths=(4, 8, 8), **shape)))
+    conditions = {"modality": torch.tensor([1])}
+    if "context_channels" in told:
+        conditions["context"] = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        embedding = steering.embed_condition(BITS)
+        rows = {name: value.expand(2, *value.shape[1:]) for name, value in conditions.items()}
+        taken = {name: rows[name] for name in rows if name == "context" or shape["num_modalities"] is not None}
+        expected = steered(X, T, residuals=steering(X, T, embedding, scale=0.5, **taken), **rows)
+        got = predict(steered, steering, X, T, conditions=conditions, embedding=embedding, scale=0.5)
+    assert torch.equal(got, expected)
+
+
+def test_a_controlnet_and_an_embedding_are_refused_without_each_other(
+    unet: torch.nn.Module, controlnet: torch.nn.Module
+) -> None:
+    with pytest.raises(InvalidRequestError, match="no ControlNet to read it"):
+        predict(unet, None, X, T, conditions=CONDITIONS, embedding=BITS)
+    with pytest.raises(InvalidRequestError, match="needs its label map"):
+        predict(unet, controlnet, X, T, conditions=CONDITIONS)
+
+
 def test_the_label_embedding_is_computed_once_a_sample(unet: torch.nn.Module, controlnet: torch.nn.Module) -> None:
     calls = []
     hook = controlnet.condition_embedding.register_forward_hook(lambda *_: calls.append(1))
@@ -104,6 +130,11 @@ def test_guidance_moves_away_from_the_unguided_prediction() -> None:
 def test_guidance_of_one_asks_one_network_only() -> None:
     guided = constant(3.0)
     assert guide(guided, constant(1.0), 1.0) is guided
+
+
+def test_guidance_works_on_meta_tensors_too() -> None:
+    x, t = X.to("meta"), T.to("meta")
+    assert guide(constant(3.0), constant(1.0), 2.0, interval=(200, 800))(x, t).shape == X.shape
 
 
 def test_guidance_stays_within_its_interval() -> None:

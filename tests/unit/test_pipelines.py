@@ -1,6 +1,7 @@
 """The road at tiny size: conditioning, label sources, codec and generate."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ import torch
 from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec
+from maisi.compute.calls import calls_of
 from maisi.errors import InvalidBundleError, InvalidGridError, InvalidPlanError, InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.codec import decode, encode, read_latent, write_latent
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code, shown_labels
-from maisi.pipelines.generate import generate, sample_generators
-from maisi.pipelines.labels import GivenLabels, LabelSource, PhantomLabels, file_source, phantom_source
+from maisi.pipelines.generate import generate, rehearse, sample_generators
+from maisi.pipelines.labels import GivenLabels, GridRules, LabelRules, LabelSource, file_source, region_grid
+from maisi.pipelines.prepare import prepare_generate
 from maisi.pipelines.requests import GenerateRequest
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
@@ -29,7 +32,7 @@ BACKBONE = {
     "attention_levels": (False, True),
     "head_channels": 8,
     "norm_groups": 4,
-    "num_modalities": 8,
+    "num_modalities": 9,
 }
 LIMITS = Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(20, 20, 20), max_size=(32, 32, 32))
 
@@ -53,7 +56,8 @@ def bundle() -> Bundle:
 
 
 def asked(**more: object) -> GenerateRequest:
-    fields = {"size": (16, 16, 16), "spacing": (16.0, 16.0, 16.0), "steps": 2, **more}
+    compute = {name: more.pop(name) for name in ("memory", "device", "precision") if name in more}
+    fields = {"size": (16, 16, 16), "spacing": (16.0, 16.0, 16.0), "steps": 2, "compute": compute, **more}
     return GenerateRequest.model_validate(fields)
 
 
@@ -118,7 +122,9 @@ def test_the_labels_change_the_volume(bundle: Bundle) -> None:
 def test_stages_are_told_in_order(bundle: Bundle) -> None:
     told: list[tuple[str, int, int]] = []
     list(generate(asked(), bundle, lambda *stage: told.append(stage)))
-    assert [stage for stage, _, _ in told] == ["labels", "labels", "sample", "sample", "decode", "decode"]
+    assert [stage for stage, _, _ in told] == [
+        *("labels", "labels", "sample", "sample", "decode", "decode", "check", "check")
+    ]
     assert told[3] == ("sample", 2, 2)
 
 
@@ -150,13 +156,13 @@ def test_a_bundle_without_a_unet_cannot_generate(bundle: Bundle) -> None:
 def test_labels_of_a_file_are_covered_at_a_spacing_that_the_bundle_takes(tmp_path: Path) -> None:
     ids = np.full((120, 100, 90), load_vocabulary().id("liver"), np.uint8)
     write_labels(LabelMap(ids, Grid.centered(ids.shape, (1.0, 1.0, 1.0))), tmp_path / "labels.nii.gz")
-    source = file_source(tmp_path / "labels.nii.gz", None, None, LIMITS, 4)
+    source = file_source(tmp_path / "labels.nii.gz", LabelRules(GridRules(LIMITS, 4)))
     assert isinstance(source, LabelSource)
     assert source.grid.shape == (32, 32, 32)
     assert all(fov >= n for fov, n in zip(source.grid.fov_mm, ids.shape, strict=True))
-    labels, span = source.draw(np.random.default_rng())
-    assert span == RegionSpan.named("abdomen")
-    assert 0.5 < (labels.array > 0).mean() <= 1.0
+    drawn = source.draw(np.random.default_rng(), torch.Generator())
+    assert drawn.span == RegionSpan.named("abdomen")
+    assert 0.5 < (drawn.labels.array > 0).mean() <= 1.0
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -166,16 +172,16 @@ def test_labels_larger_than_the_bundle_takes_are_refused_or_forced_and_never_cut
     path, small = tmp_path / "labels.nii.gz", LIMITS.model_copy(update={"max_spacing_mm": (16, 16, 16)})
     if not force:
         with pytest.raises(InvalidGridError, match=r"size 8 x 8 x 44 is above the 32 x 32 x 32.*--size chooses a part"):
-            file_source(path, None, None, small, 4)
+            file_source(path, LabelRules(GridRules(small, 4)))
         return
-    labels, _ = file_source(path, None, None, small, 4, force=True).draw(np.random.default_rng())
-    assert (labels.array > 0).sum() == ids.size
+    source = file_source(path, LabelRules(GridRules(small, 4, force=True)))
+    assert (source.labels.array > 0).sum() == ids.size
 
 
 def test_a_part_of_the_labels_is_taken_where_a_size_says_so(tmp_path: Path) -> None:
     ids = np.full((8, 8, 41), load_vocabulary().id("liver"), np.uint8)
     write_labels(LabelMap(ids, Grid.centered(ids.shape, (16.0, 16.0, 16.0))), tmp_path / "labels.nii.gz")
-    source = file_source(tmp_path / "labels.nii.gz", (8, 8, 32), (16.0, 16.0, 16.0), LIMITS, 4)
+    source = file_source(tmp_path / "labels.nii.gz", LabelRules(GridRules(LIMITS, 4, (8, 8, 32), (16.0, 16.0, 16.0))))
     assert source.grid.shape == (8, 8, 32)
 
 
@@ -190,16 +196,16 @@ def test_a_field_of_view_beyond_the_training_is_refused_with_the_range(bundle: B
 
 def test_without_a_size_the_region_is_covered() -> None:
     wide = Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(5, 5, 5), max_size=(128, 128, 128))
-    coarse, fine = (phantom_source("chest", None, (s, s, s), wide, 8) for s in (5.0, 4.0))
-    assert isinstance(coarse, PhantomLabels)
-    assert coarse.grid.shape < fine.grid.shape
-    assert all(a >= 300 for a in coarse.grid.fov_mm)
+    coarse, fine = (region_grid("chest", GridRules(wide, 8, spacing=(s, s, s))) for s in (5.0, 4.0))
+    assert coarse.shape < fine.shape
+    assert all(a >= 300 for a in coarse.fov_mm)
 
 
 def test_given_labels_are_the_same_for_every_sample() -> None:
     labels = LabelMap(np.ones((4, 4, 4), np.uint8), Grid.centered((4, 4, 4), (2, 2, 2)))
     source = GivenLabels(labels, RegionSpan.named("head"))
-    assert source.draw(np.random.default_rng(0))[0] is source.draw(np.random.default_rng(1))[0]
+    first, second = (source.draw(np.random.default_rng(seed), torch.Generator()) for seed in (0, 1))
+    assert first.labels is second.labels is labels
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (17, 15, 18)])
@@ -228,11 +234,11 @@ def test_another_file_is_no_latent(tmp_path: Path) -> None:
 
 
 def test_seed_and_index_alone_decide_a_samples_randomness() -> None:
-    (a, b), (c, d) = sample_generators(5, 2), sample_generators(5, 2)
+    (a, _, b), (c, _, d) = sample_generators(5, 2), sample_generators(5, 2)
     assert a.random() == c.random()
     assert torch.equal(torch.randn(4, generator=b), torch.randn(4, generator=d))
-    other = sample_generators(5, 3)[1]
-    assert not torch.equal(torch.randn(4, generator=other), torch.randn(4, generator=sample_generators(5, 2)[1]))
+    for other in (sample_generators(5, 3), sample_generators(5, 2, attempt=1)):
+        assert not torch.equal(torch.randn(4, generator=other[2]), torch.randn(4, generator=sample_generators(5, 2)[2]))
 
 
 def test_memory_is_kept_from_python_too(bundle: Bundle) -> None:
@@ -249,3 +255,74 @@ def test_a_bundle_says_how_strongly_labels_steer_unless_the_request_does(bundle:
     (usual,) = generate(asked(), bundle)
     assert np.array_equal(said.volume.array, asked_for.volume.array)
     assert not np.array_equal(said.volume.array, usual.volume.array)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"bundle": "no-such-bundle"}, "no bundle 'no-such-bundle'"),
+        ({"bundle": "ct-small"}, "the request names bundle 'ct-small', but bundle 'tiny' is given"),
+        ({"device": "cuda:7"}, "there is no device cuda:7 here"),
+        ({"precision": "bfloat16"}, "the request computes in bfloat16"),
+        ({"modality": "mr"}, "not trained for modality 'mr'"),
+        ({"region": "head"}, "not trained for head"),
+        ({"steps": 2000}, "steps"),
+    ],
+)
+def test_python_is_refused_what_the_command_line_is_refused(bundle: Bundle, more: dict, said: str) -> None:
+    limits = LIMITS.model_copy(update={"regions": ("chest", "abdomen")})
+    narrow = dataclasses.replace(bundle, info=bundle.info.model_copy(update={"limits": limits}))
+    with pytest.raises(InvalidRequestError, match=said):
+        generate(asked(**more), narrow)
+
+
+def test_a_request_that_names_no_bundle_to_load_is_refused_without_one_too() -> None:
+    with pytest.raises(InvalidBundleError, match="no bundle 'no-such-bundle'"):
+        generate(asked(bundle="no-such-bundle"))
+
+
+def test_images_without_labels_come_from_the_unet_alone(bundle: Bundle) -> None:
+    (alone,) = generate(asked(unlabelled=True), bundle)
+    assert alone.labels is None
+    networks = {"autoencoder": bundle.autoencoder, "unet": bundle.unet}
+    (same,) = generate(asked(unlabelled=True), Bundle.of(bundle.info, networks))
+    np.testing.assert_array_equal(alone.volume.array, same.volume.array)
+
+
+def test_a_bundle_without_controlnet_claims_no_labels(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    only = Bundle.of(bundle.info, {"autoencoder": bundle.autoencoder, "unet": bundle.unet})
+    (sample,) = generate(asked(), only)
+    assert sample.labels is None
+    assert "has no ControlNet" in caplog.text
+    with pytest.raises(InvalidBundleError, match="cannot follow labels"):
+        generate(asked(labels=tmp_path / "any.nii.gz"), only)
+
+
+def test_what_an_mr_is_asked_for_has_no_hounsfield_units(bundle: Bundle) -> None:
+    (sample,) = generate(asked(modality="mr", force=True), bundle)
+    assert sample.volume.modality == "mr"
+    assert sample.volume.array.min() >= 0
+
+
+def test_a_sample_that_fails_its_check_is_drawn_anew_and_says_so(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    (kept,) = generate(asked(), bundle)
+    assert kept.problems  # random weights draw no anatomy
+    (again,) = generate(asked(redraws=1), bundle)
+    assert "drawn anew" in caplog.text
+    assert not np.array_equal(kept.volume.array, again.volume.array)
+
+
+def test_a_rehearsal_calls_every_network_that_a_sample_calls_and_computes_nothing(bundle: Bundle) -> None:
+    prepared = prepare_generate(asked(memory="2GB"), bundle)
+    work = partial(rehearse, prepared.request, prepared.sources[0])
+    calls = calls_of(bundle, torch.float32, work)
+    assert list(calls) == ["controlnet.embed_condition", "controlnet", "unet", "autoencoder.decode"]
+    assert calls["unet"].shape == (1, 4, 8, 8, 8)
+    embedding_bytes = 4 * 8 * 8**3
+    latent_bytes = 4 * 4 * 8**3
+    assert calls["controlnet"].held_bytes == embedding_bytes + latent_bytes + 4 * (1 + 2)  # a time, a modality
+    assert calls["autoencoder.decode"].held_bytes == latent_bytes

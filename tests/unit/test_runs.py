@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 
 from maisi.errors import InvalidRequestError, StorageError
-from maisi.pipelines.meter import StageMeter
-from maisi.pipelines.runs import (
+from maisi.runs.meter import StageMeter
+from maisi.runs.record import (
     BundleIdentity,
     RunRecord,
     changed_circumstances,
-    check_free,
     differences,
     input_sums,
     machine,
-    open_run,
     read_record,
 )
 from maisi.splitting import compiled
+from maisi.storage.folders import check_free, open_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -49,7 +48,7 @@ def record(**changes: object) -> RunRecord:
 
 def test_files_enter_the_folder_when_they_are_published(tmp_path: Path) -> None:
     out = tmp_path / "a" / "out"
-    with open_run(out) as run:
+    with open_folder(out) as run:
         (run.partial / "one.txt").write_text("1")
         assert names(out) == [run.partial.name]
         assert run.publish() == [out / "one.txt"]
@@ -59,7 +58,7 @@ def test_files_enter_the_folder_when_they_are_published(tmp_path: Path) -> None:
 
 def test_an_error_before_the_first_file_leaves_no_folder(tmp_path: Path) -> None:
     def broken() -> None:
-        with open_run(tmp_path / "a" / "b" / "out") as run:
+        with open_folder(tmp_path / "a" / "b" / "out") as run:
             (run.partial / "one.txt").write_text("1")
             raise KeyError
 
@@ -70,7 +69,7 @@ def test_an_error_before_the_first_file_leaves_no_folder(tmp_path: Path) -> None
 
 def test_an_error_later_keeps_what_was_published(tmp_path: Path) -> None:
     def broken() -> None:
-        with open_run(tmp_path / "out") as run:
+        with open_folder(tmp_path / "out") as run:
             (run.partial / "one.txt").write_text("1")
             run.publish()
             (run.partial / "two.txt").write_text("2")
@@ -83,7 +82,7 @@ def test_an_error_later_keeps_what_was_published(tmp_path: Path) -> None:
 
 def test_an_empty_folder_of_the_user_stays_after_an_error(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(KeyError), open_run(tmp_path / "out"):
+    with pytest.raises(KeyError), open_folder(tmp_path / "out"):
         raise KeyError
     assert (tmp_path / "out").is_dir()
 
@@ -93,10 +92,10 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(t
     abandoned.mkdir()
     (abandoned / "half.nii.gz").write_text("half")
     check_free(tmp_path)
-    with open_run(tmp_path) as run:
+    with open_folder(tmp_path) as run:
         assert not abandoned.exists()
         assert run.partial.exists()
-        with pytest.raises(InvalidRequestError, match="not empty"):
+        with pytest.raises(InvalidRequestError, match="another process is writing"):
             check_free(tmp_path)
 
 
@@ -104,10 +103,10 @@ def test_overwriting_removes_files_of_runs_only_and_only_when_new_ones_come(tmp_
     mine = ["notes.txt", "sample.nii.gz", "sample_1_ct.nii.gz", "ct.nii.gz"]
     for name in [*mine, "run.json", "run.yaml", "sample_000_ct.nii.gz", "sample_1234_preview.png", "sample_001_ct.nii"]:
         (tmp_path / name).write_text("old")
-    with pytest.raises(KeyError), open_run(tmp_path, overwrite=True):
+    with pytest.raises(KeyError), open_folder(tmp_path, overwrite=True):
         raise KeyError
     assert len(names(tmp_path)) == len(mine) + 5
-    with open_run(tmp_path, overwrite=True) as run:
+    with open_folder(tmp_path, overwrite=True) as run:
         (run.partial / "sample_000_ct.nii.gz").write_text("new")
         run.publish()
     assert names(tmp_path) == sorted([*mine, "sample_000_ct.nii.gz"])
@@ -117,12 +116,12 @@ def test_overwriting_removes_files_of_runs_only_and_only_when_new_ones_come(tmp_
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_that_may_not_be_written_to_is_a_storage_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(StorageError, match="cannot write to"), open_run(tmp_path / "out"):
+    with pytest.raises(StorageError, match="cannot write to"), open_folder(tmp_path / "out"):
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot write to"), open_run(tmp_path / ("x" * 300)):
+    with pytest.raises(StorageError, match="cannot write to"), open_folder(tmp_path / ("x" * 300)):
         pass
 
 
@@ -154,10 +153,10 @@ def test_a_record_written_and_read_is_the_same(tmp_path: Path) -> None:
 def test_sums_of_inputs_follow_the_content_of_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "dicom").mkdir()
     (tmp_path / "dicom" / "a").write_text("1")
-    first = input_sums({"source": tmp_path / "dicom", "seed": 3})
+    first = input_sums([tmp_path / "dicom"])
     assert list(first) == [str(tmp_path / "dicom")]
     (tmp_path / "dicom" / "a").write_text("2")
-    assert input_sums({"source": tmp_path / "dicom"}) != first
+    assert input_sums([tmp_path / "dicom"]) != first
 
 
 def test_stages_add_up_and_have_peaks_of_their_own() -> None:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from maisi.bundle.bundle import Bundle, load_bundle
+from maisi.compute import machine
+from maisi.compute.compute import Compute
+from maisi.compute.fit import fit
 from maisi.errors import InvalidRequestError, UnsupportedOperationError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
-from maisi.pipelines import execution
 from maisi.pipelines.codec import decode, encode
-from maisi.pipelines.execution import bundle_of, fitted, settled
-from maisi.pipelines.requests import ComputeRequest
 from maisi.space.grid import Grid
 from maisi.splitting import SlabTensor, kernels, run_split
 from maisi.splitting.plan import plan_memory
@@ -164,14 +164,19 @@ def test_a_plan_in_half_precision_gives_what_one_slab_gives() -> None:
     assert off_by(split, whole.double()) <= 2 * HALF_ULP
 
 
+def nothing(bundle: Bundle) -> None:
+    """The work of a fit without a limit of memory, which plans nothing."""
+
+
 def test_bfloat16_keeps_a_decoded_ct_within_2_hu_of_float32() -> None:
     grid = Grid.centered((64, 48, 48), (5.0, 5.0, 5.0))
     rng = np.random.default_rng(0)
     volume = render_phantom(draw_phantom("chest", grid, rng), rng)
     found, latent = [], None
     for precision in ("float32", "bfloat16"):
-        request = ComputeRequest(precision=precision)
-        autoencoder = fitted(bundle_of(request), grid.shape, request, only=("encode", "decode")).autoencoder
+        compute, dtype = Compute(precision=precision), getattr(torch, precision)
+        bundle = load_bundle("ct-small", "cpu", dtype, narrow_in_float32=dtype != torch.float32)
+        autoencoder = fit(bundle, compute, nothing).autoencoder
         latent = latent or encode(autoencoder, volume)
         found.append(decode(autoencoder, latent).array.astype(float))
     difference = np.sqrt(np.mean((found[0] - found[1]) ** 2))
@@ -191,15 +196,15 @@ def test_bfloat16_keeps_a_decoded_ct_within_2_hu_of_float32() -> None:
 def test_the_default_precision_is_the_fastest_and_is_written_down(
     monkeypatch: pytest.MonkeyPatch, has_amx: bool, asked: dict[str, str], expected: str
 ) -> None:
-    monkeypatch.setattr(execution, "prefers_bfloat16", lambda: has_amx)
-    assert settled(ComputeRequest(**asked)).precision == expected
+    monkeypatch.setattr(machine, "prefers_bfloat16", lambda: has_amx)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert machine.fill_defaults(Compute(**asked)).precision == expected
 
 
 def test_a_bundle_of_another_format_than_the_request_is_refused() -> None:
-    request = ComputeRequest(precision="bfloat16")
-    bundle = fitted(load_bundle("ct-small"), (32, 32, 32), request)
+    bundle = fit(load_bundle("ct-small"), Compute(precision="bfloat16"), nothing)
     with pytest.raises(
-        InvalidRequestError, match=r"computes in bfloat16, the unet .* in float32; accepted: precision="
+        InvalidRequestError, match=r"computes in bfloat16, the unet .* in float32; accepted: Compute\(precision="
     ):
         _ = bundle.unet
 
@@ -208,8 +213,8 @@ def test_a_network_of_narrow_convolutions_alone_is_all_float32_and_runs() -> Non
     network = Autoencoder(AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=4))
     info = load_bundle("ct-small").info.model_copy(update={"scheduler": None})
     bundle = Bundle.of(info, {"autoencoder": lowered(network.requires_grad_(False), torch.bfloat16)})
-    request = ComputeRequest(precision="bfloat16")
-    volume = fitted(bundle, (16, 16, 16), request, only=("decode",)).autoencoder.decode(normal(1, 4, 8, 8, 8))
+    fitted = fit(bundle, Compute(precision="bfloat16"), nothing)
+    volume = fitted.autoencoder.decode(normal(1, 4, 8, 8, 8))
     assert volume.dtype == torch.float32
 
 

@@ -24,7 +24,7 @@ def label_bits(labels: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         if bool((ids != ids.round()).any()):
             raise InvalidLabelsError("labels must be whole numbers to be written as bits")
         ids = ids.to(torch.int64)
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= 2**NUM_BITS):
+    if ids.dtype != torch.uint8 and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= 2**NUM_BITS):
         raise InvalidLabelsError(
             f"label ids must be 0 to {2**NUM_BITS - 1} to fit {NUM_BITS} bits; got {int(ids.min())} to {int(ids.max())}"
         )

@@ -36,7 +36,6 @@ from maisi.shapes import Frozen, Size3, Spacing3
 from maisi.splitting.precision import kept_in_float32
 from maisi.storage.atomic import write_directory
 
-DEFAULT_BUNDLE = "ct-small"
 FORMAT_VERSION = 1
 
 NETWORKS: dict[str, type[NetworkConfig]] = {
@@ -314,15 +313,21 @@ def save_bundle(
     if path.exists() and not overwrite:
         raise InvalidBundleError(f"{path} exists already; accepted: another place, or --overwrite")
     with write_directory(path, overwrite=overwrite, num_bytes=num_bytes) as folder:
-        write_yaml(folder / _INFO, bundle.info)
-        (folder / _CARD).write_text(bundle.model_card or f"# {bundle.name}\n", encoding="utf-8")
-        (folder / _LICENCE).write_text(bundle.licence_text or f"{bundle.info.licence}\n", encoding="utf-8")
-        for kind, network in networks.items():
-            (folder / kind).mkdir()
-            write_yaml(folder / kind / _CONFIG, bundle.configs[kind])
-            write_weights(folder / kind / _WEIGHTS, network.state_dict(), dtype)
-        write_checksums(folder)
+        fill_bundle(bundle, folder, dtype)
     return path
+
+
+def fill_bundle(bundle: Bundle, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a bundle into an empty folder, weights stored as `dtype`, checksums last."""
+    write_yaml(folder / _INFO, bundle.info)
+    (folder / _CARD).write_text(bundle.model_card or f"# {bundle.name}\n", encoding="utf-8")
+    (folder / _LICENCE).write_text(bundle.licence_text or f"{bundle.info.licence}\n", encoding="utf-8")
+    for kind in bundle.kinds:
+        network = bundle._network(kind)
+        (folder / kind).mkdir()
+        write_yaml(folder / kind / _CONFIG, bundle.configs[kind])
+        write_weights(folder / kind / _WEIGHTS, network.state_dict(), dtype)
+    write_checksums(folder)
 
 
 def _listed(folder: Path, name: str, checksums: Mapping[str, str]) -> Path:

@@ -18,6 +18,8 @@ from maisi.storage.sums import sha256
 
 logger = logging.getLogger(__name__)
 
+LICENCE = "that of the converted checkpoints"
+
 
 class Model(Frozen):
     """What a model's checkpoints do not say: its noise schedule and what it was trained for."""
@@ -62,21 +64,41 @@ def convert(
     model: str | None = None,
     configs: Mapping[str, NetworkConfig] | None = None,
     scale_factor: float | None = None,
-    licence: str = "that of the converted checkpoints",
+    licence: str = LICENCE,
     dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
 ) -> Path:
-    """The folder of a bundle made of upstream checkpoints: one of an autoencoder, a U-Net, a ControlNet, or several.
+    """The folder of a bundle made of upstream checkpoints, see `converted`; it appears whole or not at all."""
+    if Path(to).exists() and not overwrite:
+        raise InvalidBundleError(f"{to} exists already; accepted: another place, or --overwrite")
+    bundle = converted(
+        checkpoints,
+        name=name or Path(to).resolve().name,
+        model=model,
+        configs=configs,
+        scale_factor=scale_factor,
+        licence=licence,
+    )
+    return save_bundle(bundle, to, dtype=dtype, overwrite=overwrite)
+
+
+def converted(
+    checkpoints: Sequence[str | Path],
+    *,
+    name: str,
+    model: str | None = None,
+    configs: Mapping[str, NetworkConfig] | None = None,
+    scale_factor: float | None = None,
+    licence: str = LICENCE,
+) -> Bundle:
+    """The bundle that upstream checkpoints make: one of an autoencoder, a U-Net, a ControlNet, or several.
 
     What each is shows in its tensors; `configs` by kind describe networks of other sizes than the released ones, and
     `model` (a key of `MODELS`) then says how they are sampled. `scale_factor` comes from the U-Net's checkpoint unless
-    given. Raises `InvalidBundleError` for a checkpoint that is foreign, given twice or of another model than the rest,
-    and where the folder exists and may not be overwritten.
+    given. Raises `InvalidBundleError` for a checkpoint that is foreign, given twice or of another model than the rest.
     """
     if not checkpoints:
         raise InvalidBundleError("no checkpoint to convert; accepted: .pt files of an autoencoder, unet or controlnet")
-    if Path(to).exists() and not overwrite:
-        raise InvalidBundleError(f"{to} exists already; accepted: another place, or --overwrite")
     if model is not None and model not in MODELS:
         raise InvalidBundleError(f"unknown model {model!r}; accepted: {', '.join(MODELS)}")
     parts = [_recognised(Path(path), configs) for path in checkpoints]
@@ -96,7 +118,7 @@ def convert(
 
     unet = next((part for part in parts if part.kind == "unet"), None)
     info = BundleInfo(
-        name=name or Path(to).resolve().name,
+        name=name,
         description=f"Converted from upstream checkpoints ({model or ', '.join(networks)})",
         licence=licence,
         vocabulary_version=load_vocabulary().version,
@@ -104,8 +126,7 @@ def convert(
         scheduler=_scheduler(unet, model),
         limits=MODELS[model].limits if model else Limits(),
     )
-    bundle = Bundle.of(info, networks, model_card=_card(info, parts))
-    return save_bundle(bundle, to, dtype=dtype, overwrite=overwrite)
+    return Bundle.of(info, networks, model_card=_card(info, parts))
 
 
 def _recognised(path: Path, configs: Mapping[str, NetworkConfig] | None) -> _Part:

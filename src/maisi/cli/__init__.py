@@ -12,14 +12,13 @@ from typing import Annotated
 import typer
 
 from maisi import __version__
-from maisi.cli.codec import decode, encode
+from maisi.cli.codec import decode, encode, reconstruct
 from maisi.cli.console import complain, follow_log, interrupted
 from maisi.cli.convert import convert
 from maisi.cli.doctor import doctor
 from maisi.cli.generate import generate
 from maisi.cli.info import info
 from maisi.cli.plan import plan
-from maisi.cli.reconstruct import reconstruct
 from maisi.cli.reproduce import reproduce
 from maisi.cli.train import train
 
@@ -45,7 +44,7 @@ for _panel, _commands in _COMMANDS.items():
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(train, name="train", rich_help_panel="Build")
 
-_ON_RANKS = ("generate", "encode", "decode")
+_ON_RANKS = ("generate", "encode", "decode", "reproduce")
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # every wrong use of options and arguments
 

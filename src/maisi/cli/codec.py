@@ -1,117 +1,49 @@
-"""`maisi encode` and `maisi decode`: a CT to its latent and back."""
+"""`maisi encode`, `maisi decode` and `maisi reconstruct`: a CT to its latent and back."""
 
-from pathlib import Path
-from typing import Annotated
+from maisi.cli.console import give_json, give_table, tell
+from maisi.cli.options import AsJson, Out, OutFile, Overwrite, takes
+from maisi.cli.run import run_task
+from maisi.pipelines.requests import DecodeRequest, EncodeRequest
 
-import typer
-
-from maisi.cli.console import give
-from maisi.cli.options import (
-    BundleName,
-    Device,
-    HostMemory,
-    Memory,
-    OutFile,
-    Precision,
-    Scratch,
-    Series,
-    Spacing,
-    Threads,
-    request_of,
-)
-
-Force = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
+OF_LABELS = ("reading.numbering",)
 
 
-def encode(
-    source: Annotated[Path, typer.Argument(metavar="CT", help=".nii, .nii.gz or a DICOM folder.", show_default=False)],
-    out: OutFile,
-    bundle: BundleName = None,
-    spacing: Spacing = None,
-    series: Series = None,
-    precision: Precision = None,
-    device: Device = None,
-    memory: Memory = None,
-    scratch: Scratch = None,
-    host_memory: HostMemory = None,
-    threads: Threads = None,
-    overwrite: Force = False,
-) -> None:
-    """Encode a CT into a latent: mean, log-variance and grid in one .safetensors file."""
-    from maisi.pipelines.codec import encode, write_latent
-    from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, settled, volume_of
-    from maisi.pipelines.requests import CodecRequest
+@takes(EncodeRequest, arguments={"source": "CT"}, leave_out=("compute.ranks", *OF_LABELS))
+def encode(request: EncodeRequest, out: OutFile, overwrite: Overwrite = False) -> None:
+    """Encode a CT into a latent: mean, log-variance and grid in one .safetensors file.
 
-    _check_file(out, (".safetensors",), overwrite)
-    options = {
-        "source": source,
-        "bundle": bundle,
-        "spacing": spacing,
-        "series": series,
-        "precision": precision,
-        "device": device,
-        "memory": memory,
-        "scratch": scratch,
-        "host_memory": host_memory,
-        "threads": threads,
-    }
-    request = settled(request_of(CodecRequest, "encode", None, None, options))
-    with ranks_of_run() as ranks:
-        model = bundle_of(request)
-        volume = volume_of(source, request, model)
-        model = fitted(model, volume.grid.shape, request, only=("encode",), ranks=ranks)
-        latent = encode(model.autoencoder, volume)
-        if ranks is None or ranks.is_first:
-            write_latent(latent, out)
-            give(str(out))
+    Beside it lie NAME.run.yaml, which repeats the run, and NAME.run.json.
+    """
+    run_task("encode", request, out, overwrite)
 
 
-def decode(
-    source: Annotated[Path, typer.Argument(metavar="LATENT", help="A file of maisi encode.", show_default=False)],
-    out: OutFile,
-    bundle: BundleName = None,
-    precision: Precision = None,
-    device: Device = None,
-    memory: Memory = None,
-    scratch: Scratch = None,
-    host_memory: HostMemory = None,
-    threads: Threads = None,
-    overwrite: Force = False,
-) -> None:
-    """Decode a latent into a CT, on the grid of the CT that was encoded."""
-    from maisi.pipelines.codec import decode, read_latent
-    from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, settled
-    from maisi.pipelines.requests import CodecRequest
-    from maisi.space.files import write_volume
+@takes(DecodeRequest, arguments={"source": "LATENT"}, leave_out=("compute.ranks",))
+def decode(request: DecodeRequest, out: OutFile, overwrite: Overwrite = False) -> None:
+    """Decode a latent into a CT, on the grid of the CT that was encoded.
 
-    _check_file(out, (".nii", ".nii.gz"), overwrite)
-    options = {
-        "source": source,
-        "bundle": bundle,
-        "precision": precision,
-        "device": device,
-        "memory": memory,
-        "scratch": scratch,
-        "host_memory": host_memory,
-        "threads": threads,
-    }
-    request = settled(request_of(CodecRequest, "decode", None, None, options))
-    with ranks_of_run() as ranks:
-        latent, model = read_latent(source), bundle_of(request)
-        model = fitted(model, latent.grid.shape, request, only=("decode",), ranks=ranks)
-        volume = decode(model.autoencoder, latent)
-        if ranks is None or ranks.is_first:
-            write_volume(volume, out)
-            give(str(out))
+    Beside it lie NAME.run.yaml, which repeats the run, and NAME.run.json.
+    """
+    run_task("decode", request, out, overwrite)
 
 
-def _check_file(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
-    """Nothing, or the refusal of a file that has another ending, lies nowhere or exists."""
-    from maisi.errors import InvalidRequestError
+@takes(EncodeRequest, arguments={"source": "CT"}, leave_out=("compute.ranks", *OF_LABELS))
+def reconstruct(request: EncodeRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False) -> None:
+    """Encode and decode a CT, and measure what is lost.
 
-    if not path.name.lower().endswith(suffixes):
-        raise InvalidRequestError(f"{path} ends in {path.suffix or 'nothing'}; accepted: {' or '.join(suffixes)}")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise InvalidRequestError(f"{path} exists; accepted: another name, or --overwrite")
-    if not path.parent.is_dir():
-        raise InvalidRequestError(f"there is no folder {path.parent} to write {path.name} into")
+    Writes the reconstruction, a picture of the difference and metrics.json. The yardstick is what a 3x3x3 box blur of
+    the same CT reaches. With --spacing the CT is resampled first.
+    """
+    from maisi.evaluation.reconstruction import METRICS, read_metrics
+
+    record = run_task("reconstruct", request, out, overwrite, quiet=True)
+    assert record is not None
+    metrics = read_metrics(out / METRICS)
+    if as_json:
+        give_json({"out": str(out), **metrics.model_dump(), "outputs": record.outputs})
+    else:
+        rows = {"reconstruction": metrics.reconstruction, "yardstick (3x3x3 box blur)": metrics.yardstick}
+        give_table(
+            [(name, f"{f.psnr_db:.2f}", f"{f.ssim:.4f}", f"{f.mae_hu:.1f}") for name, f in rows.items()],
+            ("", "PSNR dB", "SSIM", "MAE HU"),
+        )
+    tell(f"{out}: {', '.join(record.outputs)}, in {record.seconds:.1f} s")

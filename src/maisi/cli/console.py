@@ -36,16 +36,26 @@ def give_json(value: Any) -> None:
 
 
 def give_table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:
-    """Rows in aligned columns; numbers to the right."""
-    table = [list(header)] if header else []
-    table += [[str(cell) for cell in row] for row in rows]
-    if not table:
+    """Rows in aligned columns, never wrapped; numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not cells and not header:
         return
-    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
-    right = [all(_is_number(row[k]) for row in table[bool(header) :]) for k in range(len(table[0]))]
-    for row in table:
-        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
-        give("  ".join(cells).rstrip())
+    table = Table(box=None, show_header=bool(header), header_style="", pad_edge=False, padding=(0, 2, 0, 0))
+    for k in range(len(header or cells[0])):
+        is_number = bool(cells) and all(_is_number(row[k]) for row in cells)
+        table.add_column(header[k] if header else "", justify="right" if is_number else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    width = sum(max(map(len, column)) + 2 for column in zip(*cells, *([list(header)] if header else []), strict=True))
+    console = Console(width=width, highlight=False, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        give(line.rstrip())
 
 
 def _is_number(text: str) -> bool:

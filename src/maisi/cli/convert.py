@@ -6,31 +6,19 @@ from typing import Annotated
 import typer
 
 from maisi.cli.console import give, tell
+from maisi.cli.options import takes
+from maisi.cli.run import run_task
+from maisi.runs.requests import ConvertRequest
 
 
+@takes(ConvertRequest, arguments={"checkpoints": "CKPT..."}, config=False)
 def convert(
-    checkpoints: Annotated[
-        list[Path],
-        typer.Argument(metavar="CKPT...", help="Upstream .pt files that belong together.", show_default=False),
-    ],
+    request: ConvertRequest,
     to: Annotated[Path, typer.Option("--to", metavar="BUNDLE", help="Folder of the bundle to make.")],
-    name: Annotated[str | None, typer.Option(help="Name of the bundle.", show_default="the folder's")] = None,
-    model: Annotated[str | None, typer.Option(help="ddpm-ct, rflow-ct or mask, where the files do not say it.")] = None,
-    scale_factor: Annotated[float | None, typer.Option(help="Of the latents, where the U-Net's file has none.")] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "that of the converted checkpoints",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle if it exists.")] = False,
 ) -> None:
     """Convert released checkpoints (autoencoder, U-Net, ControlNet) into a bundle."""
-    from maisi.bundle.convert import convert
-
-    path = convert(
-        checkpoints,
-        to,
-        name=name,
-        model=model,
-        scale_factor=scale_factor,
-        licence=licence,
-        overwrite=overwrite,
-    )
-    tell(f"see it with: maisi info {path}")
-    give(str(path))
+    named = request.model_copy(update={"name": request.name or to.resolve().name})
+    run_task("convert", named, to, overwrite, quiet=True)
+    tell(f"see it with: maisi info {to}")
+    give(str(to))

@@ -21,9 +21,9 @@ def doctor(as_json: AsJson = False) -> None:
     import torch
 
     from maisi import __version__
-    from maisi.pipelines.execution import settled
-    from maisi.pipelines.requests import ComputeRequest
-    from maisi.pipelines.runs import machine, versions
+    from maisi.compute.compute import Compute
+    from maisi.compute.machine import fill_defaults
+    from maisi.runs.record import machine, versions
 
     found = versions()
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(Path.cwd()))
@@ -33,7 +33,7 @@ def doctor(as_json: AsJson = False) -> None:
         "machine": machine(),
         "processor_features": _features(),
         "threads": {"torch": torch.get_num_threads(), "cores": _cores(), "of_the_machine": os.cpu_count()},
-        "precision": {"default": settled(ComputeRequest()).precision},
+        "precision": {"default": fill_defaults(Compute()).precision},
         "torch_build": {
             "cuda": torch.version.cuda or "no",
             "gpus": torch.cuda.device_count() if torch.cuda.is_available() else 0,
@@ -90,7 +90,7 @@ def _cores() -> int:
 
 
 def _show(report: dict[str, Any]) -> None:
-    from maisi.pipelines.sizes import format_bytes
+    from maisi.compute.compute import format_bytes
 
     rows: list[tuple[str, str, object]] = []
     for topic, facts in report.items():

@@ -52,7 +52,8 @@ def _about(subject: str) -> dict[str, Any]:
         bundle = load_bundle(subject)
         return {"kind": "bundle", **bundle.describe(), "model_card": bundle.model_card}
     if (path / "run.json").is_file() or path.name == "run.json":
-        from maisi.pipelines.runs import RUN_RECORD, read_record
+        from maisi.runs.carry_out import RUN_RECORD
+        from maisi.runs.record import read_record
 
         record = read_record(path if path.name == RUN_RECORD else path / RUN_RECORD)
         return {"kind": "run", **record.model_dump(mode="json")}

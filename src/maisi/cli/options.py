@@ -1,51 +1,35 @@
-"""Options that several commands have, and how options, settings file and assignments become one request."""
+"""Options of commands: those that several have, and those that a request's model describes."""
 
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic import BaseModel, ByteSize
+from pydantic.fields import FieldInfo
 
-Request = TypeVar("Request")
+SHORT = {"bundle": "-b", "count": "-n"}
+FOLDERS = ("scratch",)
+ENVIRONMENT = {"precision": "MAISI_PRECISION"}
+METAVARS = {2: "LOW HIGH", 3: "X Y Z"}
 
 
-def three_numbers(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """The values of an option that takes three numbers; an option that was taken for one of them is told."""
+def numbers(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The values of an option that takes several numbers; an option that was taken for one of them is told."""
     for value in values or ():
         try:
             float(value)
         except ValueError as error:
-            raise typer.BadParameter(f"{' '.join(values or ())!r} is not three numbers") from error
+            count = {2: "two", 3: "three"}[len(values or ())]
+            raise typer.BadParameter(f"{' '.join(values or ())!r} is not {count} numbers") from error
     return values
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results, new or empty.")]
 OutFile = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left there.")]
-BundleName = Annotated[
-    str | None, typer.Option("--bundle", "-b", help="Packaged bundle or folder.", show_default="ct-small")
-]
-Three = tuple[str, str, str]
-Size = Annotated[
-    Three | None,
-    typer.Option(
-        "--size", metavar="X Y Z", help="Voxels.", show_default="what shows the region", callback=three_numbers
-    ),
-]
-Spacing = Annotated[
-    Three | None, typer.Option("--spacing", metavar="X Y Z", help="Voxel size in mm.", callback=three_numbers)
-]
-Precision = Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="the faster one here")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cpu")]
-Memory = Annotated[str | None, typer.Option(help="Stay within this much memory, such as 8GB.")]
-Scratch = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Where --memory may keep tensors on disk; emptied afterwards.")
-]
-HostMemory = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="On a GPU: how much of the machine's own memory --memory may use besides."),
-]
-Threads = Annotated[int | None, typer.Option(help="Threads to compute with.", show_default="one a core")]
-Series = Annotated[str | None, typer.Option(metavar="UID", help="The series to take of a DICOM folder with several.")]
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Settings in YAML, such as a run.yaml.")
 ]
@@ -55,17 +39,146 @@ Assignments = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
-def request_of(
-    kind: type[Request], command: str, config: Path | None, assignments: list[str] | None, options: dict[str, Any]
-) -> Request:
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a request that is an option: where it is in the model, and what the model says of it."""
+
+    path: tuple[str, ...]
+    field: FieldInfo
+
+    @property
+    def name(self) -> str:
+        return self.path[-1]
+
+    def parameter(self, metavar: str | None, required: bool) -> inspect.Parameter:
+        """The parameter of a command function, as typer reads it; with a metavar it is an argument."""
+        kind, options = self._kind()
+        default: Any = inspect.Parameter.empty if required else (False if kind is bool else None)
+        if metavar is not None:
+            info: Any = typer.Argument(metavar=metavar, help=self.field.description, show_default=False)
+        else:
+            names = [f"--{self.name.replace('_', '-')}", *([SHORT[self.name]] if self.name in SHORT else [])]
+            shown = False if required else self._shown_default()
+            info = typer.Option(
+                *names, help=self.field.description, show_default=shown, envvar=ENVIRONMENT.get(self.name), **options
+            )
+        wanted = kind if required or kind is bool else kind | None
+        return inspect.Parameter(
+            self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[wanted, info]
+        )
+
+    def _shown_default(self) -> Any:
+        extra = self.field.json_schema_extra
+        if isinstance(extra, dict) and "shown_default" in extra:
+            return str(extra["shown_default"])
+        default = self.field.default
+        return str(default) if default not in (None, False, 0.0) or self.name == "seed" else False
+
+    def _kind(self) -> tuple[Any, dict[str, Any]]:
+        """The type that typer parses, texts being left to the model, and options that go with it."""
+        kind = plain(self.field.annotation)
+        if get_origin(kind) is tuple and get_args(kind)[-1] is not Ellipsis:
+            count = len(get_args(kind))
+            return {2: tuple[str, str], 3: tuple[str, str, str]}[count], {
+                "metavar": METAVARS[count],
+                "callback": numbers,
+            }
+        if get_origin(kind) is tuple:
+            return list[plain(get_args(kind)[0])], {}  # type: ignore[misc]
+        if kind is Path:
+            return Path, {"metavar": "DIR" if self.name in FOLDERS else "FILE"}
+        return (kind if kind in (bool, int, float) else str), {}
+
+
+def plain(annotation: Any) -> Any:
+    """A type without `| None`, `Annotated` and `Literal`."""
+    if get_origin(annotation) is Annotated:
+        return plain(get_args(annotation)[0])
+    inner = [each for each in get_args(annotation) if each is not type(None)]
+    if type(None) in get_args(annotation) and len(inner) == 1:
+        return plain(inner[0])
+    if get_origin(annotation) is Literal or annotation is ByteSize:
+        return str
+    return annotation
+
+
+def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """The settings of a model and of the models in it."""
+    for name, field in model.model_fields.items():
+        kind = plain(field.annotation)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from settings_of(kind, (*path, name))
+        else:
+            yield Setting((*path, name), field)
+
+
+def takes(
+    model: type[BaseModel],
+    *,
+    arguments: dict[str, str] | None = None,
+    required: Collection[str] = (),
+    leave_out: Collection[str] = (),
+    config: bool = True,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function of a `request` and options of its own a command whose options are the settings of a model.
+
+    `arguments` are settings that are given by place, with their metavar; `leave_out` names settings, or groups of them,
+    that are no options. With `config`, a settings file and assignments may say the rest.
+    """
+    positional = arguments or {}
+    settings = {
+        setting.name: setting
+        for setting in settings_of(model)
+        if not {setting.path[0], ".".join(setting.path)} & set(leave_out)
+    }
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p for name, p in inspect.signature(function).parameters.items() if name != "request"]
+        first = [settings[name].parameter(metavar, True) for name, metavar in positional.items()]
+        others = [s.parameter(None, n in required) for n, s in settings.items() if n not in positional]
+        extra = [_parameter("config", Config), _parameter("assignments", Assignments)] if config else []
+
+        def command(**given: Any) -> None:
+            values = {name: given.pop(name) for name in settings}
+            rest = {name: given.pop(name, None) for name in ("config", "assignments")}
+            chosen = {name: value for name, value in values.items() if value is not None and value is not False}
+            nested = _nested((settings[name].path, value) for name, value in chosen.items())
+            name = function.__name__.replace("_", " ")
+            function(request=_request(model, name, rest["config"], rest["assignments"], nested), **given)
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*first, *own, *others, *extra)]
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _nested(values: Any) -> dict[str, Any]:
+    """Values by their paths as mappings in mappings."""
+    result: dict[str, Any] = {}
+    for path, value in values:
+        inner = result
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = value
+    return result
+
+
+def _request(
+    model: type[BaseModel], command: str, config: Path | None, assignments: list[str] | None, options: dict[str, Any]
+) -> BaseModel:
     """The request of a command line: options count more than assignments, these more than the settings file."""
     from maisi.errors import InvalidConfigError
-    from maisi.pipelines.settings import assigned, checked, read_settings
+    from maisi.storage.settings import check_settings, merged, read_settings, with_assignments
 
     settings = read_settings(config) if config is not None else {}
     meant_for = settings.pop("command", command)
     if meant_for != command:
         raise InvalidConfigError(f"{config} holds settings of `maisi {meant_for}`, not of `maisi {command}`")
-    settings = assigned(settings, assignments or [])
-    given = {name: value for name, value in options.items() if value is not None}
-    return checked(kind, {**settings, **given})  # type: ignore[type-var]
+    return check_settings(model, merged(with_assignments(settings, assignments or []), options))

@@ -21,50 +21,26 @@ def reproduce(
     as_json: AsJson = False,
 ) -> None:
     """Repeat a run and compare every file with the sums of its run.json; exit 1 where one differs."""
-    from maisi.errors import InvalidRequestError
-    from maisi.evaluation import reconstruction
-    from maisi.pipelines import produce
-    from maisi.pipelines.requests import CodecRequest, GenerateRequest
-    from maisi.pipelines.runs import (
-        RUN_RECORD,
-        RUN_SETTINGS,
-        RunRecord,
-        changed_circumstances,
-        differences,
-        read_record,
-        read_run_settings,
-    )
-    from maisi.pipelines.settings import checked
+    from maisi.cli.process import process_for
+    from maisi.compute.compute import Compute
+    from maisi.runs.record import changed_circumstances, differences
+    from maisi.runs.reproduce import read_run
+    from maisi.runs.task import Watch
 
-    path = settings_file / RUN_SETTINGS if settings_file.is_dir() else settings_file
-    command, settings = read_run_settings(path)
-    record = read_record(path.with_name(RUN_RECORD))
-
-    def repeat(folder: Path) -> RunRecord:
-        if command == produce.COMMAND:
-            with progress("reproduce") as on_stage:
-                request = checked(GenerateRequest, settings)
-                made = produce.produce(request, folder, overwrite=overwrite, repeats=record, on_stage=on_stage)
-                assert made is not None  # only ranks besides the first give none
-                return made
-        if command == reconstruction.COMMAND:
-            asked = checked(CodecRequest, settings)
-            return reconstruction.reconstruct_into(asked, folder, overwrite=overwrite, repeats=record)[1]
-        raise InvalidRequestError(f"{path} is of `maisi {command}`, which cannot be repeated")
-
-    if out is not None:
-        again = repeat(out)
-    else:
-        with tempfile.TemporaryDirectory(prefix="maisi-") as folder:
-            again = repeat(Path(folder))
-    different, changed = differences(record, again), changed_circumstances(record, again)
+    past = read_run(settings_file)
+    compute = getattr(past.request, "compute", Compute())
+    with process_for(compute) as ranks, progress("reproduce") as on_stage, tempfile.TemporaryDirectory() as folder:
+        again = past.again(out or Path(folder) / "run", overwrite, Watch(on_stage), ranks)
+    if again is None:  # the first rank tells
+        return
+    different, changed = differences(past.record, again), changed_circumstances(past.record, again)
     if as_json:
         give_json({"identical": not different, "different": different, "changed": changed, "outputs": again.outputs})
     else:
-        for name in sorted(again.outputs.keys() | record.outputs.keys()):
+        for name in sorted(again.outputs.keys() | past.record.outputs.keys()):
             give(f"{'differs' if name in different else 'same'}  {name}")
     for line in changed:
         tell(f"note: {line}")
     if different:
-        complain(f"{len(different)} of {len(record.outputs)} files differ: {', '.join(different)}")
+        complain(f"{len(different)} of {len(past.record.outputs)} files differ: {', '.join(different)}")
         raise typer.Exit(1)

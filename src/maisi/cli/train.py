@@ -1,13 +1,13 @@
 """`maisi train`: bundles from recipes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from maisi.cli.console import give, tell
-from maisi.cli.options import Assignments, Threads
+from maisi.cli.options import Assignments
 
 TOLD_EVERY = 50
 
@@ -25,33 +25,32 @@ def recipe(
     manifest: Annotated[Path, typer.Option(metavar="FILE", help="Manifest of the cases to train on.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the run; the bundle is inside.")],
     assignments: Assignments = None,
-    threads: Threads = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to compute with.", show_default="one a core")] = None,
 ) -> None:
     """Train a whole bundle: autoencoder, latents, U-Net, ControlNet. Run it again after a kill: it goes on."""
-    import torch
-
-    from maisi.errors import InvalidRequestError
-    from maisi.pipelines.settings import assigned, checked, read_settings, write_settings
-    from maisi.recipes.bundle import BundleRecipe, build_bundle
+    from maisi.cli.process import process_for
+    from maisi.compute.compute import Compute
+    from maisi.recipes.bundle import BundleRecipe
     from maisi.recipes.load import load_recipe
+    from maisi.runs.carry_out import carry_out
+    from maisi.runs.task import Watch
+    from maisi.runs.tasks.train import TRAIN, TrainRequest
+    from maisi.storage.settings import check_settings, with_assignments
 
     settings = load_recipe(name).model_dump(mode="json")
-    chosen = checked(BundleRecipe, assigned(settings, assignments or []))
-    settings, kept = chosen.model_dump(mode="json"), out / "recipe.yaml"
-    if not manifest.is_file():
-        raise InvalidRequestError(f"no manifest at {manifest}")
-    if kept.exists() and read_settings(kept) != settings:
-        raise InvalidRequestError(f"{out} holds a run of another recipe; accepted: another folder, or that recipe")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    out.mkdir(parents=True, exist_ok=True)
-    write_settings(kept, settings)
-    give(str(build_bundle(chosen, manifest, out, _teller())))
+    chosen = check_settings(BundleRecipe, with_assignments(settings, assignments or []))
+    compute = {} if threads is None else {"threads": threads}
+    asked = {"recipe": chosen.model_dump(mode="json"), "manifest": manifest, "compute": compute}
+    request = check_settings(TrainRequest, asked)
+    with process_for(Compute.model_validate(compute)):
+        carry_out(TRAIN, request, out, watch=Watch(_teller()))
+    give(str(out / "bundle"))
 
 
-def _teller() -> Callable[[str, int, Mapping[str, float]], None]:
-    def on_step(stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        if step % TOLD_EVERY == 0:
-            tell(f"{stage} {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+def _teller() -> Callable[[str, int, int], None]:
+    def on_stage(stage: str, step: int, total: int) -> None:
+        if step % TOLD_EVERY == 0 and total == 0:
+            name, _, metrics = stage.partition(": ")
+            tell(f"{name} {step}: {metrics}")
 
-    return on_step
+    return on_stage

@@ -11,12 +11,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from maisi.bundle.bundle import Bundle
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
+from maisi.shapes import Modality, Size3
 from maisi.space.grid import Grid
 from maisi.space.intensity import from_unit, to_unit
 from maisi.space.resample import crop
-from maisi.space.volume import Modality, Volume
+from maisi.space.volume import Volume
 from maisi.storage.atomic import write_atomically
 
 
@@ -37,12 +39,16 @@ def encode(autoencoder: Autoencoder, volume: Volume) -> Latent:
     plane; `decode` cuts that off again.
     """
     x = torch.from_numpy(to_unit(volume.array, volume.modality))
-    missing = [-n % autoencoder.factor for n in x.shape]
-    padding = [m for n in reversed(missing) for m in (0, n)]
+    mean, log_variance = encode_unit(autoencoder, x)
+    return Latent(mean.float().cpu(), log_variance.float().cpu(), volume.grid, volume.modality)
+
+
+def encode_unit(autoencoder: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance (1, c, u, v, w) of unit intensities (x, y, z), on the device of the autoencoder."""
+    padding = [m for n in reversed(x.shape) for m in (0, -n % autoencoder.factor)]
     x = torch.nn.functional.pad(x[None, None], padding, mode="replicate")
     with torch.inference_mode():
-        mean, log_variance = autoencoder.encode(_as_weights(x, autoencoder))
-    return Latent(mean.float().cpu(), log_variance.float().cpu(), volume.grid, volume.modality)
+        return autoencoder.encode(_as_weights(x, autoencoder))
 
 
 def decode(autoencoder: Autoencoder, latent: Latent) -> Volume:
@@ -58,11 +64,35 @@ def decode_tensor(autoencoder: Autoencoder, latent: Tensor, grid: Grid, modality
             f"a latent of {tuple(latent.shape[2:])} is not of {grid.shape} voxels, which need {expected}"
         )
     with torch.inference_mode():
-        unit = autoencoder.decode(_as_weights(latent, autoencoder))[0, 0].float().cpu().numpy()
-    whole = Volume(
-        from_unit(unit, modality), Grid((unit.shape[0], unit.shape[1], unit.shape[2]), grid.affine), modality
-    )
+        unit = autoencoder.decode(_as_weights(latent, autoencoder))
+    return volume_of_unit(unit, grid, modality)
+
+
+def volume_of_unit(unit: Tensor, grid: Grid, modality: Modality = "ct") -> Volume:
+    """The volume of unit intensities (1, 1, x, y, z), HU for CT, cut to `grid` at the high side of each axis."""
+    array = unit[0, 0].float().cpu().numpy()
+    shape = (array.shape[0], array.shape[1], array.shape[2])
+    whole = Volume(from_unit(array, modality), Grid(shape, grid.affine), modality)
     return crop(whole, (0, 0, 0), grid.shape) if whole.grid.shape != grid.shape else whole
+
+
+def rehearse_encode(size: Size3, bundle: Bundle) -> None:
+    """Encoding a volume of `size` voxels on the meta device."""
+    encode_unit(bundle.autoencoder, torch.empty(size, device="meta"))
+
+
+def rehearse_decode(size: Size3, bundle: Bundle) -> None:
+    """Decoding a latent of a volume of `size` voxels on the meta device."""
+    autoencoder = bundle.autoencoder
+    latent = (1, autoencoder.config.latent_channels, *(-(-n // autoencoder.factor) for n in size))
+    with torch.inference_mode():
+        autoencoder.decode(_as_weights(torch.empty(latent, device="meta"), autoencoder))
+
+
+def rehearse_both(size: Size3, bundle: Bundle) -> None:
+    """Encoding and decoding a volume of `size` voxels on the meta device."""
+    rehearse_encode(size, bundle)
+    rehearse_decode(size, bundle)
 
 
 def write_latent(latent: Latent, path: Path) -> None:

@@ -11,7 +11,7 @@ from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.errors import InvalidRequestError
 from maisi.networks.unet import UNetConfig
-from maisi.shapes import Spacing3
+from maisi.shapes import Modality, Spacing3
 
 MODALITIES = {"unknown": 0, "ct": 1, "ct without contrast": 2, "ct with contrast": 3, "phantom": 7, "mr": 8}
 """Codes of the class embedding. As in the released models up to 7 is CT; 7 is ours, for rendered phantoms."""
@@ -36,6 +36,11 @@ def modality_code(name: str) -> int:
     return MODALITIES[name]
 
 
+def modality_of(name: str) -> Modality:
+    """Whether images of a modality are in HU ("ct") or without a unit ("mr")."""
+    return "mr" if name.partition(" ")[0] == "mr" else "ct"
+
+
 def encode_conditioning(conditioning: Conditioning, config: UNetConfig) -> dict[str, Tensor]:
     """Keyword tensors of a U-Net for a batch of one: only what its configuration takes."""
     return condition_tensors(conditioning.span, conditioning.spacing, modality_code(conditioning.modality), config)
@@ -52,7 +57,11 @@ def condition_tensors(span: RegionSpan, spacing: Spacing3, modality: int, config
         tensors["spacing"] = INPUT_SCALE * torch.tensor([spacing], dtype=torch.float32)
     if config.num_modalities is not None:
         if modality >= config.num_modalities:
-            raise InvalidRequestError(f"modality code {modality} is beyond the {config.num_modalities} of this bundle")
+            known = [name for name, code in MODALITIES.items() if code < config.num_modalities]
+            raise InvalidRequestError(
+                f"modality code {modality} is beyond the {config.num_modalities} that the networks of this bundle tell "
+                f"apart; accepted: {', '.join(known)}"
+            )
         tensors["modality"] = torch.tensor([modality])
     return tensors
 

@@ -1,105 +1,161 @@
-"""The road: draw labels, condition, sample, decode.
+"""The road: draw labels, condition, sample, decode, check.
 
 One page on purpose: everything a generated volume depends on is named here.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from maisi.anatomy.bits import label_bits
 from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle
+from maisi.compute.fit import between_calls, fit
+from maisi.compute.machine import dtype_of
 from maisi.diffusion.denoiser import denoiser
 from maisi.diffusion.sampler import sample
-from maisi.errors import InvalidBundleError
-from maisi.pipelines.codec import decode_tensor
-from maisi.pipelines.conditioning import Conditioning, encode_conditioning, shown_labels
-from maisi.pipelines.execution import between_calls, dtype_of, fitted
-from maisi.pipelines.labels import LabelSource, file_source, phantom_source
-from maisi.pipelines.requests import DEFAULT_REGION, GenerateRequest
+from maisi.pipelines.check import problems_of
+from maisi.pipelines.codec import volume_of_unit
+from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_of, shown_labels
+from maisi.pipelines.labels import Anatomy, LabelSource
+from maisi.pipelines.prepare import Prepared, prepare_generate
+from maisi.pipelines.requests import GenerateRequest
 from maisi.space.volume import LabelMap, Volume
+from maisi.splitting.ranks import Ranks
 
-WORK = ("embed labels", "steer", "denoise", "decode")
-"""What of a bundle's work a sample takes."""
+logger = logging.getLogger(__name__)
 
 OnStage = Callable[[str, int, int], None]
-"""Called with the stage ("labels", "sample", "decode"), steps done and steps in all."""
+"""Called with the stage ("labels", "sample", "decode", "check"), steps done and steps in all."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A generated volume with its labels on the same grid."""
+    """A generated volume with its labels on the same grid, None where it follows none, and what its check found."""
 
     index: int
     volume: Volume
-    labels: LabelMap
+    labels: LabelMap | None
     span: RegionSpan
+    source: str = ""
+    problems: tuple[str, ...] = ()
 
 
-def generate(request: GenerateRequest, bundle: Bundle, on_stage: OnStage | None = None) -> Iterator[Sample]:
-    """`request.count` samples; sample `i` depends on the seed and `i` alone, not on how many are asked for.
-
-    Stays within `request.memory`; raises `InvalidPlanError` with the least memory that would do.
-    """
-    labels_of = label_source(request, bundle)
-    return draw_samples(request, fitted(bundle, labels_of.grid.shape, request, only=WORK), labels_of, on_stage)
-
-
-def draw_samples(
-    request: GenerateRequest, bundle: Bundle, labels_of: LabelSource, on_stage: OnStage | None = None
+def generate(
+    request: GenerateRequest, bundle: Bundle | None = None, on_stage: OnStage | None = None
 ) -> Iterator[Sample]:
-    """The samples of a request with a bundle that is fitted to it."""
-    for index in range(request.count):
-        yield generate_one(request, bundle, labels_of, index, on_stage or (lambda stage, done, total: None))
+    """`request.count` samples (of each label map of a folder), with the request's bundle or the one given.
+
+    Sample `i` depends on the seed and `i` alone, not on how many are asked for. Stays within `compute.memory`. Raises
+    `InvalidRequestError` for what the command line would refuse too, `InvalidPlanError` with the least memory that
+    would do.
+    """
+    prepared = prepare_generate(request, bundle)
+    return draw_all(prepared, [fitted(prepared, source) for source in prepared.sources], on_stage)
 
 
-def generate_one(
-    request: GenerateRequest, bundle: Bundle, labels_of: LabelSource, index: int, on_stage: OnStage
-) -> Sample:
-    """Sample `index` of a request."""
-    rng, draw = sample_generators(request.seed, index)
+def draw_all(prepared: Prepared, bundles: list[Bundle], on_stage: OnStage | None) -> Iterator[Sample]:
+    """The samples of all sources, each with the bundle fitted to it."""
+    for source, bundle in zip(prepared.sources, bundles, strict=True):
+        for index in range(prepared.request.count):
+            yield draw_one(prepared.request, bundle, source, index, on_stage or (lambda stage, done, total: None))
+
+
+def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, index: int, on_stage: OnStage) -> Sample:
+    """Sample `index` of a source; one that fails its check is drawn anew, as often as the request says."""
+    for attempt in range(1 + request.redraws):
+        rng, of_labels, of_noise = sample_generators(request.seed, index, attempt)
+
+        on_stage("labels", 0, 1)
+        anatomy = source.draw(rng, of_labels)
+        on_stage("labels", 1, 1)
+
+        unit = draw_unit(request, bundle, anatomy, seen_labels(anatomy, bundle), of_noise, on_stage)
+        volume = volume_of_unit(unit, anatomy.grid, modality_of(request.modality))
+
+        on_stage("check", 0, 1)
+        problems = problems_of(volume, anatomy.labels)
+        on_stage("check", 1, 1)
+        if not problems:
+            break
+        again = "drawn anew" if attempt < request.redraws else "kept"
+        logger.warning("sample %d: %s; %s", index, "; ".join(problems), again)
+    return Sample(index, volume, anatomy.labels, anatomy.span, source.name, tuple(problems))
+
+
+def draw_unit(
+    request: GenerateRequest,
+    bundle: Bundle,
+    anatomy: Anatomy,
+    seen: Tensor | None,
+    generator: torch.Generator,
+    on_stage: OnStage,
+) -> Tensor:
+    """Unit intensities (1, 1, x, y, z) of one sample, on the device of the networks; on "meta" nothing is computed.
+
+    `seen` (x, y, z) are the ids that the ControlNet is to see, uint8; None for the U-Net alone.
+    """
     autoencoder, unet = bundle.autoencoder, bundle.unet
-    controlnet = bundle.controlnet if "controlnet" in bundle.kinds else None
-    dtype, device = dtype_of(request), next(unet.parameters()).device
-
-    on_stage("labels", 0, 1)
-    labels, span = labels_of.draw(rng)
-    on_stage("labels", 1, 1)
-
-    conditioning = Conditioning(span, labels.grid.spacing, request.modality)
+    dtype, device = dtype_of(request.compute), next(unet.parameters()).device
+    conditioning = Conditioning(anatomy.span, anatomy.grid.spacing, request.modality)
     conditions = {
         name: value.to(device, dtype if value.is_floating_point() else value.dtype)
         for name, value in encode_conditioning(conditioning, unet.config).items()
     }
-    shown = shown_labels(labels.array, bundle.info.shown_as)
-    denoise = denoiser(
-        unet,
-        controlnet,
-        conditions=conditions,
-        bits=label_bits(shown, dtype)[None].to(device) if controlnet is not None else None,
-        controlnet_scale=controlnet_scale(request, bundle),
-    )
-    shape = tuple(n // autoencoder.factor for n in labels.grid.shape)
-    noise = torch.randn((1, unet.config.in_channels, *shape), generator=draw)
-    noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
-    with between_calls(request):
+    shape = tuple(n // autoencoder.factor for n in anatomy.grid.shape)
+    noise = torch.randn((1, unet.config.in_channels, *shape), generator=generator)
+    with between_calls(request.compute):
         latent = sample(
-            denoise,
+            denoiser(
+                unet,
+                bundle.controlnet if seen is not None else None,
+                conditions=conditions,
+                bits=None if seen is None else label_bits(seen, dtype)[None].to(device),
+                controlnet_scale=controlnet_scale(request, bundle),
+            ),
             bundle.scheduler,
-            noise,
+            noise.to(device).contiguous(memory_format=torch.channels_last_3d),
             request.steps,
             solver=request.solver,
-            generator=draw,
+            generator=generator,
             on_step=lambda done, total: on_stage("sample", done, total),
         )
 
     on_stage("decode", 0, 1)
-    volume = decode_tensor(autoencoder, latent / bundle.scale_factor, labels.grid)
+    with torch.inference_mode():
+        unit: Tensor = autoencoder.decode(latent / bundle.scale_factor)
     on_stage("decode", 1, 1)
-    return Sample(index, volume, labels, span)
+    return unit
+
+
+def fitted(prepared: Prepared, source: LabelSource, ranks: Ranks | None = None) -> Bundle:
+    """The bundle, its networks fitted to the samples of a source; see `compute.fit`."""
+    return fit(prepared.bundle, prepared.request.compute, partial(rehearse, prepared.request, source), ranks)
+
+
+def rehearse(request: GenerateRequest, source: LabelSource, bundle: Bundle) -> None:
+    """One step of a sample of a source on the meta device."""
+    anatomy = Anatomy(source.grid, source.span, None)
+    seen = torch.empty(source.grid.shape, dtype=torch.uint8, device="meta") if steers(request, bundle) else None
+    one_step = request.model_copy(update={"steps": 1, "solver": "euler"})
+    draw_unit(one_step, bundle, anatomy, seen, torch.Generator(), lambda stage, done, total: None)
+
+
+def seen_labels(anatomy: Anatomy, bundle: Bundle) -> Tensor | None:
+    """The ids (x, y, z) as the ControlNet is to see them; None where there are none, or nobody to see them."""
+    if anatomy.labels is None or "controlnet" not in bundle.kinds:
+        return None
+    return torch.from_numpy(shown_labels(anatomy.labels.array, bundle.info.shown_as))
+
+
+def steers(request: GenerateRequest, bundle: Bundle) -> bool:
+    """Whether a ControlNet makes the samples follow labels."""
+    return "controlnet" in bundle.kinds and not request.unlabelled
 
 
 def controlnet_scale(request: GenerateRequest, bundle: Bundle) -> float:
@@ -107,19 +163,14 @@ def controlnet_scale(request: GenerateRequest, bundle: Bundle) -> float:
     return bundle.info.controlnet_scale if request.controlnet_scale is None else request.controlnet_scale
 
 
-def label_source(request: GenerateRequest, bundle: Bundle) -> LabelSource:
-    """The label source that a request names, on a grid that the bundle can make."""
-    missing = [kind for kind in ("autoencoder", "unet") if kind not in bundle.kinds]
-    if missing:
-        raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
-    grid = (request.size, request.spacing, bundle.limits, bundle.size_multiple, request.force)
-    if request.labels is not None:
-        return file_source(request.labels, *grid, region=request.region, enclose=request.enclose)
-    return phantom_source(request.region or DEFAULT_REGION, *grid)
-
-
-def sample_generators(seed: int, index: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The generators of one sample: numpy for anatomy, torch on the CPU for noise."""
-    anatomy, noise = np.random.SeedSequence([seed, index]).spawn(2)
-    word = int(noise.generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return np.random.default_rng(anatomy), torch.Generator().manual_seed(word)
+def sample_generators(
+    seed: int, index: int, attempt: int = 0
+) -> tuple[np.random.Generator, torch.Generator, torch.Generator]:
+    """The generators of one sample: numpy for anatomy, torch on the CPU for networks that draw labels and for noise."""
+    entropy = [seed, index] if attempt == 0 else [seed, index, attempt]
+    anatomy, noise, labels = np.random.SeedSequence(entropy).spawn(3)
+    of_labels, of_noise = (
+        torch.Generator().manual_seed(int(each.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        for each in (labels, noise)
+    )
+    return np.random.default_rng(anatomy), of_labels, of_noise

@@ -2,35 +2,57 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from maisi.anatomy.body import enclosed
 from maisi.anatomy.regions import RegionSpan, region_span
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Limits
-from maisi.errors import InvalidGridError, InvalidRequestError
+from maisi.data.door import open_labels
+from maisi.errors import InvalidGridError, InvalidLabelsError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.shapes import Size3, Spacing3
-from maisi.space.files import read_labels
+from maisi.space.files import SUFFIXES
 from maisi.space.grid import Grid
+from maisi.space.reading import FileReport, ReadOptions
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Anatomy:
+    """What one sample is to show: labels (None: nothing is to be followed), on a grid, of a span of regions."""
+
+    grid: Grid
+    span: RegionSpan
+    labels: LabelMap | None
+
+
 @runtime_checkable
 class LabelSource(Protocol):
-    """Draws the label map of one sample."""
+    """Draws what samples are to show. A source may own networks; its randomness is what `draw` is given."""
 
     @property
-    def grid(self) -> Grid: ...
+    def name(self) -> str:
+        """What its samples are called after; "" for a number alone."""
 
-    def draw(self, rng: np.random.Generator) -> tuple[LabelMap, RegionSpan]: ...
+    @property
+    def grid(self) -> Grid:
+        """The grid of every sample."""
+
+    @property
+    def span(self) -> RegionSpan:
+        """The regions that every sample shows."""
+
+    def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
+        """The anatomy of one sample."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +61,30 @@ class PhantomLabels:
 
     region: str
     grid: Grid
+    name: str = ""
 
-    def draw(self, rng: np.random.Generator) -> tuple[LabelMap, RegionSpan]:
-        return draw_phantom(self.region, self.grid, rng), RegionSpan.named(self.region)
+    @property
+    def span(self) -> RegionSpan:
+        return RegionSpan.named(self.region)
+
+    def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
+        return Anatomy(self.grid, self.span, draw_phantom(self.region, self.grid, rng))
+
+
+@dataclass(frozen=True)
+class NoLabels:
+    """Nothing to follow: the U-Net alone decides what a region shows."""
+
+    region: str
+    grid: Grid
+    name: str = ""
+
+    @property
+    def span(self) -> RegionSpan:
+        return RegionSpan.named(self.region)
+
+    def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
+        return Anatomy(self.grid, self.span, None)
 
 
 @dataclass(frozen=True)
@@ -50,13 +93,51 @@ class GivenLabels:
 
     labels: LabelMap
     span: RegionSpan
+    name: str = ""
+    report: FileReport | None = field(default=None, compare=False)
 
     @property
     def grid(self) -> Grid:
         return self.labels.grid
 
-    def draw(self, rng: np.random.Generator) -> tuple[LabelMap, RegionSpan]:
-        return self.labels, self.span
+    def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
+        return Anatomy(self.grid, self.span, self.labels)
+
+
+@dataclass(frozen=True)
+class GridRules:
+    """Which grids a request and a bundle allow: asked size (voxels) and spacing (mm), limits, multiple of sizes."""
+
+    limits: Limits
+    multiple: int
+    size: Size3 | None = None
+    spacing: Spacing3 | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """How given label maps are read and placed."""
+
+    grid: GridRules
+    region: str | None = None
+    enclose: bool = False
+    reading: ReadOptions = ReadOptions()
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label map that was read and found good, and is read again when it is drawn: a folder may hold many."""
+
+    path: Path
+    rules: LabelRules
+    grid: Grid
+    span: RegionSpan
+    name: str
+    report: FileReport | None = field(default=None, compare=False)
+
+    def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
+        return Anatomy(self.grid, self.span, file_source(self.path, self.rules).labels)
 
 
 DEFAULT_GRIDS: dict[str, tuple[Size3, Spacing3]] = {
@@ -68,32 +149,21 @@ DEFAULT_GRIDS: dict[str, tuple[Size3, Spacing3]] = {
 """Size (voxels) and spacing (mm) that show a region of an adult."""
 
 
-def phantom_source(
-    region: str, size: Size3 | None, spacing: Spacing3 | None, limits: Limits, multiple: int, force: bool = False
-) -> PhantomLabels:
-    """Phantom labels of a region on a centred grid; without a size, one that covers the region at the spacing."""
+def region_grid(region: str, rules: GridRules) -> Grid:
+    """A centred grid of a region; without a size, one that covers the region at the spacing."""
     span = RegionSpan.named(region)
     usual_size, usual_spacing = DEFAULT_GRIDS[span.top.name.lower()]
-    spacing = spacing or usual_spacing
+    spacing, size = rules.spacing or usual_spacing, rules.size
     if size is None:
         extents = [n * s for n, s in zip(usual_size, usual_spacing, strict=True)]
-        covered = _cover(extents, spacing, multiple)
-        x, y, z = (min(n, most // multiple * multiple) for n, most in zip(covered, limits.max_size, strict=True))
+        covered, multiple = _cover(extents, spacing, rules.multiple), rules.multiple
+        x, y, z = (min(n, most // multiple * multiple) for n, most in zip(covered, rules.limits.max_size, strict=True))
         size = x, y, z
-    check_grid(size, spacing, limits, multiple, force)
-    return PhantomLabels(region, Grid.centered(size, spacing))
+    check_grid(size, spacing, rules)
+    return Grid.centered(size, spacing)
 
 
-def file_source(
-    path: Path,
-    size: Size3 | None,
-    spacing: Spacing3 | None,
-    limits: Limits,
-    multiple: int,
-    force: bool = False,
-    region: str | None = None,
-    enclose: bool = False,
-) -> GivenLabels:
+def file_source(path: Path, rules: LabelRules) -> GivenLabels:
     """The labels of a file on a grid that the bundle can generate.
 
     Without size and spacing the file's own field of view is covered, at its spacing moved into the bundle's range and
@@ -101,38 +171,67 @@ def file_source(
     show, unless a region is named. With `enclose`, a map without body gets one around its structures. Raises
     `InvalidGridError` for what the bundle does not take, `InvalidLabelsError` for ids that the vocabulary lacks.
     """
-    labels = read_labels(path)
+    labels, report = open_labels(path, rules.reading)
     vocabulary = load_vocabulary()
     present, body = vocabulary.check_ids(labels.array), vocabulary.id("body")
-    span = RegionSpan.named(region) if region is not None else region_span(labels)
-    if spacing is None:
-        spacing = _fitting_spacing(labels.grid, size, limits)
-    if size is None:
-        size = _cover(labels.grid.fov_mm, spacing, multiple)
-    check_grid(size, spacing, limits, multiple, force)
+    span = RegionSpan.named(rules.region) if rules.region is not None else region_span(labels)
+    spacing = rules.grid.spacing or _fitting_spacing(labels.grid, rules.grid)
+    size = rules.grid.size or _cover(labels.grid.fov_mm, spacing, rules.grid.multiple)
+    check_grid(size, spacing, rules.grid)
     target = with_spacing(labels.grid, spacing)
     shift = [(n - m) // 2 for n, m in zip(target.shape, size, strict=True)]
-    target = target.window(shift, size)
-    resampled = resample(labels, target)
+    resampled = resample(labels, target.window(shift, size))
     if not resampled.array.any():
         raise InvalidRequestError(f"no label of {path} lies in a field of view of {size} voxels at {spacing} mm")
-    ids = LabelMap(resampled.array.astype(np.uint8), target)
-    if body not in present and enclose:
-        return GivenLabels(enclosed(ids), span)
-    if body not in present:
+    ids = LabelMap(resampled.array.astype(np.uint8), resampled.grid)
+    if body not in present and rules.enclose:
+        ids = enclosed(ids)
+    elif body not in present:
         logger.warning(
             "%s has no body (%d): between and around its structures the CT will be air; --enclose draws one", path, body
         )
-    return GivenLabels(ids, span)
+    return GivenLabels(ids, span, report=report)
 
 
-def check_grid(size: Size3, spacing: Spacing3, limits: Limits, multiple: int, force: bool = False) -> None:
+def is_one_map(folder: Path) -> bool:
+    """Whether a folder holds one label map, a binary file for each structure, and not a map in each file."""
+    names = [_stem(path) for path in _label_files(folder)]
+    return bool(names) and all(load_vocabulary().knows(name) for name in names)
+
+
+def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
+    """A source for each label map of a folder, named after its file, in the order of names; all are read once now."""
+    paths = _label_files(folder)
+    if not paths:
+        raise InvalidLabelsError(f"no label map in {folder}; accepted: a folder of {' or '.join(SUFFIXES)} files")
+    names = [_stem(path) for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidLabelsError(f"two label maps of {folder} have one name: {', '.join(twice)}; rename one of them")
+    found = [file_source(path, rules) for path in paths]
+    return [
+        LabelFile(path, rules, source.grid, source.span, name, source.report)
+        for path, name, source in zip(paths, names, found, strict=True)
+    ]
+
+
+def _label_files(folder: Path) -> list[Path]:
+    found = (p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
+    return sorted(found)
+
+
+def _stem(path: Path) -> str:
+    return path.name[: path.name.lower().rindex(".nii")]
+
+
+def check_grid(size: Size3, spacing: Spacing3, rules: GridRules) -> None:
     """Refuse a size that the networks cannot make, and without `force` one the bundle was not trained for."""
+    multiple, limits = rules.multiple, rules.limits
     if any(n % multiple for n in size):
         low = tuple(max(multiple, n // multiple * multiple) for n in size)
         high = tuple(-(-n // multiple) * multiple for n in size)
         raise InvalidGridError(f"size {size} is not a multiple of {multiple} on every axis; nearest: {low} or {high}")
-    wrong = [] if force else limits.violations(size, spacing)
+    wrong = [] if rules.force else limits.violations(size, spacing)
     if wrong:
         raise InvalidGridError(
             f"{'; '.join(wrong)}. The bundle takes {_range(limits)}; --size chooses a part of a larger label map, "
@@ -149,8 +248,9 @@ def _range(limits: Limits) -> str:
     return f"{taken}, field of view {low} to {high} mm"
 
 
-def _fitting_spacing(grid: Grid, size: Size3 | None, limits: Limits) -> Spacing3:
-    room = size or limits.max_size
+def _fitting_spacing(grid: Grid, rules: GridRules) -> Spacing3:
+    limits = rules.limits
+    room = rules.size or limits.max_size
     ends = zip(limits.min_spacing_mm, limits.max_spacing_mm, strict=True)
     x, y, z = (
         float(np.clip(max(s, fov / n), low, high))

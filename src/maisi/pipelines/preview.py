@@ -15,6 +15,7 @@ from maisi.anatomy.vocabulary import Structure, load_vocabulary
 from maisi.errors import InvalidGridError
 from maisi.shapes import Size3
 from maisi.space.grid import Grid
+from maisi.space.intensity import MR_PERCENTILES
 from maisi.space.volume import LabelMap, Volume
 from maisi.storage.atomic import write_atomically
 
@@ -31,6 +32,9 @@ HU_CURVE = (
 
 DIFFERENCE_HU = 300.0
 """Difference that is shown in full colour."""
+
+DIFFERENCE_SHARE = 0.15
+"""The same of an MR, as a part of its brightest value."""
 
 PLANES = (("axial", 2, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 0, "APSI"))
 """Name, the axis it cuts, and the letters left, right, top, bottom."""
@@ -62,7 +66,8 @@ def preview(volume: Volume, labels: LabelMap | None = None, title: str = "", poi
     point = point or telling_point(volume, labels)
     scale = _row_scale(volume.grid)
     cuts = [_plane(volume.array, axis, point) for _, axis, _ in PLANES]
-    greys = [_grey(cut) for cut in cuts]
+    curve = _curve(volume)
+    greys = [_grey(cut, curve) for cut in cuts]
     rows = [[_panel(grey, volume.grid, k, scale) for k, grey in enumerate(greys)]]
     legend: list[Structure] = []
     if labels is not None:
@@ -84,14 +89,16 @@ def comparison(
     if not other.grid.is_close(original.grid):
         raise InvalidGridError(f"volumes on different grids cannot be compared: {original.grid} and {other.grid}")
     point = telling_point(original)
-    scale = _column_scale(original.grid)
+    scale, curve = _column_scale(original.grid), _curve(original)
+    most = DIFFERENCE_HU if original.modality == "ct" else DIFFERENCE_SHARE * curve[-1][0]
+    unit = " HU" if original.modality == "ct" else ""
     rows = []
     for k, (_, axis, _) in enumerate(PLANES):
         a, b = _plane(original.array, axis, point), _plane(other.array, axis, point)
         pictures = {
-            names[0]: _grey(a),
-            names[1]: _grey(b),
-            f"difference ±{DIFFERENCE_HU:g} HU": _diverging(b - a),
+            names[0]: _grey(a, curve),
+            names[1]: _grey(b, curve),
+            f"difference ±{most:.3g}{unit}": _diverging((b - a) / most),
         }
         rows.append([_panel(x, original.grid, k, scale, name) for name, x in pictures.items()])
     return _sheet(rows, title, _size_caption(original.grid), [], scale)
@@ -142,9 +149,17 @@ def _plane(array: np.ndarray, axis: int, point: Size3) -> np.ndarray:
     return np.take(array, point[axis], axis=axis).T[::-1, ::-1]
 
 
-def _grey(hu: np.ndarray) -> np.ndarray:
-    levels, greys = zip(*HU_CURVE, strict=True)
-    grey = np.rint(255 * np.interp(hu, levels, greys)).astype(np.uint8)
+def _curve(volume: Volume) -> tuple[tuple[float, float], ...]:
+    """Values and their greys: `HU_CURVE` for CT; for MR from its lowest to its percentile 99.5."""
+    if volume.modality == "ct":
+        return HU_CURVE
+    low, high = np.percentile(volume.array, MR_PERCENTILES).tolist()
+    return (low, 0.0), (max(high, low + 1e-6), 1.0)
+
+
+def _grey(values: np.ndarray, curve: tuple[tuple[float, float], ...]) -> np.ndarray:
+    levels, greys = zip(*curve, strict=True)
+    grey = np.rint(255 * np.interp(values, levels, greys)).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
 
@@ -158,8 +173,8 @@ def _painted(grey: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.rint((1 - opacity) * grey + opacity * np.minimum(255, colours * light)).astype(np.uint8)
 
 
-def _diverging(difference: np.ndarray) -> np.ndarray:
-    share = np.clip(difference / DIFFERENCE_HU, -1, 1)[..., None]
+def _diverging(share: np.ndarray) -> np.ndarray:
+    share = np.clip(share, -1, 1)[..., None]
     low, zero, high = (np.array(c, np.float32) for c in ((70, 150, 255), (24, 27, 34), (255, 96, 72)))
     colour = np.where(share < 0, zero + (low - zero) * -share, zero + (high - zero) * share)
     return np.rint(colour).astype(np.uint8)

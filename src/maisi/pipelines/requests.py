@@ -1,28 +1,16 @@
-"""What a user can ask for, checked before any network is loaded."""
+"""What a user can ask for, checked before any network is loaded. Imports no torch: a command line is fast to refuse."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from maisi.bundle.bundle import DEFAULT_BUNDLE
-from maisi.pipelines.sizes import Bytes
+from maisi.compute.compute import Compute
 from maisi.shapes import Frozen, Size3, Spacing3
+from maisi.space.reading import ReadOptions
 
+DEFAULT_BUNDLE = "ct-small"
 DEFAULT_REGION = "chest"
-
-Precision = Literal["float32", "bfloat16"]
-
-
-def _known_device(name: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"{name!r} is no device; accepted: cpu, cuda or cuda:N")
-    return name
-
-
-Device = Annotated[str, AfterValidator(_known_device)]
-"""Where networks compute: the processor, a GPU, or a numbered one."""
 
 
 def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
@@ -31,51 +19,50 @@ def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
     return spacing
 
 
-class ComputeRequest(Frozen):
-    """With which bundle, in which precision and where networks compute, and the memory (bytes) that they stay within.
-
-    Without a precision a command takes the faster one of the machine, and a bundle given from Python computes in
-    float32. Beyond `memory`, tensors may go to files in the folder `scratch`, and from a GPU to `host_memory` bytes of
-    the machine it is in.
-    """
-
-    bundle: str = DEFAULT_BUNDLE
-    precision: Precision | None = None
-    device: Device = "cpu"
-    memory: Bytes | None = None
-    scratch: Path | None = None
-    host_memory: Bytes | None = None
-    threads: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _host_has_a_gpu(self) -> "ComputeRequest":
-        if self.host_memory is not None and self.device == "cpu":
-            raise ValueError("host_memory is for what leaves a GPU; with device cpu raise memory instead")
-        if self.host_memory is not None and self.memory is None:
-            raise ValueError("host_memory needs memory: how much of the GPU's is used before tensors leave it")
-        return self
+Spacing = Annotated[Spacing3 | None, AfterValidator(_finite)]
+BundleName = Annotated[str, Field(description="Packaged bundle or folder.")]
 
 
-class GenerateRequest(ComputeRequest):
+class GenerateRequest(Frozen):
     """A number of volumes with labels. Size (voxels) and spacing (mm) follow the region, or the labels given.
 
     Without labels the region is the chest; with labels it is what they show, unless named. How strongly the ControlNet
     steers is the bundle's to say, unless `controlnet_scale` does.
     """
 
-    region: str | None = None
-    size: Size3 | None = None
-    spacing: Spacing3 | None = None
-    labels: Path | None = None
-    enclose: bool = False
-    modality: str = "ct"
-    count: int = Field(default=1, ge=1)
-    seed: int = Field(default=0, ge=0)
-    steps: int = Field(default=10, ge=1)
-    solver: Literal["multistep", "euler", "ancestral"] = "multistep"
-    controlnet_scale: float | None = Field(default=None, ge=0)
-    format: Literal["nii.gz", "nii"] = "nii.gz"
-    force: bool = False
+    bundle: BundleName = DEFAULT_BUNDLE
+    region: str | None = Field(
+        default=None,
+        description="head, chest, abdomen, lower; labels show it too.",
+        json_schema_extra={"shown_default": DEFAULT_REGION},
+    )
+    size: Size3 | None = Field(
+        default=None, description="Voxels.", json_schema_extra={"shown_default": "what shows the region"}
+    )
+    spacing: Spacing = Field(default=None, description="Voxel size in mm.")
+    labels: Path | None = Field(
+        default=None, description="Label map to follow, or a folder of them; without it one is drawn."
+    )
+    enclose: bool = Field(default=False, description="Draw a body around labels that have none.")
+    unlabelled: bool = Field(default=False, description="The U-Net alone: images that follow no labels.")
+    count: int = Field(default=1, ge=1, description="Samples; of a folder of label maps, of each.")
+    seed: int = Field(default=0, ge=0, description="Same seed, same samples.")
+    steps: int = Field(default=10, ge=1, description="Steps of the sampler.")
+    solver: Literal["multistep", "euler", "ancestral"] = Field(
+        default="multistep", description="multistep, euler or ancestral."
+    )
+    modality: str = Field(default="ct", description="What to imitate.")
+    controlnet_scale: float | None = Field(
+        default=None,
+        ge=0,
+        description="How strongly labels steer.",
+        json_schema_extra={"shown_default": "the bundle's"},
+    )
+    redraws: int = Field(default=0, ge=0, description="How often a sample that fails its check is drawn anew.")
+    format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
+    force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
+    reading: ReadOptions = ReadOptions()
+    compute: Compute = Compute()
 
     @field_validator("size")
     @classmethod
@@ -84,20 +71,42 @@ class GenerateRequest(ComputeRequest):
             raise ValueError(f"size {size} has an axis without voxels")
         return size
 
-    _spacing_is_finite = field_validator("spacing")(_finite)
-
     @model_validator(mode="after")
-    def _something_to_enclose(self) -> "GenerateRequest":
+    def _fits_together(self) -> "GenerateRequest":
         if self.enclose and self.labels is None:
             raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
+        if self.unlabelled and self.labels is not None:
+            raise ValueError("unlabelled images follow no labels; give either labels or unlabelled")
         return self
 
 
-class CodecRequest(ComputeRequest):
-    """Encoding or decoding one file. With a spacing (mm) the volume is resampled first; `series` picks of a folder."""
+class EncodeRequest(Frozen):
+    """Encoding one CT. With a spacing (mm) the volume is resampled first."""
 
-    source: Path
-    series: str | None = None
-    spacing: Spacing3 | None = None
+    source: Path = Field(description=".nii, .nii.gz or a DICOM folder.")
+    bundle: BundleName = DEFAULT_BUNDLE
+    spacing: Spacing = Field(default=None, description="Voxel size in mm; the volume is resampled first.")
+    force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
+    reading: ReadOptions = ReadOptions()
+    compute: Compute = Compute()
 
-    _spacing_is_finite = field_validator("spacing")(_finite)
+
+class ReconstructRequest(EncodeRequest):
+    """Encoding and decoding one CT, to measure what is lost."""
+
+
+class DecodeRequest(Frozen):
+    """Decoding one latent onto the grid of the volume that was encoded."""
+
+    source: Path = Field(description="A file of maisi encode.")
+    bundle: BundleName = DEFAULT_BUNDLE
+    force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
+    compute: Compute = Compute()
+
+
+class PlanRequest(Frozen):
+    """All that a bundle can do with a volume of a size, within memory."""
+
+    size: Size3 = Field(description="Voxels of the volume.")
+    bundle: BundleName = DEFAULT_BUNDLE
+    compute: Compute

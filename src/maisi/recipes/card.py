@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,17 @@ import numpy as np
 from maisi.anatomy.regions import BodyRegion
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle
+from maisi.compute.compute import Compute
+from maisi.compute.fit import fit
 from maisi.data.manifest import Case
 from maisi.evaluation.adherence import BODY_HU, CONTRAST, Adherence, adherence
 from maisi.evaluation.fidelity import Fidelity
 from maisi.evaluation.reconstruction import measure, reconstruct
 from maisi.phantom.render import render_phantom
-from maisi.pipelines.execution import fitted
-from maisi.pipelines.generate import generate, label_source, sample_generators
-from maisi.pipelines.requests import CodecRequest, GenerateRequest
+from maisi.pipelines.codec import rehearse_both
+from maisi.pipelines.generate import generate, sample_generators
+from maisi.pipelines.prepare import label_sources
+from maisi.pipelines.requests import GenerateRequest
 from maisi.shapes import Frozen
 from maisi.space.files import read_labels, read_volume
 
@@ -76,7 +80,7 @@ def measure_bundle(
     for case in cases:
         assert case.image is not None
         volume = read_volume(case.image)
-        codec = fitted(bundle, volume.grid.shape, CodecRequest(source=case.image), only=("encode", "decode"))
+        codec = fit(bundle, Compute(), partial(rehearse_both, volume.grid.shape))
         found = measure(volume, reconstruct(codec, volume))
         told(f"{case.id}: {found.reconstruction.psnr_db:.2f} dB, box blur {found.yardstick.psnr_db:.2f} dB")
         reconstructed.append(CaseQuality(id=case.id, group=case.group, spacing_mm=volume.grid.spacing, **dict(found)))
@@ -107,6 +111,7 @@ def _samples(bundle: Bundle, count: int, steps: int, told: OnCase) -> Iterator[S
         region = list(BodyRegion)[(seed + 1) % len(BodyRegion)].name.lower()
         request = GenerateRequest(region=region, seed=seed, steps=steps)
         (sample,) = generate(request, bundle)
+        assert sample.labels is not None
         found = adherence(sample.volume, sample.labels)
         told(f"{region}, seed {seed}: {_scores(found, ', ')}")
         yield SampleQuality(region=region, seed=seed, adherence=found)
@@ -115,9 +120,11 @@ def _samples(bundle: Bundle, count: int, steps: int, told: OnCase) -> Iterator[S
 def _rendered(bundle: Bundle, told: OnCase) -> Iterator[SampleQuality]:
     for region in (each.name.lower() for each in BodyRegion):
         request = GenerateRequest(region=region, seed=0)
-        rng, _ = sample_generators(request.seed, 0)
-        labels, _ = label_source(request, bundle).draw(rng)
-        codec = fitted(bundle, labels.grid.shape, request, only=("encode", "decode"))
+        rng, of_labels, _ = sample_generators(request.seed, 0)
+        (source,) = label_sources(request, bundle)
+        labels = source.draw(rng, of_labels).labels
+        assert labels is not None
+        codec = fit(bundle, request.compute, partial(rehearse_both, labels.grid.shape))
         found = adherence(reconstruct(codec, render_phantom(labels, rng)), labels)
         told(f"{region}, rendered phantom after encoding and decoding: {_scores(found, ', ')}")
         yield SampleQuality(region=region, seed=request.seed, adherence=found)

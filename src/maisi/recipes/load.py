@@ -4,8 +4,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from maisi.errors import InvalidConfigError
-from maisi.pipelines.settings import checked, read_settings
 from maisi.recipes.bundle import BundleRecipe
+from maisi.storage.settings import check_settings, read_settings
 
 
 def load_recipe(name_or_path: str | Path) -> BundleRecipe:
@@ -13,7 +13,7 @@ def load_recipe(name_or_path: str | Path) -> BundleRecipe:
     packaged = {p.name.removesuffix(".yaml"): p for p in files("maisi.recipes").joinpath("presets").iterdir()}
     if str(name_or_path) in packaged:
         with as_file(packaged[str(name_or_path)]) as path:
-            return checked(BundleRecipe, read_settings(path))
+            return check_settings(BundleRecipe, read_settings(path))
     if not Path(name_or_path).is_file():
         raise InvalidConfigError(f"no recipe {str(name_or_path)!r}; accepted: {', '.join(packaged)}, or a YAML file")
-    return checked(BundleRecipe, read_settings(Path(name_or_path)))
+    return check_settings(BundleRecipe, read_settings(Path(name_or_path)))

@@ -2,21 +2,32 @@
 
 from typing import Literal
 
-from maisi.shapes import Frozen
-from maisi.space.volume import Modality
+from pydantic import Field
+
+from maisi.shapes import Frozen, Modality
 
 
 class ReadOptions(Frozen):
     """What a user says about a file that the file does not say itself, or says twice."""
 
-    modality: Modality = "ct"
-    affine: Literal["sform", "qform"] | None = None  # which of a NIfTI's two places counts where they disagree
-    series: str | None = None  # SeriesInstanceUID, of a DICOM folder with several series
-    acquisition: str | None = None  # of a DICOM series that holds several acquisitions, phases or stations
-    hu_offset: float = 0.0  # added to stored values to make them HU
-    hu_window: tuple[float, float] | None = None  # HU of the lowest and the highest stored value, of a windowed image
-    trust_hu: bool = False  # take the values as HU whatever they look like
-    numbering: str | None = None  # whose numbers a label map's ids are: maisi, totalsegmentator, ..., or a file
+    modality: Modality = Field(default="ct", description="What the image shows: ct or mr.")
+    affine: Literal["sform", "qform"] | None = Field(
+        default=None, description="Which of a NIfTI's two places counts where they disagree."
+    )
+    series: str | None = Field(default=None, description="The series (UID) to take of a DICOM folder with several.")
+    acquisition: str | None = Field(
+        default=None, description="The acquisition, phase or station to take of a DICOM series with several."
+    )
+    hu_offset: float = Field(default=0.0, description="Added to the stored values to make them HU.")
+    hu_window: tuple[float, float] | None = Field(
+        default=None, description="HU of the lowest and the highest stored value of a windowed image."
+    )
+    trust_hu: bool = Field(default=False, description="Take the values as HU whatever they look like.")
+    numbering: str | None = Field(
+        default=None,
+        description="Whose numbers a label map's ids are: maisi, totalsegmentator, vista3d, amos, btcv, or a FILE.",
+        json_schema_extra={"shown_default": "maisi"},
+    )
 
 
 class Finding(Frozen):

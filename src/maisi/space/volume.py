@@ -1,14 +1,12 @@
 """What is on a grid: intensities (`Volume`) or structure ids (`LabelMap`)."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from maisi.errors import InvalidGridError, InvalidLabelsError, InvalidVolumeError
+from maisi.shapes import Modality
 from maisi.space.grid import Grid
-
-Modality: TypeAlias = Literal["ct", "mr"]
 
 # Value of what lies outside the field of view: the lowest HU of a 12-bit scanner for CT, no signal for MR.
 OUTSIDE: dict[str, float] = {"ct": -1024.0, "mr": 0.0}

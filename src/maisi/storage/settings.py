@@ -30,7 +30,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
-def assigned(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+def with_assignments(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """The settings with assignments such as `steps=20` or `limits.max_size=[64, 64, 64]`; values are YAML."""
     result = dict(settings)
     for assignment in assignments:
@@ -45,7 +45,17 @@ def assigned(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[st
     return result
 
 
-def checked(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
+def merged(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with others that count more, group by group."""
+    result = dict(settings)
+    for name, value in more.items():
+        inner = result.get(name)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        result[name] = merged(inner, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def check_settings(kind: type[Settings], settings: Mapping[str, Any]) -> Settings:
     """The request of these settings; `InvalidConfigError` with a line for each setting that is unknown or wrong."""
     try:
         return kind.model_validate(dict(settings))
@@ -72,14 +82,18 @@ def _with(settings: Mapping[str, Any], names: list[str], value: Any, assignment:
 def _told(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = _settings_at(kind, problem["loc"][:-1])
-        close = get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        known, wrong = _settings_at(kind, problem["loc"][:-1]), str(problem["loc"][-1])
+        inside = [f"{group}.{name}" for group in known for name in _settings_at(kind, (*problem["loc"][:-1], group))]
+        within = [name for name in inside if name.rpartition(".")[2] == wrong]
+        close = within or get_close_matches(wrong, known, n=1, cutoff=0.55)
         hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
         return f"unknown setting {where!r}; {hint}"
     reason = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     reason = reason.partition(", unable to parse")[0]
     if problem["type"] in {"tuple_type", "list_type"}:
         reason = "a list such as [2, 2, 2]"
+    if problem["type"] in {"byte_size", "byte_size_unit"}:
+        reason = "an amount of memory; write 8GB, 500MB or 2GiB"
     if problem["type"] == "missing":
         return f"setting {where!r} is missing"
     if problem["type"] == "value_error" or not where:
@@ -88,11 +102,10 @@ def _told(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:
 
 
 def _settings_at(kind: Any, location: Iterable[Any]) -> list[str]:
-    """Names of the settings of the model at a place inside `kind`."""
+    """Names of the settings of the model at a place inside `kind`; none where a plain value is there."""
     for part in location:
         models = [m for m in _models(kind) if part in m.model_fields]
-        if models:
-            kind = models[0].model_fields[part].annotation
+        kind = models[0].model_fields[part].annotation if models else (kind if not _models(kind) else None)
     return [name for model in _models(kind) for name in model.model_fields]
 
 

@@ -1,0 +1,37 @@
+"""How a command that writes is carried out: the task of its name, with a bar, and what became of it told."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maisi.cli.console import give, progress, tell
+
+if TYPE_CHECKING:
+    from maisi.runs.record import RunRecord
+
+
+def run_task(name: str, request: Any, out: Path, overwrite: bool = False, quiet: bool = False) -> "RunRecord | None":
+    """Carry out the task of a command; files are named as they come into place, unless `quiet`.
+
+    Gives None on ranks besides the first.
+    """
+    from maisi.cli.process import process_for
+    from maisi.compute.compute import Compute
+    from maisi.runs.carry_out import carry_out
+    from maisi.runs.task import Watch
+    from maisi.runs.tasks import task_named
+
+    def on_files(files: list[Path]) -> None:
+        for file in files:
+            if not quiet and not file.name.endswith((".run.yaml", "run.json")):
+                give(str(file))
+
+    task = task_named(name)
+    with process_for(getattr(request, "compute", Compute())) as ranks, progress(name) as on_stage:
+        return carry_out(task, request, out, overwrite=overwrite, watch=Watch(on_stage, on_files), ranks=ranks)
+
+
+def tell_cost(what: str, record: "RunRecord") -> None:
+    """How long something took, and how much memory."""
+    from maisi.compute.compute import format_bytes
+
+    tell(f"{what} in {record.seconds:.1f} s, at most {format_bytes(record.peak_bytes)}")

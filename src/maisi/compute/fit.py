@@ -1,0 +1,158 @@
+"""How the networks of a bundle are fitted to a request: cut into slabs, over ranks, within memory."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maisi.bundle.bundle import Bundle
+from maisi.compute.calls import Work, call_name, calls_of, computing_methods, result_format
+from maisi.compute.compute import Compute, format_bytes
+from maisi.compute.machine import dtype_of
+from maisi.errors import InvalidPlanError, InvalidRequestError
+from maisi.splitting.execute import kept_between_calls
+from maisi.splitting.plan import MemoryPlan, plan_memory, run_split
+from maisi.splitting.precision import in_format, kept_in_float32
+from maisi.splitting.ranks import Ranks
+
+PROCESS_BYTES = 400_000_000
+"""What Python, torch and the libraries hold before any network is there (measured on Linux, CPU build)."""
+
+
+def fit(bundle: Bundle, compute: Compute, work: Work, ranks: Ranks | None = None) -> Bundle:
+    """The bundle with networks that do `work` in slabs: over ranks if any, within memory if limited.
+
+    Otherwise a network works on one slab, which on a CPU is faster than the bare network, and in half precision nearer
+    to float32; in float32 on a GPU it is the bare network. Raises `InvalidPlanError` with the least memory that would
+    do.
+    """
+    plans = plan(bundle, compute, work) if compute.memory is not None else None
+    dtype = dtype_of(compute)
+
+    def load(name: str) -> Any:
+        network = getattr(bundle, name)
+        check_format(network, name, dtype)
+        is_unlimited = ranks is None and plans is None and dtype == torch.float32
+        is_bare = is_unlimited and next(network.parameters()).device.type != "cpu"
+        return network if is_bare else SplitNetwork(name, network, plans, ranks, dtype)
+
+    return replace(bundle, load=load)
+
+
+def plan(bundle: Bundle, compute: Compute, work: Work) -> dict[str, MemoryPlan]:
+    """A plan for each call that `work` makes, so that the process with all networks stays within the memory.
+
+    Raises `InvalidPlanError` with the least memory that would do, `InvalidRequestError` where the scratch folder is
+    not there.
+    """
+    assert compute.memory is not None
+    check_scratch(compute)
+    dtype = dtype_of(compute)
+    fixed, told = fixed_bytes(bundle, dtype), str(dtype).removeprefix("torch.")
+    plans = {}
+    for call in calls_of(bundle, dtype, work).values():
+        besides = fixed + call.held_bytes
+        size = " x ".join(map(str, call.shape[2:]))
+        asked = f"{call.name} of {size} voxels in {told} within {format_bytes(compute.memory)}"
+        parts = f"{format_bytes(besides)} go to the process, the networks and the input"
+        try:
+            plans[call.name] = plan_memory(
+                call.function,
+                call.shape,
+                max(0, compute.memory - besides),
+                dtype=call.dtype,
+                folder=compute.scratch,
+                host_bytes=compute.host_memory,
+            )
+        except InvalidPlanError as error:
+            raise InvalidPlanError(f"{asked}, of which {parts}: {error}{_hint(compute)}") from error
+    return plans
+
+
+def check_scratch(compute: Compute) -> None:
+    """Nothing, or an `InvalidRequestError` for a scratch folder that is not there."""
+    if compute.scratch is not None and not compute.scratch.is_dir():
+        raise InvalidRequestError(f"no folder {compute.scratch} to keep tensors in; accepted: a folder that exists")
+
+
+def fixed_bytes(bundle: Bundle, dtype: torch.dtype) -> int:
+    """What the process holds before any volume is there."""
+    parameters = sum(network["num_parameters"] for network in bundle.describe()["networks"].values())
+    return PROCESS_BYTES + int(parameters) * dtype.itemsize
+
+
+def between_calls(compute: Compute) -> AbstractContextManager[None]:
+    """What a loop over the same networks keeps from call to call: nothing where memory is limited."""
+    return kept_between_calls() if compute.memory is None else nullcontext()
+
+
+def precision_of(bundle: Bundle) -> str:
+    """The number format that the networks of a bundle compute in: that of their weights, but for those kept float32."""
+    formats = set()
+    for name in bundle.kinds:
+        network = getattr(bundle, name)
+        kept = kept_in_float32(network)
+        formats |= {weights.dtype for each, weights in network.named_parameters() if each not in kept}
+    return str(next(iter(formats), torch.float32)).removeprefix("torch.")
+
+
+def check_format(network: nn.Module, name: str, dtype: torch.dtype) -> None:
+    """Raise `InvalidRequestError` where a network was loaded in another format than a request computes in."""
+    kept = kept_in_float32(network)
+    formats = {weights.dtype for each, weights in network.named_parameters() if each not in kept}
+    if not formats <= {dtype}:
+        wanted = str(dtype).removeprefix("torch.")
+        got = ", ".join(sorted(str(each).removeprefix("torch.") for each in formats))
+        raise InvalidRequestError(
+            f"the request computes in {wanted}, the {name} of the bundle is in {got}; accepted: "
+            f'Compute(precision="{got}"), or load_bundle(..., dtype=torch.{wanted}, narrow_in_float32=True)'
+        )
+
+
+class SplitNetwork:
+    """A network whose computing methods run slab by slab, with plans or without; in all else it is the network.
+
+    It computes in `dtype` on tensors in that format or float32.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        plans: Mapping[str, MemoryPlan] | None,
+        ranks: Ranks | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self._name, self._network, self._plans, self._ranks = name, network, plans, ranks
+        self._methods = computing_methods(network)
+        self._formats = dtype, result_format(network, dtype)
+
+    def __getattr__(self, method: str) -> Any:
+        found = getattr(self._network, method)
+        return self._split(found, method) if method in self._methods else found
+
+    def __call__(self, x: Tensor, *inputs: Any, **conditions: Any) -> Any:
+        return self._split(self._network, "__call__")(x, *inputs, **conditions)
+
+    def _split(self, function: Callable[..., Any], method: str) -> Callable[..., Any]:
+        plan = None if self._plans is None else self._plans[call_name(self._name, method)]
+
+        def run(x: Tensor, *inputs: Any, **conditions: Any) -> Any:
+            def work(slabs: Any) -> Any:
+                return function(slabs, *inputs, **conditions)
+
+            return run_split(in_format(work, *self._formats), x, plan, self._ranks)
+
+        return run
+
+
+def _hint(compute: Compute) -> str:
+    unused = {
+        "--scratch": compute.scratch is None,
+        "--host-memory": not compute.host_memory and compute.device != "cpu",
+    }
+    options = ", ".join(option for option, is_unused in unused.items() if is_unused)
+    return f" ({options})" if options else ""

@@ -1,0 +1,253 @@
+"""What a request needs before any network computes: its bundle and its input, checked. From Python and the command line
+alike."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+
+from maisi.bundle.bundle import Bundle, find_bundle, load_bundle, packaged_names
+from maisi.compute.compute import Compute
+from maisi.compute.fit import check_format, check_scratch, precision_of
+from maisi.compute.machine import device_of, dtype_of, fill_defaults
+from maisi.data.door import open_volume
+from maisi.errors import InvalidBundleError, InvalidRequestError
+from maisi.networks.autoencoder import AutoencoderConfig
+from maisi.networks.unet import UNetConfig
+from maisi.pipelines.codec import Latent, read_latent
+from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
+from maisi.pipelines.labels import (
+    GridRules,
+    LabelRules,
+    LabelSource,
+    NoLabels,
+    PhantomLabels,
+    file_source,
+    folder_sources,
+    is_one_map,
+    region_grid,
+)
+from maisi.pipelines.requests import DEFAULT_REGION, DecodeRequest, EncodeRequest, GenerateRequest, PlanRequest
+from maisi.space.reading import FileReport
+from maisi.space.resample import resample, with_spacing
+from maisi.space.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+Request = TypeVar("Request", GenerateRequest, EncodeRequest, DecodeRequest, PlanRequest)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A generate request that can be carried out, all that it left open filled in."""
+
+    request: GenerateRequest
+    bundle: Bundle
+    sources: tuple[LabelSource, ...]
+
+    @property
+    def reports(self) -> tuple[FileReport, ...]:
+        """What was found in the label maps that were read."""
+        found = (getattr(source, "report", None) for source in self.sources)
+        return tuple(report for report in found if report is not None)
+
+
+def prepare_generate(request: GenerateRequest, bundle: Bundle | None = None) -> Prepared:
+    """The request, its bundle and its label sources; networks are not loaded yet.
+
+    A bundle given from Python goes before the request's; one that the request names must then be the same. Raises
+    `InvalidRequestError` (or a kind of it) for all that can be known to be impossible.
+    """
+    compute = compute_for(request.compute, bundle)
+    request = request.model_copy(update={"compute": compute})
+    bundle = bundle_of(request, bundle)
+    request = _without_foreign_labels(request, bundle)
+    sources = label_sources(request, bundle)
+    for source in sources:
+        _check_source(request, bundle, source)
+    return Prepared(_filled(request, bundle, sources), bundle, tuple(sources))
+
+
+def compute_for(compute: Compute, bundle: Bundle | None) -> Compute:
+    """The compute settings with defaults filled in; a bundle from Python computes in the precision it is in."""
+    if bundle is not None and compute.precision is None:
+        compute = compute.model_copy(update={"precision": precision_of(bundle)})
+    compute = fill_defaults(compute)
+    check_scratch(compute)
+    return compute
+
+
+def bundle_of(request: Request, given: Bundle | None = None) -> Bundle:
+    """The bundle of a request, in its precision on its device; `InvalidBundleError` where no autoencoder takes CTs.
+
+    A bundle that is given is checked instead: it must be the one that the request names, if it names one, be on its
+    device and in its precision.
+    """
+    dtype, device = dtype_of(request.compute), device_of(request.compute)
+    if given is None:
+        bundle = load_bundle(request.bundle, device, dtype, narrow_in_float32=dtype != torch.float32)
+    else:
+        bundle = given
+        _check_given(request, bundle, device)
+    if "autoencoder" not in bundle.kinds:
+        raise InvalidBundleError(f"bundle {bundle.name!r} has no autoencoder; it holds {', '.join(bundle.kinds)}")
+    config = cast(AutoencoderConfig, bundle.configs["autoencoder"])
+    if (config.in_channels, config.out_channels) != (1, 1):
+        raise InvalidBundleError(
+            f"the autoencoder of bundle {bundle.name!r} takes {config.in_channels} channels and gives "
+            f"{config.out_channels} (label maps); accepted: a bundle whose autoencoder takes and gives a CT, 1 channel"
+        )
+    return bundle
+
+
+def _check_given(request: Request, bundle: Bundle, device: torch.device) -> None:
+    """Nothing, or the refusal of a bundle from Python that is not what its request says."""
+    if "bundle" in request.model_fields_set and request.bundle != bundle.name:
+        named = find_bundle(request.bundle)
+        if bundle.path is None or named.resolve() != bundle.path.resolve():
+            raise InvalidBundleError(
+                f"the request names bundle {request.bundle!r}, but bundle {bundle.name!r} is given; accepted: the same "
+                "one, or a request without bundle"
+            )
+    for name in bundle.kinds:
+        weights = next(getattr(bundle, name).parameters())
+        if weights.device.type != device.type:
+            raise InvalidRequestError(
+                f"the request computes on {device}, the {name} of the bundle is on {weights.device}; accepted: "
+                f'Compute(device="{weights.device}"), or load_bundle(..., device="{device}")'
+            )
+        check_format(getattr(bundle, name), name, dtype_of(request.compute))
+
+
+def check_modality(bundle: Bundle, modality: str, force: bool) -> None:
+    """Nothing, or the refusal of a modality that the bundle was not trained for."""
+    modality_code(modality)  # refuses one that nobody knows
+    if modality in bundle.limits.modalities or force:
+        return
+    known = ", ".join(bundle.limits.modalities)
+    raise InvalidRequestError(
+        f"bundle {bundle.name!r} was not trained for modality {modality!r}; accepted: {known}; --force goes on"
+    )
+
+
+def lasting_name(name: str, bundle: Bundle) -> str:
+    """The bundle's name where it is packaged, else its absolute path."""
+    if bundle.path is None or name in packaged_names():
+        return name
+    return str(bundle.path.resolve())
+
+
+# Generating -----------------------------------------------------------------------------------------------------------
+
+
+def label_sources(request: GenerateRequest, bundle: Bundle) -> list[LabelSource]:
+    """The label sources that a request names, on grids that the bundle can make."""
+    missing = [kind for kind in ("autoencoder", "unet") if kind not in bundle.kinds]
+    if missing:
+        raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
+    rules = GridRules(bundle.limits, bundle.size_multiple, request.size, request.spacing, request.force)
+    if request.labels is not None:
+        placed = LabelRules(rules, request.region, request.enclose, request.reading)
+        if request.labels.is_dir() and not is_one_map(request.labels):
+            return list(folder_sources(request.labels, placed))
+        return [file_source(request.labels, placed)]
+    region = request.region or DEFAULT_REGION
+    grid = region_grid(region, rules)
+    return [NoLabels(region, grid) if request.unlabelled else PhantomLabels(region, grid)]
+
+
+def _without_foreign_labels(request: GenerateRequest, bundle: Bundle) -> GenerateRequest:
+    """The request for a bundle that may have no ControlNet: it makes images only, and follows no labels."""
+    if "controlnet" in bundle.kinds or "unet" not in bundle.kinds or request.unlabelled:
+        return request
+    if request.labels is not None:
+        raise InvalidBundleError(
+            f"bundle {bundle.name!r} has no ControlNet and cannot follow labels; accepted: --unlabelled for images "
+            "without labels, or a bundle with a ControlNet"
+        )
+    logger.warning(
+        "bundle %r has no ControlNet: its images follow no labels, and none are written (--unlabelled)", bundle.name
+    )
+    return request.model_copy(update={"unlabelled": True})
+
+
+def _check_source(request: GenerateRequest, bundle: Bundle, source: LabelSource) -> None:
+    """Nothing, or the refusal of what the networks, the schedule or the training of the bundle do not allow."""
+    check_modality(bundle, request.modality, request.force)
+    config = cast(UNetConfig, bundle.configs["unet"])
+    encode_conditioning(Conditioning(source.span, source.grid.spacing, request.modality), config)
+    bundle.scheduler.timesteps(request.steps, num_voxels=math.prod(source.grid.shape))  # refuses too many
+    foreign = [r.name.lower() for r in source.span.regions if r.name.lower() not in bundle.limits.regions]
+    if foreign and not request.force:
+        raise InvalidRequestError(
+            f"bundle {bundle.name!r} was not trained for {' and '.join(foreign)}; accepted: "
+            f"{', '.join(bundle.limits.regions)}; --force goes on"
+        )
+
+
+def _filled(request: GenerateRequest, bundle: Bundle, sources: list[LabelSource]) -> GenerateRequest:
+    """The request with all that it left open filled in, so that it says the same anywhere on this machine."""
+    scale = bundle.info.controlnet_scale if request.controlnet_scale is None else request.controlnet_scale
+    one_grid = None if sources[0].name else sources[0].grid
+    return request.model_copy(
+        update={
+            "bundle": lasting_name(request.bundle, bundle),
+            "labels": request.labels and request.labels.resolve(),
+            "region": request.region or (None if request.labels else DEFAULT_REGION),
+            "controlnet_scale": scale,
+            "size": request.size if one_grid is None else one_grid.shape,
+            "spacing": one_grid.spacing if one_grid is not None and request.spacing is None else request.spacing,
+        }
+    )
+
+
+# Encoding and decoding ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PreparedVolume:
+    """An encode request that can be carried out, and the volume that it encodes."""
+
+    request: EncodeRequest
+    bundle: Bundle
+    volume: Volume
+    report: FileReport
+
+
+def prepare_encode(request: EncodeRequest, bundle: Bundle | None = None) -> PreparedVolume:
+    """The request, its bundle and the volume to encode, resampled where the request says so.
+
+    Warns of a spacing that the bundle was not trained for. Raises `InvalidRequestError` as `prepare_generate`.
+    """
+    request = request.model_copy(update={"compute": compute_for(request.compute, bundle)})
+    bundle = bundle_of(request, bundle)
+    check_modality(bundle, request.reading.modality, request.force)
+    volume, report = open_volume(request.source, request.reading)
+    if request.spacing is not None:
+        volume = resample(volume, with_spacing(volume.grid, request.spacing))
+    for sentence in bundle.limits.violations((1, 1, 1), volume.grid.spacing):
+        if sentence.startswith("spacing"):
+            logger.warning("%s; --spacing resamples first", sentence)
+    update = {"bundle": lasting_name(request.bundle, bundle), "source": request.source.resolve()}
+    return PreparedVolume(request.model_copy(update=update), bundle, volume, report)
+
+
+@dataclass(frozen=True)
+class PreparedLatent:
+    """A decode request that can be carried out, and the latent that it decodes."""
+
+    request: DecodeRequest
+    bundle: Bundle
+    latent: Latent
+
+
+def prepare_decode(request: DecodeRequest, bundle: Bundle | None = None) -> PreparedLatent:
+    """The request, its bundle and the latent to decode. Raises `InvalidRequestError` as `prepare_generate`."""
+    request = request.model_copy(update={"compute": compute_for(request.compute, bundle)})
+    latent = read_latent(request.source)
+    bundle = bundle_of(request, bundle)
+    check_modality(bundle, latent.modality, request.force)
+    update = {"bundle": lasting_name(request.bundle, bundle), "source": request.source.resolve()}
+    return PreparedLatent(request.model_copy(update=update), bundle, latent)

@@ -1,0 +1,210 @@
+"""One way to carry out every task: check, write piece by piece, record. For the command line, a service, a cluster."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from maisi.errors import InvalidRequestError
+from maisi.runs.meter import StageMeter
+from maisi.runs.record import (
+    BundleIdentity,
+    RunRecord,
+    check_same_inputs,
+    identity,
+    input_sums,
+    installed_version,
+    machine,
+    now,
+    versions,
+)
+from maisi.runs.task import Checked, Output, Request, Run, Task, Watch
+from maisi.splitting.ranks import Ranks
+from maisi.storage.atomic import write_directory
+from maisi.storage.folders import OutputFolder, check_free, entries_of, open_beside, open_folder, storage_errors
+from maisi.storage.settings import check_settings, read_settings, write_settings
+from maisi.storage.sums import sha256
+
+logger = logging.getLogger(__name__)
+
+COMMAND = "command"
+RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
+
+
+def carry_out(
+    task: Task[Request],
+    request: Request,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    repeats: RunRecord | None = None,
+    watch: Watch = Watch(),
+    ranks: Ranks | None = None,
+) -> RunRecord | None:
+    """Do what was asked for and write it to `out`, with `run.yaml` that repeats it and `run.json` that records it.
+
+    All that can be refused is refused before anything is written. Files appear whole, `run.json` last: it says that the
+    run is complete. A run that was killed goes on where it stopped when it is asked for again. With `repeats`, the
+    record of an earlier run, bundle and input files must be that run's. With `ranks`, all of them call this and compute
+    together; the first one writes, the others give None.
+    """
+    started, meter = now(), StageMeter()
+    checked = task.check(request)
+    place = Place.of(task, out)
+    existing = place.check(task, checked.request, overwrite)
+    bundle = None if checked.bundle is None else identity(checked.bundle)
+    inputs = input_sums(task.inputs(checked.request))
+    if repeats is not None:
+        check_same_inputs(repeats, inputs, bundle)
+    if ranks is not None:
+        ranks.wait()  # until all have seen the folder as it was
+    if ranks is not None and not ranks.is_first:
+        task.work(checked, silent_run(place, existing, ranks, meter))
+        return None
+    with place.opened(task, overwrite) as folder:
+        run = Run(folder.partial, place.folder, out.name, existing, True, ranks, watch, meter, folder.publish)
+        settings = {COMMAND: task.name, **checked.request.model_dump(mode="json")}
+        with storage_errors(place.folder):
+            write_settings(folder.partial / place.settings, settings)
+        task.work(checked, run)
+        known = _Known(task.name, started, bundle, inputs)
+        record = made_record(known, checked, run)
+        with storage_errors(place.folder):
+            (folder.partial / place.record).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        folder.publish()
+    return record
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a task go, and what its two records are called."""
+
+    path: Path
+    folder: Path
+    settings: str = RUN_SETTINGS
+    record: str = RUN_RECORD
+
+    @classmethod
+    def of(cls, task: Task[Any], out: Path) -> "Place":
+        """The place that `--out` names."""
+        if task.output is not Output.FILE:
+            return cls(out, out)
+        stem = out.name[: len(out.name) - len(_suffix(task, out))]
+        return cls(out, out.parent, f"{stem}.{RUN_SETTINGS}", f"{stem}.{RUN_RECORD}")
+
+    def check(self, task: Task[Any], request: BaseModel, overwrite: bool) -> frozenset[str]:
+        """Names of files that an earlier, unfinished part of the same run left; raises where the place is not free."""
+        if task.output is Output.FILE:
+            self._check_file(overwrite)
+            return frozenset()
+        if task.output is Output.WHOLE:
+            if self.path.exists() and not overwrite:
+                raise InvalidRequestError(f"{self.path} exists already; accepted: another place, or --overwrite")
+            return frozenset()
+        names = entries_of(self.folder)
+        if overwrite or RUN_SETTINGS not in names or RUN_RECORD in names:
+            check_free(self.folder, overwrite)
+            return frozenset()
+        different = settings_that_differ(task, request, self.folder / RUN_SETTINGS)
+        if different:
+            raise InvalidRequestError(
+                f"{self.folder} is not empty: it holds an unfinished run of other settings ({', '.join(different)}); "
+                "accepted: the same request to go on with it, another folder, or --overwrite"
+            )
+        logger.info("going on with the unfinished run in %s", self.folder)
+        return frozenset(names)
+
+    def _check_file(self, overwrite: bool) -> None:
+        if self.path.is_dir() or (self.path.exists() and not overwrite):
+            raise InvalidRequestError(f"{self.path} exists; accepted: another name, or --overwrite")
+        if not self.folder.is_dir():
+            raise InvalidRequestError(f"there is no folder {self.folder} to write {self.path.name} into")
+
+    @contextmanager
+    def opened(self, task: Task[Any], overwrite: bool) -> Iterator[OutputFolder]:
+        """The place to write to, see `storage.folders`."""
+        if task.output is Output.WHOLE:
+            with write_directory(self.path, overwrite=overwrite) as partial:
+                yield OutputFolder(partial, partial, clears=False)
+        elif task.output is Output.FILE:
+            with open_beside(self.folder) as folder:
+                yield folder
+        else:
+            with open_folder(self.folder, overwrite) as folder:
+                yield folder
+
+
+def settings_that_differ(task: Task[Any], request: BaseModel, path: Path) -> list[str]:
+    """Names of the settings of a `run.yaml` that are not those of a request; "command" where it is of another task."""
+    command, settings = read_run_settings(path)
+    if command != task.name:
+        return [COMMAND]
+    there, asked = check_settings(task.request, settings).model_dump(), request.model_dump()
+    return [name for name in asked if asked[name] != there.get(name)]
+
+
+def read_run_settings(path: Path) -> tuple[str, dict[str, Any]]:
+    """The command and the settings of a `run.yaml`; raises `InvalidConfigError` or `InvalidRequestError`."""
+    settings = read_settings(path)
+    command = settings.pop(COMMAND, None)
+    if not isinstance(command, str):
+        raise InvalidRequestError(f"{path} does not say which command it repeats; accepted: a run.yaml of a maisi run")
+    return command, settings
+
+
+def silent_run(place: Place, existing: frozenset[str], ranks: Ranks, meter: StageMeter) -> Run:
+    """The run as ranks besides the first see it: they compute, and write nothing."""
+    return Run(Path(), place.folder, place.path.name, existing, False, ranks, Watch(), meter, publish_files=lambda: [])
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What of a record is known before the work."""
+
+    command: str
+    started: datetime
+    bundle: BundleIdentity | None
+    inputs: dict[str, str]
+
+
+def made_record(known: _Known, checked: Checked[Any], run: Run) -> RunRecord:
+    """The record of a run whose work is done."""
+    settings, stages = checked.request.model_dump(), run.meter.stages
+    compute = settings.get("compute") or {}
+    return RunRecord(
+        command=known.command,
+        maisi=installed_version("maisi"),
+        started=known.started,
+        seed=settings.get("seed"),
+        threads=compute.get("threads"),
+        ranks=compute.get("ranks") or 1,
+        bundle=known.bundle,
+        versions=versions(),
+        platform=machine(),
+        inputs=known.inputs,
+        files=checked.files,
+        warnings=tuple(run.warnings),
+        outputs={name_in(path, run): sha256(path) for path in sorted(run.outputs)},
+        stages=stages,
+        seconds=round(sum(stage.seconds for stage in stages.values()), 3),
+        peak_bytes=max((stage.peak_bytes for stage in stages.values()), default=0),
+    )
+
+
+def name_in(path: Path, run: Run) -> str:
+    """What a record calls a file: its path within the folder of the run, or within what is to become that folder."""
+    base = run.folder if path.is_relative_to(run.folder) else run.partial
+    return path.relative_to(base).as_posix()
+
+
+def _suffix(task: Task[Any], out: Path) -> str:
+    found = next((s for s in sorted(task.suffixes, key=len, reverse=True) if out.name.lower().endswith(s)), None)
+    if found is None:
+        accepted = " or ".join(task.suffixes)
+        raise InvalidRequestError(f"{out} ends in {out.suffix or 'nothing'}; accepted: {accepted}")
+    return found

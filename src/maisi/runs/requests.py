@@ -1,0 +1,21 @@
+"""Requests of tasks that are no pipeline. Imports no torch."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from maisi.shapes import Frozen
+
+
+class ConvertRequest(Frozen):
+    """Which checkpoints belong together, and what they do not say."""
+
+    checkpoints: tuple[Path, ...] = Field(description="Upstream .pt files that belong together.")
+    name: str | None = Field(
+        default=None, description="Name of the bundle.", json_schema_extra={"shown_default": "the folder's"}
+    )
+    model: str | None = Field(default=None, description="ddpm-ct, rflow-ct or mask, where the files do not say it.")
+    scale_factor: float | None = Field(
+        default=None, gt=0, description="Of the latents, where the U-Net's file has none."
+    )
+    licence: str = Field(default="that of the converted checkpoints", description="Licence of the weights.")

@@ -1,0 +1,104 @@
+"""What every command that writes is: a name, a request, a check, and work that fills a place with files.
+
+A task is names and functions of modules, no closures: it can be sent to another process, and a request is plain data.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from maisi.bundle.bundle import Bundle
+from maisi.runs.meter import StageMeter
+from maisi.space.reading import FileReport
+from maisi.splitting.ranks import Ranks
+
+Request = TypeVar("Request", bound=BaseModel)
+
+
+class Output(Enum):
+    """How the files of a task come to where they belong."""
+
+    PIECES = "a folder that finished pieces enter one after the other, and that a later run goes on with"
+    FILE = "one file, with its records beside it"
+    WHOLE = "a folder that appears as a whole"
+    STATE = "a folder with a state of its own, in which a later run goes on"
+
+
+@dataclass(frozen=True)
+class Checked(Generic[Request]):
+    """A request that can be carried out, with all that it left open filled in, and what checking it has found."""
+
+    request: Request
+    subject: Any = None  # what the work needs besides the request
+    bundle: Bundle | None = None
+    files: tuple[FileReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Whom a run tells: of stages (name, steps done, steps in all), and of files once they are in place."""
+
+    on_stage: Callable[[str, int, int], None] = lambda stage, done, total: None
+    on_files: Callable[[list[Path]], None] = lambda files: None
+
+
+@dataclass
+class Run:
+    """A run while it is carried out: where to write, what is there already, and whom to tell."""
+
+    partial: Path  # files are written here, and are moved by `publish`
+    folder: Path  # where they are moved to
+    name: str  # of the one file of a task with `Output.FILE`
+    existing: frozenset[str]  # names of files of an earlier part of this run
+    writes: bool  # False on ranks besides the first
+    ranks: Ranks | None
+    watch: Watch
+    meter: StageMeter
+    publish_files: Callable[[], list[Path]]
+    outputs: set[Path] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
+
+    def on_stage(self, stage: str, done: int, total: int) -> None:
+        """Tell how far a stage is; its end is measured."""
+        if done == total:
+            self.meter.end(stage)
+        self.watch.on_stage(stage, done, total)
+
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether an earlier part of this run has made these files; then they are outputs of this run too."""
+        wanted = set(names)
+        if not wanted <= self.existing:
+            return False
+        self.outputs |= {self.folder / name for name in wanted}
+        return True
+
+    def publish(self) -> None:
+        """Move all that was written to where it belongs."""
+        moved = self.publish_files()
+        files = [file for entry in moved for file in ([entry] if entry.is_file() else sorted(entry.rglob("*")))]
+        self.outputs.update(file for file in files if file.is_file())
+        self.meter.end("write")
+        self.watch.on_files(files)
+
+
+def no_inputs(request: Any) -> tuple[Path, ...]:
+    """The inputs of a request that names no file."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Task(Generic[Request]):
+    """A command that writes. `check` raises for all that can be known to be impossible before anything is written."""
+
+    name: str
+    request: type[Request]
+    check: Callable[[Request], Checked[Request]]
+    work: Callable[[Checked[Request], Run], None]
+    inputs: Callable[[Request], tuple[Path, ...]] = no_inputs
+    output: Output = Output.PIECES
+    suffixes: tuple[str, ...] = ()  # accepted endings of the one file of `Output.FILE`
+    on_ranks: bool = False  # whether several processes may carry it out together

@@ -1,0 +1,27 @@
+"""Every task by the name of its command."""
+
+from importlib import import_module
+from typing import Any
+
+from maisi.errors import InvalidRequestError
+from maisi.runs.task import Task
+
+HOMES = {
+    "generate": "generate.GENERATE",
+    "encode": "codec.ENCODE",
+    "decode": "codec.DECODE",
+    "reconstruct": "codec.RECONSTRUCT",
+    "convert": "convert.CONVERT",
+    "train recipe": "train.TRAIN",
+}
+
+
+def task_named(name: str) -> Task[Any]:
+    """The task of a command; raises `InvalidRequestError` listing those that there are."""
+    if name not in HOMES:
+        raise InvalidRequestError(
+            f"`maisi {name}` leaves no run that can be repeated; those that do: {', '.join(HOMES)}"
+        )
+    module, _, attribute = HOMES[name].partition(".")
+    task: Task[Any] = getattr(import_module(f"maisi.runs.tasks.{module}"), attribute)
+    return task

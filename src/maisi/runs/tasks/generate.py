@@ -1,0 +1,71 @@
+"""`maisi generate`: volumes with their labels, a preview each."""
+
+from pathlib import Path
+
+from maisi.bundle.bundle import Bundle
+from maisi.pipelines.generate import Sample, draw_one, fitted
+from maisi.pipelines.labels import LabelSource
+from maisi.pipelines.prepare import Prepared, prepare_generate
+from maisi.pipelines.preview import preview, write_png
+from maisi.pipelines.requests import GenerateRequest
+from maisi.runs.task import Checked, Run, Task
+from maisi.space.files import write_labels, write_volume
+
+
+def check(request: GenerateRequest) -> Checked[GenerateRequest]:
+    """The request with its bundle and label sources."""
+    prepared = prepare_generate(request)
+    return Checked(prepared.request, prepared, prepared.bundle, prepared.reports)
+
+
+def inputs(request: GenerateRequest) -> tuple[Path, ...]:
+    """The label map, or the folder of them."""
+    return () if request.labels is None else (request.labels,)
+
+
+def work(checked: Checked[GenerateRequest], run: Run) -> None:
+    """Draw and write sample after sample; those that an earlier part of the run has written stay."""
+    prepared: Prepared = checked.subject
+    request, bundle = prepared.request, prepared.bundle
+    for kind in bundle.kinds:
+        getattr(bundle, kind)  # loads it
+    bundles = [fitted(prepared, source, run.ranks) for source in prepared.sources]
+    run.on_stage("load", 1, 1)
+    for source, each in zip(prepared.sources, bundles, strict=True):
+        for index in range(request.count):
+            names = file_names(request, source, index)
+            if run.has(names.values()):
+                continue
+            sample = draw_one(request, each, source, index, run.on_stage)
+            run.warnings += [f"{stem_of(request, source, index)}: {problem}" for problem in sample.problems]
+            if run.writes:
+                write_sample(sample, request, bundle, {kind: run.partial / name for kind, name in names.items()})
+                run.publish()
+
+
+def stem_of(request: GenerateRequest, source: LabelSource, index: int) -> str:
+    """What a sample is called: sample_000, or after the label map that it follows."""
+    if not source.name:
+        return f"sample_{index:03d}"
+    return source.name if request.count == 1 else f"{source.name}_{index:03d}"
+
+
+def file_names(request: GenerateRequest, source: LabelSource, index: int) -> dict[str, str]:
+    """The files of a sample by what they hold, such as sample_000_ct.nii.gz for its volume."""
+    stem, modality = stem_of(request, source, index), request.modality.partition(" ")[0]
+    image = "mr" if modality == "mr" else "ct"
+    names = {"volume": f"{stem}_{image}.{request.format}", "preview": f"{stem}_preview.png"}
+    return names if request.unlabelled else {**names, "labels": f"{stem}_labels.{request.format}"}
+
+
+def write_sample(sample: Sample, request: GenerateRequest, bundle: Bundle, files: dict[str, Path]) -> None:
+    """Write the volume, its labels if it follows any, and a picture."""
+    write_volume(sample.volume, files["volume"])
+    if "labels" in files and sample.labels is not None:
+        write_labels(sample.labels, files["labels"])
+    ends = dict.fromkeys(region.name.lower() for region in (sample.span.top, sample.span.bottom))
+    title = f"{bundle.name} · {' to '.join(ends)} · seed {request.seed} · sample {sample.index}"
+    write_png(preview(sample.volume, sample.labels, title), files["preview"])
+
+
+GENERATE = Task("generate", GenerateRequest, check, work, inputs, on_ranks=True)

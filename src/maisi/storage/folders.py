@@ -1,0 +1,115 @@
+"""Where the files of a run go: a folder, or a file beside others, that is filled piece by piece, whole pieces only."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from maisi.errors import InvalidRequestError, StorageError
+from maisi.storage.owners import is_abandoned, is_owned, owner_mark, remove_abandoned
+
+PARTIAL = ".partial-"
+_OURS = re.compile(
+    r"^(.*\.)?run\.(yaml|json)$|^(metrics\.json|(sample_\d{3,}|reconstruction)(_[a-z]+)?\.(nii|nii\.gz|png))$"
+)
+
+
+class OutputFolder:
+    """A folder that files enter whole: they are written under `partial` and moved by `publish`."""
+
+    def __init__(self, path: Path, partial: Path, clears: bool) -> None:
+        self.path, self.partial, self._clears = path, partial, clears
+        self.published: list[Path] = []
+
+    def publish(self) -> list[Path]:
+        """Move all that was written into the folder, and give where it is now; an earlier run's files go first."""
+        staged = sorted(self.partial.iterdir())
+        with storage_errors(self.path):
+            if self._clears and not self.published:
+                _remove_earlier(self.path)
+            for file in staged:
+                os.replace(file, self.path / file.name)
+        moved = [self.path / file.name for file in staged]
+        self.published += moved
+        return moved
+
+
+def entries_of(path: Path) -> list[str]:
+    """Names in a folder, without what a dead process left there; none where the folder does not exist.
+
+    Raises `InvalidRequestError` for a file, and for a folder that another process is writing to.
+    """
+    with storage_errors(path):
+        if path.exists() and not path.is_dir():
+            raise InvalidRequestError(f"{path} is a file; accepted: a new or empty folder")
+        entries = list(path.iterdir()) if path.exists() else []
+    living = [entry for entry in entries if not is_abandoned(entry, PARTIAL)]
+    if any(is_owned(entry.name, PARTIAL) for entry in living):
+        raise InvalidRequestError(f"another process is writing to {path}; accepted: another folder, or wait for it")
+    return sorted(entry.name for entry in living)
+
+
+def check_free(path: Path, overwrite: bool = False) -> None:
+    """Nothing, or the refusal of a place for a run's files that is no folder or holds files."""
+    found = entries_of(path)
+    if found and not overwrite:
+        shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        raise InvalidRequestError(
+            f"{path} is not empty (it holds {shown}); accepted: a new or empty folder, or --overwrite"
+        )
+
+
+@contextmanager
+def open_folder(path: Path, overwrite: bool = False) -> Iterator[OutputFolder]:
+    """A folder to fill. Ended by an error it keeps what was published; with nothing published it is as it was before.
+
+    A killed process leaves at most a hidden folder `.partial-...`, which the next one removes. With `overwrite`, files
+    of an earlier run give way to the first that are published; files that maisi did not write stay.
+    """
+    entries_of(path)
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
+    folder = OutputFolder(path, path / f"{PARTIAL}{owner_mark()}", overwrite)
+    try:
+        with storage_errors(path):
+            folder.partial.mkdir(parents=True)
+            remove_abandoned(path, PARTIAL)
+        yield folder
+    finally:
+        shutil.rmtree(folder.partial, ignore_errors=True)
+        if not folder.published:
+            _remove_empty(created)
+
+
+@contextmanager
+def open_beside(path: Path) -> Iterator[OutputFolder]:
+    """A hidden folder in `path` whose files are moved into it: for files that come to lie among others."""
+    folder = OutputFolder(path, path / f"{PARTIAL}{owner_mark()}", clears=False)
+    try:
+        with storage_errors(path):
+            folder.partial.mkdir()
+            remove_abandoned(path, PARTIAL)
+        yield folder
+    finally:
+        shutil.rmtree(folder.partial, ignore_errors=True)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns what the system raises on a place that cannot be written to into a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write to {path}: {error.strerror or error}") from error
+
+
+def _remove_earlier(path: Path) -> None:
+    for name in [entry.name for entry in path.iterdir() if _OURS.match(entry.name)]:
+        (path / name).unlink(missing_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
