@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from maisi.diffusion.denoiser import denoiser, guide
+from maisi.diffusion.denoiser import denoiser, guide, predict
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import RectifiedFlow
 from maisi.errors import InvalidRequestError
@@ -62,6 +62,32 @@ def test_the_controlnet_steers_by_its_labels(unet: torch.nn.Module, controlnet: 
     assert not torch.allclose(other, steered, atol=1e-3)
     assert not torch.allclose(half, steered, atol=1e-3)
     assert torch.equal(alone, silent)
+
+
+@pytest.mark.parametrize("told", [{"num_modalities": 3}, {"context_channels": 5}, {"num_modalities": None}])
+def test_a_controlnet_is_told_all_that_it_takes_and_nothing_else(told: dict) -> None:
+    shape = {**SMALL, **told}
+    steered = shake(DenoisingUNet(UNetConfig(**{**shape, "num_modalities": 3})))
+    steering = shake(ControlNet(ControlNetConfig(embedding_widths=(4, 8, 8), **shape)))
+    conditions = {"modality": torch.tensor([1])}
+    if "context_channels" in told:
+        conditions["context"] = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        embedding = steering.embed_condition(BITS)
+        rows = {name: value.expand(2, *value.shape[1:]) for name, value in conditions.items()}
+        taken = {name: rows[name] for name in rows if name == "context" or shape["num_modalities"] is not None}
+        expected = steered(X, T, residuals=steering(X, T, embedding, scale=0.5, **taken), **rows)
+        got = predict(steered, steering, X, T, conditions=conditions, embedding=embedding, scale=0.5)
+    assert torch.equal(got, expected)
+
+
+def test_a_controlnet_and_an_embedding_are_refused_without_each_other(
+    unet: torch.nn.Module, controlnet: torch.nn.Module
+) -> None:
+    with pytest.raises(InvalidRequestError, match="no ControlNet to read it"):
+        predict(unet, None, X, T, conditions=CONDITIONS, embedding=BITS)
+    with pytest.raises(InvalidRequestError, match="needs its label map"):
+        predict(unet, controlnet, X, T, conditions=CONDITIONS)
 
 
 def test_the_label_embedding_is_computed_once_a_sample(unet: torch.nn.Module, controlnet: torch.nn.Module) -> None:

@@ -13,6 +13,37 @@ from maisi.networks.unet import DenoisingUNet
 from maisi.shapes import BitsBatch, LatentBatch, Times
 
 
+def predict(
+    unet: DenoisingUNet,
+    controlnet: ControlNet | None,
+    x: LatentBatch,
+    t: Times,
+    *,
+    conditions: Mapping[str, Tensor],
+    embedding: Tensor | None = None,
+    scale: float = 1.0,
+) -> LatentBatch:
+    """The prediction (b, c, u, v, w) of the U-Net for noisy latents `x` (b, c, u, v, w), steered by the ControlNet.
+
+    `t` (b,) are times in training steps; `conditions` the keyword tensors of the U-Net, with b rows or 1 for the whole
+    batch. `embedding` (b or 1, channels[0], u, v, w) is what `ControlNet.embed_condition` gives, and belongs to a
+    ControlNet: one without the other raises `InvalidRequestError`. `scale` multiplies the residuals. The ControlNet is
+    told of modality and context what its configuration takes. Gradients flow to both networks.
+    """
+    rows = _rows(conditions, x.shape[0])
+    if controlnet is None:
+        if embedding is not None:
+            raise InvalidRequestError("an embedded label map was given, but no ControlNet to read it")
+        return unet(x, t, **rows)
+    if embedding is None:
+        raise InvalidRequestError("a ControlNet needs its label map: give the result of its embed_condition")
+    config = controlnet.config
+    taken = {"modality": config.num_modalities is not None, "context": config.context_channels is not None}
+    shared = {name: rows[name] for name, is_taken in taken.items() if is_taken and name in rows}
+    residuals = controlnet(x, t, embedding, scale=scale, **shared)
+    return unet(x, t, residuals=residuals, **rows)
+
+
 def denoiser(
     unet: DenoisingUNet,
     controlnet: ControlNet | None = None,
@@ -32,18 +63,14 @@ def denoiser(
     if controlnet is None:
         if bits is not None or embedding is not None:
             raise InvalidRequestError("labels were given, but no ControlNet to read them")
-        return lambda x, t: unet(x, t, **_rows(conditions, x.shape[0]))
-    if bits is not None and embedding is None:
+    elif bits is not None and embedding is None:
         with torch.no_grad():
             embedding = controlnet.embed_condition(bits)
     elif bits is not None or embedding is None:
         raise InvalidRequestError("a ControlNet needs its labels once: either as bits or as their embedding")
 
     def denoise(x: LatentBatch, t: Times) -> LatentBatch:
-        rows = _rows(conditions, x.shape[0])
-        shared = {name: rows[name] for name in ("modality", "context") if name in rows}
-        residuals = controlnet(x, t, embedding, scale=controlnet_scale, **shared)
-        return unet(x, t, residuals=residuals, **rows)
+        return predict(unet, controlnet, x, t, conditions=conditions, embedding=embedding, scale=controlnet_scale)
 
     return denoise
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maisi.anatomy.bits import label_bits
 from maisi.data.latents import LatentExample, LatentSource
+from maisi.diffusion.denoiser import predict
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet
@@ -58,13 +59,12 @@ def train_controlnet(
         state.modules |= {"unet": unet, "average_unet": averages["unet"]}
         state.optimizers |= {"unet": unet_optimizer}
 
-    def predict(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
-        labels = example.labels
+    def answer(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
         if config.drop_labels and float(torch.rand((), generator=drop)) < config.drop_labels:
-            return unet(noisy, t, **conditions)
-        embedding = controlnet.embed_condition(label_bits(labels)[None].to(memory_format=torch.channels_last_3d))
-        shared = {name: conditions[name] for name in ("modality",) if name in conditions}
-        return unet(noisy, t, residuals=controlnet(noisy, t, embedding, **shared), **conditions)
+            return predict(unet, None, noisy, t, conditions=conditions)
+        bits = label_bits(example.labels)[None].to(memory_format=torch.channels_last_3d)
+        embedding = controlnet.embed_condition(bits)
+        return predict(unet, controlnet, noisy, t, conditions=conditions, embedding=embedding)
 
     drop = torch.Generator()
 
@@ -75,7 +75,7 @@ def train_controlnet(
         set_learning_rate(unet_optimizer, config.unet_learning_rate * factor)
         for parameter in (*controlnet.parameters(), *unet.parameters()):
             parameter.grad = None
-        loss = accumulate_loss(config, source, scheduler, scale_factor, step, predict)
+        loss = accumulate_loss(config, source, scheduler, scale_factor, step, answer)
         norm = torch.nn.utils.clip_grad_norm_([*controlnet.parameters(), *unet.parameters()], 1.0)
         optimizer.step()
         if config.train_unet:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.latents import LatentExample, LatentSource
+from maisi.diffusion.denoiser import predict
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.conditioning import condition_tensors
@@ -73,13 +74,13 @@ def train_unet(
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.0)
     state = TrainingState({"unet": unet, "average": average}, {"unet": optimizer})
 
-    def predict(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
-        return unet(noisy, t, **conditions)
+    def answer(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
+        return predict(unet, None, noisy, t, conditions=conditions)
 
     def take_step(step: int) -> dict[str, float]:
         set_learning_rate(optimizer, config.learning_rate * warmed_cosine(step, config.loop.num_steps, config.warmup))
         optimizer.zero_grad(set_to_none=True)
-        loss = accumulate_loss(config, source, scheduler, scale_factor, step, predict)
+        loss = accumulate_loss(config, source, scheduler, scale_factor, step, answer)
         norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         update_average(average, unet, config.average_decay, step)
@@ -89,7 +90,7 @@ def train_unet(
     return average
 
 
-Predict = Callable[[Tensor, Tensor, dict[str, Tensor], LatentExample], Tensor]
+Answer = Callable[[Tensor, Tensor, dict[str, Tensor], LatentExample], Tensor]
 
 
 def accumulate_loss(
@@ -98,9 +99,9 @@ def accumulate_loss(
     scheduler: NoiseScheduler,
     scale_factor: float,
     step: int,
-    predict: Predict,
+    answer: Answer,
 ) -> float:
-    """The mean loss of one step's examples, its gradient added up in the parameters that `predict` uses."""
+    """The mean loss of one step's examples, its gradient added up in the parameters that `answer` uses."""
     draw, rng = step_generators(config.loop.seed, step)
     total = 0.0
     for _ in range(config.examples_per_step):
@@ -112,7 +113,7 @@ def accumulate_loss(
         conditions = condition_tensors(example.span, example.spacing, modality, config.network)
         noisy = scheduler.add_noise(clean, noise, t).to(memory_format=torch.channels_last_3d)
         with mixed_precision(config.bfloat16):
-            prediction = predict(noisy, t.float(), conditions, example)
+            prediction = answer(noisy, t.float(), conditions, example)
         error = prediction.float() - scheduler.target(clean, noise, t)
         loss = error.abs() if config.loss == "l1" else error.square()
         loss = weighted_mean(loss, loss_weights(example.labels, error.shape[2:], config.structure_weights))
