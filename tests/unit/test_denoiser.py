@@ -132,6 +132,11 @@ def test_guidance_of_one_asks_one_network_only() -> None:
     assert guide(guided, constant(1.0), 1.0) is guided
 
 
+def test_guidance_works_on_meta_tensors_too() -> None:
+    x, t = X.to("meta"), T.to("meta")
+    assert guide(constant(3.0), constant(1.0), 2.0, interval=(200, 800))(x, t).shape == X.shape
+
+
 def test_guidance_stays_within_its_interval() -> None:
     denoise = guide(constant(3.0), constant(1.0), 2.0, interval=(200, 800))
     means = [float(denoise(X, torch.full((2,), t)).mean()) for t in (100.0, 200.0, 500.0, 800.0, 900.0)]

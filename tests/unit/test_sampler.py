@@ -158,3 +158,103 @@ def test_an_impossible_sampling_request_is_refused() -> None:
         sample(torch.zeros_like, FLOW, noise(), 3, upstream_times=True)
     with pytest.raises(InvalidRequestError, match="give it a generator"):
         sample(lambda x, t: x, FLOW, noise(), 3, solver="ancestral")
+
+
+SCHEDULES = pytest.mark.parametrize("scheduler", [DDPM(), FLOW], ids=["ddpm", "flow"])
+
+
+def states(
+    scheduler: NoiseScheduler, x: torch.Tensor, num_steps: int, **more: object
+) -> list[tuple[torch.Tensor, float]]:
+    """What is handed to the hook: the latent after each step and its time."""
+    seen: list[tuple[torch.Tensor, float]] = []
+
+    def remember(latent: torch.Tensor, t: float) -> torch.Tensor:
+        seen.append((latent, t))
+        return latent
+
+    end = sample(gaussian(scheduler, 0.4, 0.6), scheduler, x, num_steps, after_step=remember, **more)
+    assert torch.equal(end, seen[-1][0])
+    return seen
+
+
+@SCHEDULES
+@pytest.mark.parametrize("solver", ["multistep", "euler", "ancestral"])
+def test_starting_at_the_first_time_is_the_whole_run(scheduler: NoiseScheduler, solver: str) -> None:
+    def end(start: float | None) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return sample(
+            gaussian(scheduler, 0.4, 0.6), scheduler, noise(), 7, solver=solver, start=start, generator=generator
+        )
+
+    assert torch.equal(end(float(scheduler.timesteps(7, 64)[0])), end(None))
+
+
+@SCHEDULES
+def test_the_hook_sees_the_latent_of_every_time_of_the_schedule(scheduler: NoiseScheduler) -> None:
+    assert [t for _, t in states(scheduler, noise(), 7)] == scheduler.timesteps(7, 64)[1:].tolist()
+
+
+@SCHEDULES
+@pytest.mark.parametrize("upstream_times", [False, True])
+def test_a_run_from_the_middle_is_the_rest_of_the_whole_run(scheduler: NoiseScheduler, upstream_times: bool) -> None:
+    options = {"solver": "euler", "upstream_times": upstream_times}
+    whole = states(scheduler, noise(), 9, **options)
+    start = scheduler.upstream_steps(9, 64)[4][0] if upstream_times else whole[3][1]
+    rest = states(scheduler, whole[3][0], 9, start=start, **options)
+    assert [t for _, t in rest] == [t for _, t in whole[4:]]
+    for (ours, _), (theirs, _) in zip(rest, whole[4:], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@SCHEDULES
+@pytest.mark.parametrize("solver", ["multistep", "euler"])
+def test_a_run_may_start_between_two_times_of_the_schedule(scheduler: NoiseScheduler, solver: str) -> None:
+    times = scheduler.timesteps(10, 64)
+    start = float((times[4] + times[5]) / 2 // 1)
+    seen = states(scheduler, noise(), 10, start=start, solver=solver)
+    assert [t for _, t in seen] == times[5:].tolist()
+
+
+@SCHEDULES
+def test_what_the_hook_gives_back_is_what_goes_on(scheduler: NoiseScheduler) -> None:
+    entered, replaced = [], torch.full(SHAPE, 0.25, dtype=torch.float64)
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        entered.append(x)
+        return torch.zeros_like(x)
+
+    end = sample(denoise, scheduler, noise(), 3, after_step=lambda x, t: replaced)
+    assert torch.equal(entered[0], noise())
+    assert all(x is replaced for x in entered[1:])
+    assert end is replaced
+
+
+@SCHEDULES
+def test_a_start_outside_the_schedule_is_refused_with_what_is_accepted(scheduler: NoiseScheduler) -> None:
+    first, last = (float(scheduler.timesteps(5, 64)[i]) for i in (0, -1))
+    for start in (first + 1, last, last - 1, float("nan")):
+        with pytest.raises(InvalidRequestError, match=f"accepted: a time above {last:g}, .* up to {first:g}"):
+            sample(lambda x, t: x, scheduler, noise(), 5, start=start)
+    with pytest.raises(InvalidRequestError, match=r"accepted: .*, .*"):
+        sample(lambda x, t: x, scheduler, noise(), 5, start=first - 0.5, solver="euler", upstream_times=True)
+
+
+def test_ddpm_has_no_time_between_two_integers_to_start_at() -> None:
+    with pytest.raises(InvalidRequestError, match="integers"):
+        sample(lambda x, t: x, DDPM(), noise(), 5, start=300.5)
+
+
+def test_a_part_of_a_run_tells_its_own_steps() -> None:
+    told = []
+    sample(lambda x, t: x, FLOW, noise(), 4, start=500.0, on_step=lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+
+
+@SCHEDULES
+@pytest.mark.parametrize("solver", ["multistep", "euler", "ancestral"])
+def test_meta_tensors_are_sampled_for_their_shape(scheduler: NoiseScheduler, solver: str) -> None:
+    x = torch.empty(SHAPE, device="meta")
+    end = sample(lambda x, t: x * t[0], scheduler, x, 3, solver=solver, generator=torch.Generator().manual_seed(0))
+    assert end.is_meta
+    assert end.shape == SHAPE

@@ -82,13 +82,13 @@ def guide(with_: Denoise, without: Denoise, scale: float, interval: tuple[float,
     """
     if scale == 1:
         return with_
-    low, high = interval if interval is not None else (float("-inf"), float("inf"))
-    if low > high:
-        raise InvalidRequestError(f"a guidance interval is (low, high) in training steps, not ({low}, {high})")
+    if interval is not None and interval[0] > interval[1]:
+        raise InvalidRequestError(f"a guidance interval is (low, high) in training steps, not {interval}")
 
     def denoise(x: LatentBatch, t: Times) -> LatentBatch:
         prediction = with_(x, t)
-        if not low <= float(t[0]) <= high:
+        # without an interval no time is read, for which a GPU would have to be waited for; a meta tensor has none
+        if interval is not None and not t.is_meta and not interval[0] <= float(t[0]) <= interval[1]:
             return prediction
         unguided = without(x, t)
         return unguided + scale * (prediction - unguided)
