@@ -49,8 +49,8 @@ def produce(
     request = resolved(request, bundle, source)
     if repeats is not None:
         check_same_inputs(repeats, request.model_dump(), bundle)
-    for kind in bundle.kinds:
-        getattr(bundle, kind)
+    for name in bundle.names:
+        bundle.network(name)
     bundle = fitted(bundle, source.grid.shape, request, only=WORK, ranks=ranks)
     if ranks is not None:
         ranks.wait()  # until all have seen the folder as it was
