@@ -1,5 +1,6 @@
 """Training steps at tiny size: they learn, and a killed run continues to the same weights."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,15 +12,16 @@ from torch import Tensor
 from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.dataset import PatchSource, patch_source
-from maisi.data.latents import LatentCase, LatentSource, encode_case, latent_scale, read_latent, write_latent
+from maisi.data.latents import Latent, LatentSource, latent_scale
 from maisi.diffusion.scheduler import RectifiedFlow
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.discriminator import DiscriminatorConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.pipelines.codec import encode
 from maisi.space.grid import Grid
-from maisi.space.volume import LabelMap, Volume
+from maisi.space.volume import Volume
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, train_controlnet
 from maisi.training.diffusion import DiffusionTraining, loss_weights, train_unet, weighted_mean
@@ -46,17 +48,18 @@ def volume(seed: int = 0) -> Volume:
 
 
 def patches() -> PatchSource:
-    return patch_source([(1.0, [volume(0), volume(1)])])
+    return patch_source([(1.0, [lambda: [volume(0)], lambda: [volume(1)]])])
 
 
-def latents() -> list[LatentCase]:
+def latents() -> list[Latent]:
     torch.manual_seed(0)
     autoencoder = Autoencoder(AUTOENCODER).eval()
     made = []
     for seed in range(2):
         v = volume(seed)
-        labels = LabelMap(np.where(v.array > -500, 200, 0).astype(np.uint8), v.grid)
-        made.append(encode_case(autoencoder, v, labels, SPAN, 1, "real"))
+        labels = torch.from_numpy(np.where(v.array > -500, 200, 0).astype(np.uint8))
+        latent = encode(autoencoder, v, dtype=torch.float16)
+        made.append(dataclasses.replace(latent, labels=labels, span=SPAN, modality_code=1, group="real"))
     return made
 
 
@@ -169,16 +172,6 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         load_checkpoint(TrainingState({"net": torch.nn.Linear(2, 3)}), path)
 
 
-def test_latents_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
-    case = latents()[0]
-    write_latent(case, tmp_path / "case.safetensors")
-    back = read_latent(tmp_path / "case.safetensors")
-    assert torch.equal(back.mean, case.mean)
-    assert torch.equal(back.labels, case.labels)
-    assert back.grid.is_close(case.grid)
-    assert (back.span, back.modality, back.group) == (case.span, case.modality, case.group)
-
-
 def test_the_latent_scale_makes_sampled_latents_unit_wide() -> None:
     cases = latents()
     generator = torch.Generator().manual_seed(0)
@@ -191,16 +184,6 @@ def test_the_latent_scale_makes_sampled_latents_unit_wide() -> None:
         ]
     )
     assert float(values.std()) * latent_scale(cases) == pytest.approx(1.0, abs=0.02)
-
-
-def test_a_crop_of_labels_lies_on_the_crop_of_its_latent() -> None:
-    case = latents()[0]
-    ramp = torch.arange(32, dtype=torch.uint8)[:, None, None].expand(32, 32, 32)
-    mean = torch.arange(16, dtype=torch.float32)[None, :, None, None].expand(4, 16, 16, 16)
-    marked = LatentCase(mean, torch.full_like(mean, -30.0), ramp, case.grid, SPAN, 1, "real")
-    example = LatentSource([marked], {"real": 1.0}, 2).draw((8, 8, 8), np.random.default_rng(3), torch.Generator())
-    first = float(example.latent[0, 0, 0, 0, 0])
-    assert float(example.labels[0, 0, 0]) == pytest.approx(2 * first, abs=1e-4)
 
 
 def test_a_structure_and_the_latent_voxels_next_to_it_weigh_as_asked() -> None:

@@ -38,7 +38,8 @@ def encode(
     overwrite: Force = False,
 ) -> None:
     """Encode a CT into a latent: mean, log-variance and grid in one .safetensors file."""
-    from maisi.pipelines.codec import encode, write_latent
+    from maisi.data.latents import write_latent
+    from maisi.pipelines.codec import encode
     from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, settled, volume_of
     from maisi.pipelines.requests import CodecRequest
 
@@ -60,7 +61,7 @@ def encode(
         model = bundle_of(request)
         volume = volume_of(source, request, model)
         model = fitted(model, volume.grid.shape, request, only=("encode",), ranks=ranks)
-        latent = encode(model.autoencoder, volume)
+        latent = encode(model.autoencoder, volume, made_from=f"{source.name}, bundle {model.name} {model.info.version}")
         if ranks is None or ranks.is_first:
             write_latent(latent, out)
             give(str(out))
@@ -79,7 +80,8 @@ def decode(
     overwrite: Force = False,
 ) -> None:
     """Decode a latent into a CT, on the grid of the CT that was encoded."""
-    from maisi.pipelines.codec import decode, read_latent
+    from maisi.data.latents import read_latent
+    from maisi.pipelines.codec import decode
     from maisi.pipelines.execution import bundle_of, fitted, ranks_of_run, settled
     from maisi.pipelines.requests import CodecRequest
     from maisi.space.files import write_volume
