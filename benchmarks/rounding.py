@@ -17,7 +17,8 @@ from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.blocks import ResBlock
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
-from maisi.pipelines.codec import Latent, decode, encode
+from maisi.data.latents import Latent
+from maisi.pipelines.codec import decode, encode
 from maisi.space.files import read_volume
 from maisi.space.grid import Grid
 from maisi.space.resample import resample, with_spacing

@@ -14,6 +14,7 @@ _HOMES = {
     "maisi.anatomy.vocabulary": ("Structure", "Vocabulary", "load_vocabulary"),
     "maisi.bundle.bundle": ("Bundle", "BundleInfo", "Limits", "load_bundle", "packaged_names", "save_bundle"),
     "maisi.compute.compute": ("Compute",),
+    "maisi.data.latents": ("Latent", "read_latent", "write_latent"),
     "maisi.diffusion.sampler": ("sample",),
     "maisi.diffusion.scheduler": ("DDPM", "DDPMConfig", "NoiseScheduler", "RectifiedFlow", "RectifiedFlowConfig"),
     "maisi.errors": (
@@ -32,7 +33,7 @@ _HOMES = {
     "maisi.networks.autoencoder": ("Autoencoder", "AutoencoderConfig"),
     "maisi.networks.controlnet": ("ControlNet", "ControlNetConfig"),
     "maisi.networks.unet": ("DenoisingUNet", "UNetConfig"),
-    "maisi.pipelines.codec": ("Latent", "decode", "encode", "read_latent", "write_latent"),
+    "maisi.pipelines.codec": ("decode", "encode"),
     "maisi.pipelines.generate": ("Sample", "generate"),
     "maisi.pipelines.preview": ("preview",),
     "maisi.runs.carry_out": ("carry_out",),
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from maisi.anatomy.vocabulary import Structure, Vocabulary, load_vocabulary
     from maisi.bundle.bundle import Bundle, BundleInfo, Limits, load_bundle, packaged_names, save_bundle
     from maisi.compute.compute import Compute
+    from maisi.data.latents import Latent, read_latent, write_latent
     from maisi.diffusion.sampler import sample
     from maisi.diffusion.scheduler import DDPM, DDPMConfig, NoiseScheduler, RectifiedFlow, RectifiedFlowConfig
     from maisi.errors import (
@@ -74,7 +76,7 @@ if TYPE_CHECKING:
     from maisi.networks.unet import DenoisingUNet, UNetConfig
     from maisi.phantom.draw import draw_phantom
     from maisi.phantom.render import render_phantom
-    from maisi.pipelines.codec import Latent, decode, encode, read_latent, write_latent
+    from maisi.pipelines.codec import decode, encode
     from maisi.pipelines.generate import Sample, generate
     from maisi.pipelines.preview import preview
     from maisi.pipelines.requests import DecodeRequest, EncodeRequest, GenerateRequest

@@ -26,7 +26,7 @@ def test_a_checkpoint_becomes_a_bundle(maisi: Maisi, checkpoint: Path, tmp_path:
     assert answer.code == 0, answer.err
     assert answer.out.strip() == str(tmp_path / "mask")
     bundle = load_bundle(tmp_path / "mask")
-    assert bundle.kinds == ("autoencoder",)
+    assert bundle.names == ("autoencoder",)
     assert bundle.info.licence == "NVIDIA OneWay"
     assert bundle.configs["autoencoder"] == RELEASED["mask-autoencoder"].autoencoder
     assert maisi("info", tmp_path / "mask", "--json").json["networks"]["autoencoder"]["num_parameters"] > 10**5

@@ -79,7 +79,7 @@ def test_a_recipe_makes_a_bundle_that_generates_and_says_how_good_it_is(manifest
     path = build_bundle(tiny(), manifest, tmp_path)
     bundle = load_bundle(path)
     bundle.verify()
-    assert set(bundle.kinds) == {"autoencoder", "unet", "controlnet"}
+    assert set(bundle.names) == {"autoencoder", "unet", "controlnet"}
     assert "Not for diagnosis" in bundle.model_card
     assert "| made | 1 |" in bundle.model_card
     assert "| (chest, rendered phantom) |" in bundle.model_card

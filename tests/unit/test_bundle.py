@@ -79,15 +79,15 @@ def test_a_bundle_comes_back_from_disk_as_it_was(tiny: Bundle, saved: Path) -> N
     loaded = load_bundle(saved)
     assert loaded.info == INFO
     assert loaded.path == saved
-    assert loaded.kinds == ("autoencoder", "unet", "controlnet")
+    assert loaded.names == ("autoencoder", "unet", "controlnet")
     assert (loaded.model_card, loaded.licence_text) == ("# Tiny\n", "Public domain\n")
     assert isinstance(loaded.scheduler, RectifiedFlow)
     assert (loaded.name, loaded.scale_factor, loaded.limits.max_size) == ("tiny", 1.25, (64, 64, 64))
-    for kind in loaded.kinds:
-        ours, theirs = getattr(tiny, kind).state_dict(), getattr(loaded, kind).state_dict()
-        assert loaded.configs[kind] == tiny.configs[kind]
+    for name in loaded.names:
+        ours, theirs = tiny.network(name).state_dict(), loaded.network(name).state_dict()
+        assert loaded.configs[name] == tiny.configs[name]
         assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_loaded_networks_are_ready_for_inference(saved: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_part_that_is_missing_says_so(tmp_path: Path) -> None:
     info = BundleInfo(name="codec", licence="CC0-1.0", vocabulary_version="1.0")
     only = {"autoencoder": tiny_networks()["autoencoder"]}
     loaded = load_bundle(save_bundle(Bundle.of(info, only), tmp_path / "codec"))
-    assert loaded.kinds == ("autoencoder",)
+    assert loaded.names == ("autoencoder",)
     assert loaded.size_multiple == 2
     for ask in (lambda: loaded.unet, lambda: loaded.controlnet, lambda: loaded.scheduler):
         with pytest.raises(InvalidBundleError, match=r"'codec' has no .*; it holds autoencoder"):
@@ -292,8 +292,103 @@ def test_networks_that_do_not_belong_together_are_refused() -> None:
         Bundle.of(INFO.model_copy(update={"scheduler": None}), networks)
     with pytest.raises(InvalidBundleError, match="holds no network"):
         Bundle.of(INFO, {})
-    with pytest.raises(InvalidBundleError, match="holds critic"):
-        Bundle.of(INFO, {"critic": networks["autoencoder"]})
+
+
+def with_labels() -> dict[str, torch.nn.Module]:
+    """The networks of a CT bundle and those of a label generator."""
+    shape = AutoencoderConfig(in_channels=8, out_channels=125, channels=(4, 8), num_res_blocks=(1, 1), norm_groups=2)
+    unet = DenoisingUNet(UNetConfig(context_channels=10, **LEVELS))
+    return {**tiny_networks(), "label_autoencoder": Autoencoder(shape), "label_unet": unet}
+
+
+def test_a_bundle_holds_networks_of_other_names(tmp_path: Path) -> None:
+    bundle = Bundle.of(INFO, with_labels())
+    assert bundle.info.networks == {"label_autoencoder": "autoencoder", "label_unet": "unet"}
+    loaded = load_bundle(save_bundle(bundle, tmp_path / "both"))
+    assert loaded.kinds == {
+        "autoencoder": "autoencoder",
+        "unet": "unet",
+        "controlnet": "controlnet",
+        "label_autoencoder": "autoencoder",
+        "label_unet": "unet",
+    }
+    for name in bundle.names:
+        assert loaded.configs[name] == bundle.configs[name]
+        ours, theirs = bundle.network(name).state_dict(), loaded.network(name).state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert loaded.network(name) is loaded.network(name)
+    assert loaded.autoencoder is loaded.network("autoencoder")
+    assert loaded.size_multiple == 4
+    assert loaded.describe()["networks"]["label_autoencoder"]["kind"] == "autoencoder"
+    with pytest.raises(InvalidBundleError, match=r"no label_controlnet; it holds autoencoder, .*label_unet"):
+        loaded.network("label_controlnet")
+
+
+def test_only_the_networks_that_make_cts_must_fit_each_other() -> None:
+    labels = with_labels()
+    wider = DenoisingUNet(UNetConfig(in_channels=3, **LEVELS))
+    assert Bundle.of(INFO, {**labels, "label_unet": wider}).names[-1] == "label_unet"
+    with pytest.raises(InvalidBundleError, match=r"unet reads 3 channels, the autoencoder's latent has 4"):
+        Bundle.of(INFO, {**labels, "unet": wider})
+    alone = INFO.model_copy(update={"scheduler": None})
+    assert Bundle.of(alone, {"label_unet": wider}).names == ("label_unet",)
+
+
+def test_a_bundle_without_networks_for_other_names_is_read_as_before(saved: Path) -> None:
+    content = yaml.safe_load((saved / "bundle.yaml").read_text())
+    del content["networks"], content["classes"]
+    (saved / "bundle.yaml").write_text(yaml.safe_dump(content))
+    write_checksums(saved)
+    assert load_bundle(saved).info == INFO
+
+
+def test_a_network_whose_kind_is_not_what_its_name_or_the_bundle_says_is_refused(tmp_path: Path) -> None:
+    networks = with_labels()
+    configs = {name: network.config for name, network in networks.items()}
+    with pytest.raises(InvalidBundleError, match="holds label_autoencoder, but does not say its kind"):
+        Bundle(INFO, configs, networks.__getitem__)
+    with pytest.raises(InvalidBundleError, match="unet of bundle 'tiny' is a network of kind autoencoder, not unet"):
+        Bundle.of(INFO, {"unet": networks["autoencoder"]})
+    with pytest.raises(InvalidBundleError, match=r"'\.\./unet' names no network"):
+        Bundle.of(INFO, {"../unet": networks["unet"]})
+    with pytest.raises(ValueError, match="a network named unet is of that kind"):
+        BundleInfo(name="x", licence="y", vocabulary_version="1.0", networks={"unet": "autoencoder"})
+    saved = save_bundle(Bundle.of(INFO, networks), tmp_path / "both")
+    rewrite(saved, networks={"label_autoencoder": "unet"})
+    with pytest.raises(InvalidBundleError, match=r"label_autoencoder.config\.yaml"):
+        load_bundle(saved)
+
+
+def test_a_network_that_is_listed_but_not_there_is_named(saved: Path) -> None:
+    rewrite(saved, networks={"label_unet": "unet"})
+    with pytest.raises(InvalidBundleError, match=r"incomplete; missing: label_unet/config\.yaml"):
+        load_bundle(saved)
+    missing = INFO.model_copy(update={"networks": {"label_unet": "unet"}})
+    with pytest.raises(InvalidBundleError, match="does not hold: label_unet"):
+        Bundle.of(missing, tiny_networks())
+
+
+def test_a_bundle_declares_classes_that_the_vocabulary_lacks(tiny: Bundle, tmp_path: Path) -> None:
+    info = BundleInfo.model_validate(INFO.model_dump() | {"classes": {250: "stent", 2: "shunt"}})
+    path = save_bundle(Bundle.of(info, tiny_networks()), tmp_path / "more")
+    assert load_bundle(path).info.classes == {250: "stent", 2: "shunt"}
+    assert load_bundle(path).describe()["classes"] == {"250": "stent", "2": "shunt"}
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ({0: "stent"}, "accepted: 1 to 255"),
+        ({256: "stent"}, "accepted: 1 to 255"),
+        ({1: "stent"}, "the vocabulary's 'liver'"),
+        ({250: "Liver"}, "in the vocabulary, as id 1"),
+        ({250: " "}, "no name"),
+        ({250: "stent", 251: "stent"}, "one name each"),
+    ],
+)
+def test_classes_that_are_no_new_ones_are_refused(classes: dict[int, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        BundleInfo(name="x", licence="y", vocabulary_version="1.0", classes=classes)
 
 
 def test_saving_refuses_an_existing_folder_unless_told(tiny: Bundle, saved: Path) -> None:
@@ -390,5 +485,5 @@ def test_every_packaged_bundle_is_whole() -> None:
     for name in packaged_names():
         packaged = load_bundle(name)
         packaged.verify()
-        for kind in packaged.kinds:
-            assert next(getattr(packaged, kind).parameters()).dtype == torch.float32
+        for name in packaged.names:
+            assert next(packaged.network(name).parameters()).dtype == torch.float32

@@ -48,7 +48,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def test_three_checkpoints_become_one_bundle(files: dict[str, Path], tmp_path: Path) -> None:
     order = [files["controlnet"], files["autoencoder"], files["unet"]]
     bundle = load_bundle(convert(order, tmp_path / "mine", model="rflow-ct", configs=CONFIGS))
-    assert (bundle.name, bundle.kinds) == ("mine", ("autoencoder", "unet", "controlnet"))
+    assert (bundle.name, bundle.names) == ("mine", ("autoencoder", "unet", "controlnet"))
     assert bundle.scale_factor == 1.0625
     assert bundle.scheduler == RectifiedFlow()
     assert bundle.limits.max_size == (512, 512, 768)

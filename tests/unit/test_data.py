@@ -10,6 +10,7 @@ from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.augment import on_grid, vary_grid
 from maisi.data.cases import case_span, own_labels, read_case
+from maisi.data.dataset import at_spacings, patch_source
 from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidConfigError, InvalidLabelsError, InvalidRequestError
 from maisi.space.files import write_labels, write_volume
@@ -104,3 +105,46 @@ def test_a_variation_shows_the_same_place_of_the_patient() -> None:
     agreement = (part.array > -480) == (part_labels.array > 0)
     assert agreement.mean() > 0.97
     assert part_labels.array.any()
+
+
+def noisy(seed: int, shape: tuple[int, int, int]) -> Volume:
+    hu = np.random.default_rng(seed).uniform(-1000, 1000, shape).astype(np.float32)
+    return Volume(hu, Grid.centered(shape, (3.0, 3.0, 3.0)))
+
+
+def test_patches_are_the_same_however_many_volumes_stay_in_memory() -> None:
+    read: list[int] = []
+
+    def load(seed: int) -> list[Volume]:
+        read.append(seed)
+        return [noisy(seed, (12, 10, 8)), noisy(seed + 10, (6, 5, 4))]
+
+    loads = [lambda seed=seed: load(seed) for seed in range(3)]
+    patches, reads = [], []
+    for kept_bytes in (1 << 30, 4000, 0):
+        read.clear()
+        source = patch_source([(0.3, loads[:1]), (0.7, loads[1:])], kept_bytes)
+        rng = np.random.default_rng(1)
+        patches.append([source.draw(2, (6, 6, 6), rng) for _ in range(10)])
+        reads.append(len(read))
+    for others in patches[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(patches[0], others, strict=True))
+    assert reads[0] == 3 < reads[1] < reads[2] == 3 + 20
+
+
+def test_groups_are_drawn_by_weight_and_volumes_by_the_root_of_their_size() -> None:
+    first, second = [noisy(0, (8, 8, 8)), noisy(1, (16, 16, 16))], [noisy(2, (4, 4, 4))]
+    source = patch_source([(1.0, [lambda: first]), (0.0, []), (3.0, [lambda: second])])
+    assert source.weights == pytest.approx([0.25 / 3, 0.5 / 3, 0.75])
+    assert [array.shape for array in source.arrays] == [(8, 8, 8), (16, 16, 16), (4, 4, 4)]
+
+
+def test_without_a_volume_there_is_nothing_to_train_on() -> None:
+    with pytest.raises(InvalidRequestError, match="at least one training case"):
+        patch_source([(1.0, [])])
+
+
+def test_a_case_is_shown_as_stored_and_at_coarser_spacings(tmp_path: Path) -> None:
+    write_volume(scan(), tmp_path / "ct.nii.gz")
+    volumes = at_spacings(Case(id="a", image=tmp_path / "ct.nii.gz"), (2.0, 4.5, 6.0))
+    assert [volume.grid.spacing for volume in volumes] == [(3.0, 3.0, 4.0), (6.0, 6.0, 6.0)]

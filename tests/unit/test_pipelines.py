@@ -16,7 +16,7 @@ from maisi.errors import InvalidBundleError, InvalidGridError, InvalidPlanError,
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
-from maisi.pipelines.codec import decode, encode, read_latent, write_latent
+from maisi.pipelines.codec import decode, encode
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code, shown_labels
 from maisi.pipelines.generate import generate, rehearse, sample_generators
 from maisi.pipelines.labels import GivenLabels, GridRules, LabelRules, LabelSource, file_source, region_grid
@@ -24,6 +24,7 @@ from maisi.pipelines.prepare import prepare_generate
 from maisi.pipelines.requests import GenerateRequest
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
+from maisi.space.intensity import to_unit
 from maisi.space.volume import LabelMap, Volume
 
 BACKBONE = {
@@ -216,21 +217,33 @@ def test_a_codec_gives_back_the_grid_it_was_given(bundle: Bundle, shape: tuple[i
     assert again.array.shape == shape
 
 
-def test_a_latent_comes_back_from_disk_as_it_was(bundle: Bundle, tmp_path: Path) -> None:
-    shape = (9, 8, 10)
+def test_the_encoder_repeats_the_last_plane_up_to_a_multiple_and_says_what_was_encoded(bundle: Bundle) -> None:
+    shape = (15, 16, 14)
     volume = Volume(np.random.default_rng(0).normal(0, 200, shape).astype(np.float32), Grid.centered(shape, (3, 3, 3)))
+    whole = np.pad(volume.array, [(0, 1), (0, 0), (0, 0)], mode="edge")
+    latent = encode(bundle.autoencoder, volume, made_from="here")
+    padded = encode(bundle.autoencoder, Volume(whole, Grid.centered((16, 16, 14), (3, 3, 3))), dtype=torch.float16)
+    with torch.no_grad():
+        mean, log_variance = bundle.autoencoder.encode(torch.from_numpy(to_unit(whole, "ct"))[None, None])
+    assert torch.equal(latent.mean, mean)
+    assert torch.equal(latent.log_variance, log_variance)
+    assert torch.equal(padded.mean, mean.half())
+    assert (latent.made_from, latent.content, latent.factor) == ("here", "volume", 2)
+    assert latent.grid.is_close(volume.grid)
+
+
+def test_an_autoencoder_of_label_maps_does_not_take_a_volume(bundle: Bundle) -> None:
+    masks = Autoencoder(
+        AutoencoderConfig(in_channels=8, out_channels=125, channels=(4,), num_res_blocks=(1,), norm_groups=2)
+    )
+    volume = Volume(np.zeros((4, 4, 4), np.float32), Grid.centered((4, 4, 4), (3, 3, 3)))
+    with pytest.raises(InvalidRequestError, match="takes 8 channels and gives 125"):
+        encode(masks, volume)
     latent = encode(bundle.autoencoder, volume)
-    write_latent(latent, tmp_path / "l.safetensors")
-    back = read_latent(tmp_path / "l.safetensors")
-    assert torch.equal(back.mean, latent.mean)
-    assert torch.equal(back.log_variance, latent.log_variance)
-    assert back.grid.is_close(latent.grid)
-
-
-def test_another_file_is_no_latent(tmp_path: Path) -> None:
-    (tmp_path / "l.safetensors").write_bytes(b"something else")
-    with pytest.raises(InvalidRequestError, match="not a latent"):
-        read_latent(tmp_path / "l.safetensors")
+    with pytest.raises(InvalidRequestError, match="takes 8 channels and gives 125"):
+        decode(masks, latent)
+    with pytest.raises(InvalidRequestError, match="of a label map"):
+        decode(bundle.autoencoder, dataclasses.replace(latent, content="labels"))
 
 
 def test_seed_and_index_alone_decide_a_samples_randomness() -> None:

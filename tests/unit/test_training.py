@@ -1,29 +1,40 @@
 """Training steps at tiny size: they learn, and a killed run continues to the same weights."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.dataset import PatchSource, patch_source
-from maisi.data.latents import LatentCase, LatentSource, encode_case, latent_scale, read_latent, write_latent
+from maisi.data.latents import Latent, LatentSource, LatentStore, latent_scale, write_latent
 from maisi.diffusion.scheduler import RectifiedFlow
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.discriminator import DiscriminatorConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.pipelines.codec import encode
 from maisi.space.grid import Grid
-from maisi.space.volume import LabelMap, Volume
+from maisi.space.volume import Volume
+from maisi.splitting.kernels import multiplies_bfloat16
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, train_controlnet
 from maisi.training.diffusion import DiffusionTraining, loss_weights, train_unet, weighted_mean
-from maisi.training.loop import LoopConfig, TrainingState, load_checkpoint, save_checkpoint
+from maisi.training.loop import (
+    LoopConfig,
+    TrainingState,
+    load_checkpoint,
+    mixed_precision,
+    save_checkpoint,
+    update_average,
+)
 
 AUTOENCODER = AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2)
 BACKBONE = {
@@ -46,17 +57,18 @@ def volume(seed: int = 0) -> Volume:
 
 
 def patches() -> PatchSource:
-    return patch_source([(1.0, [volume(0), volume(1)])])
+    return patch_source([(1.0, [lambda: [volume(0)], lambda: [volume(1)]])])
 
 
-def latents() -> list[LatentCase]:
+def latents() -> list[Latent]:
     torch.manual_seed(0)
     autoencoder = Autoencoder(AUTOENCODER).eval()
     made = []
     for seed in range(2):
         v = volume(seed)
-        labels = LabelMap(np.where(v.array > -500, 200, 0).astype(np.uint8), v.grid)
-        made.append(encode_case(autoencoder, v, labels, SPAN, 1, "real"))
+        labels = torch.from_numpy(np.where(v.array > -500, 200, 0).astype(np.uint8))
+        latent = encode(autoencoder, v, dtype=torch.float16)
+        made.append(dataclasses.replace(latent, labels=labels, span=SPAN, modality_code=1, group="real"))
     return made
 
 
@@ -162,21 +174,115 @@ def test_a_controlnet_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: 
     assert torch.equal(weights(unet), weights(whole[1])) is not train_unet
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+def linear(*names: str, size: int = 2) -> tuple[torch.nn.ModuleDict, TrainingState]:
+    """A network of linear layers after one step of its optimiser."""
+    torch.manual_seed(0)
+    network = torch.nn.ModuleDict({name: torch.nn.Linear(size, size) for name in names})
+    optimizer = torch.optim.Adam(network.named_parameters(), lr=0.1)
+    sum(layer(torch.ones(size)).square().sum() * (i + 1) for i, layer in enumerate(network.values())).backward()
+    optimizer.step()
+    return network, TrainingState({"net": network}, {"net": optimizer}, step=1)
+
+
+def test_a_checkpoint_finds_each_parameter_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(TrainingState({"net": torch.nn.Linear(2, 2)}), path)
-    with pytest.raises(InvalidRequestError, match="another net"):
-        load_checkpoint(TrainingState({"net": torch.nn.Linear(2, 3)}), path)
+    network, state = linear("a", "b")
+    save_checkpoint(state, path)
+    turned, other = linear("b", "a")
+    load_checkpoint(other, path)
+    for name, parameter in turned.named_parameters():
+        kept = network.get_parameter(name)
+        assert torch.equal(parameter, kept)
+        ours, theirs = other.optimizers["net"].state[parameter], state.optimizers["net"].state[kept]
+        assert all(torch.equal(ours[moment], theirs[moment]) for moment in ("exp_avg", "exp_avg_sq", "step"))
+    assert other.step == 1
 
 
-def test_latents_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
-    case = latents()[0]
-    write_latent(case, tmp_path / "case.safetensors")
-    back = read_latent(tmp_path / "case.safetensors")
-    assert torch.equal(back.mean, case.mean)
-    assert torch.equal(back.labels, case.labels)
-    assert back.grid.is_close(case.grid)
-    assert (back.span, back.modality, back.group) == (case.span, case.modality, case.group)
+def test_a_checkpoint_of_other_parameters_is_refused_by_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(linear("a", "b")[1], path)
+    with pytest.raises(InvalidRequestError, match=r"another net: without c\.bias, c\.weight, with b\.bias, b\.weight"):
+        load_checkpoint(linear("a", "c")[1], path)
+    with pytest.raises(InvalidRequestError, match=r"another net: a\.weight \(2, 2\) instead of \(3, 3\)"):
+        load_checkpoint(linear("a", "b", size=3)[1], path)
+    network, state = linear("a", "b")
+    state.optimizers["net"] = torch.optim.Adam(network["a"].named_parameters(prefix="a"), lr=0.1)
+    with pytest.raises(InvalidRequestError, match=r"another optimizer of net: with b\.bias, b\.weight"):
+        load_checkpoint(state, path)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"something else")
+    with pytest.raises(InvalidRequestError, match="not a readable checkpoint"):
+        load_checkpoint(linear("a")[1], path)
+    save_file({"module/net/a.weight": torch.zeros(2, 2)}, path, metadata={"step": "3"})
+    with pytest.raises(InvalidRequestError, match="no checkpoint of this version"):
+        load_checkpoint(linear("a")[1], path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.9), (8, 0.5), (10_000, 0.01)])
+def test_the_average_moves_fast_at_first_and_then_by_its_decay(step: int, rate: float) -> None:
+    with torch.enable_grad():
+        average, network = linear("a")[0], linear("a")[0]
+    network["a"].weight += 1.0
+    before = average["a"].weight.clone()
+    update_average(average, network, 0.99, step)
+    assert torch.equal(average["a"].weight, before.lerp(network["a"].weight, 1.0 - min(0.99, (1 + step) / (10 + step))))
+    assert float((average["a"].weight - before).mean()) == pytest.approx(rate, abs=1e-3)
+
+
+def test_a_device_that_is_not_there_is_refused_before_training(tmp_path: Path) -> None:
+    config = diffusion_recipe(1).model_copy(update={"device": "cuda:99"})
+    with pytest.raises(InvalidRequestError, match=r"no device cuda:99 here to train on; accepted: cpu"):
+        train_unet(config, source(), RectifiedFlow(), 1.0, tmp_path)
+    with pytest.raises(ValueError, match="accepted: cpu, cuda or cuda:N"):
+        DiffusionTraining(loop=LoopConfig(num_steps=1), device="tpu")
+
+
+def test_small_feature_maps_learn_in_float32_on_a_processor() -> None:
+    cpu = torch.device("cpu")
+    with mixed_precision(True, cpu, 3):
+        assert torch.is_autocast_enabled("cpu") is multiplies_bfloat16()
+    for bfloat16, least_planes in ((True, 2), (False, 100)):
+        with mixed_precision(bfloat16, cpu, least_planes):
+            assert not torch.is_autocast_enabled("cpu")
+
+
+def test_training_on_stored_latents_is_training_on_those_in_memory(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for path, latent in zip(paths, latents(), strict=True):
+        write_latent(latent, path)
+    recipe, scheduler = diffusion_recipe(3), RectifiedFlow()
+    stored = LatentSource(LatentStore(paths, kept_bytes=0), {"real": 1.0}, multiple=2)
+    ours = train_unet(recipe, stored, scheduler, 1.0, tmp_path / "stored")
+    theirs = train_unet(recipe, source(), scheduler, 1.0, tmp_path / "memory")
+    assert torch.equal(weights(ours), weights(theirs))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_as_the_processor_does_and_resumes(tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
+    for device, told in losses.items():
+        recipe = controlnet_recipe(3, train_unet=True).model_copy(update={"device": device})
+        torch.manual_seed(0)
+        unet, folder = DenoisingUNet(UNET), tmp_path / device
+        for until in (2, None):
+            controlnet, _ = train_controlnet(
+                recipe,
+                unet,
+                source(),
+                RectifiedFlow(),
+                1.0,
+                folder,
+                lambda step, metrics, told=told: told.append(metrics["loss"]),
+                until=until,
+            )
+        assert next(controlnet.parameters()).device.type == device
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-2)
+    config = autoencoder_recipe(2, device="cuda", adversarial_weight=0.1, perceptual_weight=0.1, perceptual_slices=2)
+    assert next(train_autoencoder(config, patches(), tmp_path / "a").parameters()).is_cuda
 
 
 def test_the_latent_scale_makes_sampled_latents_unit_wide() -> None:
@@ -191,16 +297,6 @@ def test_the_latent_scale_makes_sampled_latents_unit_wide() -> None:
         ]
     )
     assert float(values.std()) * latent_scale(cases) == pytest.approx(1.0, abs=0.02)
-
-
-def test_a_crop_of_labels_lies_on_the_crop_of_its_latent() -> None:
-    case = latents()[0]
-    ramp = torch.arange(32, dtype=torch.uint8)[:, None, None].expand(32, 32, 32)
-    mean = torch.arange(16, dtype=torch.float32)[None, :, None, None].expand(4, 16, 16, 16)
-    marked = LatentCase(mean, torch.full_like(mean, -30.0), ramp, case.grid, SPAN, 1, "real")
-    example = LatentSource([marked], {"real": 1.0}, 2).draw((8, 8, 8), np.random.default_rng(3), torch.Generator())
-    first = float(example.latent[0, 0, 0, 0, 0])
-    assert float(example.labels[0, 0, 0]) == pytest.approx(2 * first, abs=1e-4)
 
 
 def test_a_structure_and_the_latent_voxels_next_to_it_weigh_as_asked() -> None:

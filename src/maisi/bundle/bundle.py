@@ -1,20 +1,24 @@
 """A model on disk: networks, noise schedule, scale factor and what they were trained for.
 
-A bundle is a folder: `bundle.yaml` (a `BundleInfo`), for each network `<kind>/config.yaml` and
-`<kind>/model.safetensors`, `MODEL_CARD.md`, `LICENSE`, and `checksums.json` with the SHA-256 of every file.
+A bundle is a folder: `bundle.yaml` (a `BundleInfo`), for each network `<name>/config.yaml` and
+`<name>/model.safetensors`, `MODEL_CARD.md`, `LICENSE`, and `checksums.json` with the SHA-256 of every file. Networks
+that make CTs are named by their kind: autoencoder, unet, controlnet. Others have names of their own, such as
+label_autoencoder, and `bundle.yaml` tells their kind.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.files import (
     check_sum,
     misfit,
@@ -38,11 +42,17 @@ from maisi.storage.atomic import write_directory
 
 FORMAT_VERSION = 1
 
-NETWORKS: dict[str, type[NetworkConfig]] = {
+Kind = Literal["autoencoder", "unet", "controlnet"]
+
+KINDS: dict[Kind, type[NetworkConfig]] = {
     "autoencoder": AutoencoderConfig,
     "unet": UNetConfig,
     "controlnet": ControlNetConfig,
 }
+"""The kinds of network, which are also the names of those that make CTs."""
+
+NAME = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 _PACKAGED = Path(__file__).parent / "packaged"
 _INFO, _CARD, _LICENCE = "bundle.yaml", "MODEL_CARD.md", "LICENSE"
@@ -131,6 +141,25 @@ class BundleInfo(Frozen):
     limits: Limits = Limits()
     controlnet_scale: float = Field(default=1.0, ge=0)  # of the residuals, where a request does not say
     shown_as: dict[str, str] = Field(default_factory=dict)  # group -> the one structure that the ControlNet sees for it
+    networks: dict[Name, Kind] = Field(default_factory=dict)  # of the networks that are not named by their kind
+    classes: dict[int, str] = Field(default_factory=dict)  # id -> name of structures that the vocabulary lacks
+
+    @field_validator("networks")
+    @classmethod
+    def _kinds_keep_their_names(cls, networks: dict[str, Kind]) -> dict[str, Kind]:
+        for name, kind in networks.items():
+            if name in KINDS and name != kind:
+                raise ValueError(f"a network named {name} is of that kind, not a {kind}")
+        return networks
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_are_new(cls, classes: dict[int, str]) -> dict[int, str]:
+        for id, name in classes.items():
+            check_class(id, name)
+        if len(set(classes.values())) < len(classes):
+            raise ValueError(f"classes have one name each, not {', '.join(sorted(classes.values()))}")
+        return classes
 
     @model_validator(mode="after")
     def _known_format(self) -> "BundleInfo":
@@ -141,12 +170,30 @@ class BundleInfo(Frozen):
         return self
 
 
+def check_class(id: int, name: str) -> None:
+    """Raise `ValueError` where a class would be a structure of the vocabulary under another id or name.
+
+    Ids are 1 to 255, which fit the eight bits that a ControlNet reads; those that the vocabulary reserves without
+    filling them are free.
+    """
+    vocabulary = load_vocabulary()
+    if not 1 <= id <= 255:
+        raise ValueError(f"class {name!r} has id {id}; accepted: 1 to 255")
+    if not name.strip():
+        raise ValueError(f"the class of id {id} has no name")
+    if id in vocabulary.ids and not vocabulary.structure(id).is_dummy:
+        raise ValueError(f"id {id} of class {name!r} is the vocabulary's {vocabulary.name(id)!r}; accepted: a free id")
+    if vocabulary.knows(name):
+        raise ValueError(f"class {name!r} is in the vocabulary, as id {vocabulary.find(name)}; accepted: that id")
+
+
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """Networks that belong together; each is loaded when it is first used, ready for inference.
 
-    `scale_factor` multiplies latents of the autoencoder to what the U-Net sees. A part that the bundle lacks raises
-    `InvalidBundleError` when it is asked for; `kinds` tells what there is.
+    `scale_factor` multiplies latents of the autoencoder to what the U-Net sees. A network that the bundle lacks raises
+    `InvalidBundleError` when it is asked for; `kinds` tells what there is. `autoencoder`, `unet` and `controlnet` are
+    those that make CTs.
     """
 
     info: BundleInfo
@@ -155,16 +202,20 @@ class Bundle:
     path: Path | None = None
     model_card: str = ""
     licence_text: str = ""
+    _loaded: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _check_names(self.info, self.configs)
         _check_parts(self.info, self.configs)
 
     @classmethod
     def of(
         cls, info: BundleInfo, networks: Mapping[str, nn.Module], *, model_card: str = "", licence_text: str = ""
     ) -> "Bundle":
-        """A bundle of networks in memory, by kind: autoencoder, unet, controlnet."""
-        configs = {kind: cast(NetworkConfig, network.config) for kind, network in networks.items()}
+        """A bundle of networks in memory, by name; those that make CTs are autoencoder, unet, controlnet."""
+        configs = {name: cast(NetworkConfig, network.config) for name, network in networks.items()}
+        others = {name: kind_of(config) for name, config in configs.items() if name not in KINDS}
+        info = info.model_copy(update={"networks": info.networks | others})
         return cls(info, configs, dict(networks).__getitem__, model_card=model_card, licence_text=licence_text)
 
     @property
@@ -172,9 +223,22 @@ class Bundle:
         return self.info.name
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of network in this bundle."""
+    def names(self) -> tuple[str, ...]:
+        """The names of the networks in this bundle."""
         return tuple(self.configs)
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of each network in this bundle, by its name."""
+        return {name: kind_of(config) for name, config in self.configs.items()}
+
+    def network(self, name: str) -> nn.Module:
+        """The network of this name, loaded once; raises `InvalidBundleError` telling the names that there are."""
+        if name not in self.configs:
+            raise InvalidBundleError(f"bundle {self.name!r} has no {name}; it holds {', '.join(self.names)}")
+        if name not in self._loaded:
+            self._loaded[name] = self.load(name)
+        return self._loaded[name]
 
     @property
     def scale_factor(self) -> float:
@@ -184,27 +248,27 @@ class Bundle:
     def limits(self) -> Limits:
         return self.info.limits
 
-    @cached_property
+    @property
     def autoencoder(self) -> Autoencoder:
-        return cast(Autoencoder, self._network("autoencoder"))
+        return cast(Autoencoder, self.network("autoencoder"))
 
-    @cached_property
+    @property
     def unet(self) -> DenoisingUNet:
-        return cast(DenoisingUNet, self._network("unet"))
+        return cast(DenoisingUNet, self.network("unet"))
 
-    @cached_property
+    @property
     def controlnet(self) -> ControlNet:
-        return cast(ControlNet, self._network("controlnet"))
+        return cast(ControlNet, self.network("controlnet"))
 
     @cached_property
     def scheduler(self) -> NoiseScheduler:
         if self.info.scheduler is None:
-            raise InvalidBundleError(f"bundle {self.name!r} has no noise schedule; it holds {', '.join(self.kinds)}")
+            raise InvalidBundleError(f"bundle {self.name!r} has no noise schedule; it holds {', '.join(self.names)}")
         return build_scheduler(self.info.scheduler)
 
     @property
     def size_multiple(self) -> int:
-        """Every axis of a volume must be a multiple of this."""
+        """Every axis of a generated volume must be a multiple of this."""
         multiple = 1
         if "autoencoder" in self.configs:
             multiple *= cast(AutoencoderConfig, self.configs["autoencoder"]).factor
@@ -216,7 +280,7 @@ class Bundle:
         """All there is to say about the bundle in plain values, without loading a network."""
         about = self.info.model_dump(mode="json")
         about |= {"path": str(self.path) if self.path else None, "size_multiple": self.size_multiple}
-        about["networks"] = {kind: self._describe_network(kind) for kind in self.kinds}
+        about["networks"] = {name: self._describe_network(name) for name in self.names}
         return about
 
     def verify(self) -> None:
@@ -226,18 +290,19 @@ class Bundle:
             for name in checksums:
                 check_sum(self.path, name, checksums)
 
-    def _network(self, kind: str) -> nn.Module:
-        if kind not in self.configs:
-            raise InvalidBundleError(f"bundle {self.name!r} has no {kind}; it holds {', '.join(self.kinds)}")
-        return self.load(kind)
-
-    def _describe_network(self, kind: str) -> dict[str, Any]:
-        config = self.configs[kind]
-        about: dict[str, Any] = {"num_parameters": sum(p.numel() for p in _on_meta(config).parameters())}
+    def _describe_network(self, name: str) -> dict[str, Any]:
+        config = self.configs[name]
+        num_parameters = sum(p.numel() for p in _on_meta(config).parameters())
+        about: dict[str, Any] = {"kind": kind_of(config), "num_parameters": num_parameters}
         if self.path is not None:
-            weights = self.path / kind / _WEIGHTS
+            weights = self.path / name / _WEIGHTS
             about |= {"num_bytes": weights.stat().st_size, "stored_as": ", ".join(stored_dtypes(weights))}
         return about | {"config": config.model_dump(mode="json")}
+
+
+def kind_of(config: NetworkConfig) -> Kind:
+    """The kind of network that a configuration describes."""
+    return next(kind for kind, config_class in KINDS.items() if isinstance(config, config_class))
 
 
 def packaged_names() -> list[str]:
@@ -288,12 +353,12 @@ def load_bundle(
     checksums = read_checksums(folder)
     info = read_yaml(check_sum(folder, _INFO, checksums), BundleInfo)
     configs: dict[str, NetworkConfig] = {}
-    for kind, config_class in NETWORKS.items():
-        if (folder / kind).is_dir():
-            configs[kind] = read_yaml(_listed(folder, f"{kind}/{_CONFIG}", checksums), config_class)
+    present: dict[str, Kind] = {kind: kind for kind in KINDS if (folder / kind).is_dir()}
+    for name, kind in (present | info.networks).items():
+        configs[name] = read_yaml(_listed(folder, f"{name}/{_CONFIG}", checksums), KINDS[kind])
 
-    def load(kind: str) -> nn.Module:
-        return _load_network(folder, kind, configs[kind], checksums, device, dtype, narrow_in_float32)
+    def load(name: str) -> nn.Module:
+        return _load_network(folder, name, configs[name], checksums, device, dtype, narrow_in_float32)
 
     card, licence = (_listed(folder, name, checksums).read_text(encoding="utf-8") for name in (_CARD, _LICENCE))
     return Bundle(info, configs, load, folder, card, licence)
@@ -307,7 +372,7 @@ def save_bundle(
     The same bundle gives the same bytes. Raises `InvalidBundleError` where the folder exists, `StorageError` where the
     disk is full.
     """
-    networks = {kind: bundle._network(kind) for kind in bundle.kinds}
+    networks = {name: bundle.network(name) for name in bundle.names}
     num_bytes = sum(t.numel() * dtype.itemsize for n in networks.values() for t in n.state_dict().values())
     path = Path(path)
     if path.exists() and not overwrite:
@@ -322,11 +387,10 @@ def fill_bundle(bundle: Bundle, folder: Path, dtype: torch.dtype = torch.float32
     write_yaml(folder / _INFO, bundle.info)
     (folder / _CARD).write_text(bundle.model_card or f"# {bundle.name}\n", encoding="utf-8")
     (folder / _LICENCE).write_text(bundle.licence_text or f"{bundle.info.licence}\n", encoding="utf-8")
-    for kind in bundle.kinds:
-        network = bundle._network(kind)
-        (folder / kind).mkdir()
-        write_yaml(folder / kind / _CONFIG, bundle.configs[kind])
-        write_weights(folder / kind / _WEIGHTS, network.state_dict(), dtype)
+    for name in bundle.names:
+        (folder / name).mkdir()
+        write_yaml(folder / name / _CONFIG, bundle.configs[name])
+        write_weights(folder / name / _WEIGHTS, bundle.network(name).state_dict(), dtype)
     write_checksums(folder)
 
 
@@ -338,22 +402,22 @@ def _listed(folder: Path, name: str, checksums: Mapping[str, str]) -> Path:
 
 def _load_network(
     folder: Path,
-    kind: str,
+    name: str,
     config: NetworkConfig,
     checksums: Mapping[str, str],
     device: str | torch.device,
     dtype: torch.dtype,
     narrow_in_float32: bool,
 ) -> nn.Module:
-    path = _listed(folder, f"{kind}/{_WEIGHTS}", checksums)
+    path = _listed(folder, f"{name}/{_WEIGHTS}", checksums)
     network = _on_meta(config)
     state = read_weights(path, dtype, device, kept_in_float32(network) if narrow_in_float32 else ())
     wrong = misfit(
-        {name: tensor.shape for name, tensor in state.items()},
-        {name: tensor.shape for name, tensor in network.state_dict().items()},
+        {key: tensor.shape for key, tensor in state.items()},
+        {key: tensor.shape for key, tensor in network.state_dict().items()},
     )
     if wrong:
-        raise InvalidBundleError(f"{path} does not fit the {kind} of {_CONFIG}: {wrong}")
+        raise InvalidBundleError(f"{path} does not fit the {name} of {_CONFIG}: {wrong}")
     network.load_state_dict(state, assign=True)
     # channels last: convolutions of a CPU are up to several times faster so, and the result is the same to rounding
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -366,13 +430,30 @@ def _on_meta(config: NetworkConfig) -> nn.Module:
         return build_network(config)
 
 
+def _check_names(info: BundleInfo, configs: Mapping[str, NetworkConfig]) -> None:
+    """Raise `InvalidBundleError` where a network's name does not say its kind, nor `networks` of the bundle."""
+    known = ", ".join(KINDS)
+    if not configs:
+        raise InvalidBundleError(f"bundle {info.name!r} holds no network; accepted: {known}, and others by name")
+    for name, config in configs.items():
+        if not re.fullmatch(NAME, name):
+            raise InvalidBundleError(f"{name!r} names no network; accepted: small letters, digits and _")
+        told, kind = info.networks.get(name, name), kind_of(config)
+        if told not in KINDS:
+            raise InvalidBundleError(
+                f"bundle {info.name!r} holds {name}, but does not say its kind; accepted: {known}, or a name listed "
+                "under networks with its kind"
+            )
+        if told != kind:
+            raise InvalidBundleError(f"{name} of bundle {info.name!r} is a network of kind {kind}, not {told}")
+    missing = [name for name in info.networks if name not in configs]
+    if missing:
+        raise InvalidBundleError(f"bundle {info.name!r} lists networks that it does not hold: {', '.join(missing)}")
+
+
 def _check_parts(info: BundleInfo, configs: Mapping[str, NetworkConfig]) -> None:
-    """Raise `InvalidBundleError` where the networks of a bundle do not belong together."""
-    unknown = [kind for kind in configs if kind not in NETWORKS]
-    if unknown or not configs:
-        held = ", ".join(unknown) or "no network"
-        raise InvalidBundleError(f"bundle {info.name!r} holds {held}; accepted: {', '.join(NETWORKS)}")
-    autoencoder, unet, controlnet = (configs.get(kind) for kind in NETWORKS)
+    """Raise `InvalidBundleError` where the networks that make CTs do not belong together."""
+    autoencoder, unet, controlnet = (configs.get(kind) for kind in KINDS)
     if isinstance(unet, UNetConfig):
         if info.scheduler is None:
             raise InvalidBundleError(f"bundle {info.name!r} has a unet, but no scheduler to sample with")

@@ -58,10 +58,11 @@ def _about(subject: str) -> dict[str, Any]:
         record = read_record(path if path.name == RUN_RECORD else path / RUN_RECORD)
         return {"kind": "run", **record.model_dump(mode="json")}
     if path.name.endswith(".safetensors"):
-        from maisi.pipelines.codec import read_latent
+        from maisi.data.latents import read_latent
 
         latent = read_latent(path)
-        return {"kind": "latent", "latent_shape": list(latent.mean.shape), **_grid(latent.grid)}
+        facts = {"content": latent.content, "modality": latent.modality, "made_from": latent.made_from}
+        return {"kind": "latent", **facts, "latent_shape": list(latent.mean.shape), **_grid(latent.grid)}
     if path.exists():
         return _about_image(path)
     from maisi.errors import InvalidRequestError

@@ -25,6 +25,10 @@ def _known_device(name: str) -> str:
     return name
 
 
+Device = Annotated[str, AfterValidator(_known_device)]
+"""Where networks compute: the processor, a GPU, or a numbered one."""
+
+
 class Compute(Frozen):
     """Device, number format, memory (bytes), scratch folder, threads and ranks of the networks' work.
 
@@ -33,9 +37,7 @@ class Compute(Frozen):
     each volume together.
     """
 
-    device: Annotated[str, AfterValidator(_known_device)] = Field(
-        default="cpu", description="Where networks compute: cpu, cuda or cuda:N."
-    )
+    device: Device = Field(default="cpu", description="Where networks compute: cpu, cuda or cuda:N.")
     precision: Precision | None = Field(
         default=None,
         description="float32, bfloat16, or on a GPU float16.",

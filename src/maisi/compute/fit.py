@@ -33,7 +33,7 @@ def fit(bundle: Bundle, compute: Compute, work: Work, ranks: Ranks | None = None
     dtype = dtype_of(compute)
 
     def load(name: str) -> Any:
-        network = getattr(bundle, name)
+        network = bundle.network(name)
         check_format(network, name, dtype)
         is_unlimited = ranks is None and plans is None and dtype == torch.float32
         is_bare = is_unlimited and next(network.parameters()).device.type != "cpu"
@@ -92,8 +92,8 @@ def between_calls(compute: Compute) -> AbstractContextManager[None]:
 def precision_of(bundle: Bundle) -> str:
     """The number format that the networks of a bundle compute in: that of their weights, but for those kept float32."""
     formats = set()
-    for name in bundle.kinds:
-        network = getattr(bundle, name)
+    for name in bundle.names:
+        network = bundle.network(name)
         kept = kept_in_float32(network)
         formats |= {weights.dtype for each, weights in network.named_parameters() if each not in kept}
     return str(next(iter(formats), torch.float32)).removeprefix("torch.")

@@ -1,11 +1,14 @@
 """Random patches of real and phantom volumes, for training the autoencoder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import overload
 
 import numpy as np
 import torch
 
+from maisi.data.lazy import LazySequence
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
 from maisi.shapes import ImageBatch, Size3
@@ -17,9 +20,9 @@ from maisi.space.volume import Volume
 
 @dataclass(frozen=True)
 class PatchSource:
-    """Volumes in [0, 1] kept as 16-bit arrays, and how often each is drawn from."""
+    """Volumes in [0, 1] as 16-bit arrays, and how often each is drawn from; a lazy sequence reads what is drawn."""
 
-    arrays: tuple[np.ndarray, ...]  # uint16 [x y z], 65535 = 1
+    arrays: Sequence[np.ndarray]  # uint16 [x y z], 65535 = 1
     weights: np.ndarray
 
     def draw(self, batch: int, size: Size3, rng: np.random.Generator) -> ImageBatch:
@@ -37,18 +40,64 @@ def _patch(array: np.ndarray, size: Size3, rng: np.random.Generator) -> np.ndarr
     return part[flips].astype(np.float32) / 65535.0
 
 
-def patch_source(groups: Iterable[tuple[float, Sequence[Volume]]]) -> PatchSource:
+LoadVolumes = Callable[[], Sequence[Volume]]
+"""Reads or makes the volumes of one case, the same ones every time."""
+
+KEPT_BYTES = 8 << 30
+"""Of volumes that stay in memory between two draws."""
+
+
+class CaseArrays(Sequence[np.ndarray]):
+    """The volumes of cases as 16-bit arrays; a case is loaded when one of its volumes is asked for.
+
+    All are loaded once to learn their sizes, one case after the other; the last used stay in memory, up to
+    `kept_bytes`.
+    """
+
+    def __init__(self, loads: Sequence[LoadVolumes], kept_bytes: int = KEPT_BYTES) -> None:
+        self._cases = LazySequence(
+            [partial(_arrays, load) for load in loads], lambda arrays: sum(a.nbytes for a in arrays), kept_bytes
+        )
+        self.sizes = [[array.size for array in self._cases[case]] for case in range(len(loads))]
+        self._places = [(case, k) for case, sizes in enumerate(self.sizes) for k in range(len(sizes))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | Sequence[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        case, k = self._places[index]
+        return self._cases[case][k]
+
+
+def _arrays(load: LoadVolumes) -> tuple[np.ndarray, ...]:
+    return tuple(np.round(to_unit(volume.array, volume.modality) * 65535).astype(np.uint16) for volume in load())
+
+
+def patch_source(groups: Iterable[tuple[float, Sequence[LoadVolumes]]], kept_bytes: int = KEPT_BYTES) -> PatchSource:
     """A source that draws each group with its weight, and within a group each volume by the cube root of its size."""
-    arrays: list[np.ndarray] = []
-    weights: list[float] = []
-    for weight, volumes in groups:
-        shares = np.array([float(volume.grid.num_voxels) ** (1 / 3) for volume in volumes])
-        for volume, share in zip(volumes, shares / max(shares.sum(), 1e-9), strict=True):
-            arrays.append(np.round(to_unit(volume.array, volume.modality) * 65535).astype(np.uint16))
-            weights.append(weight * share)
-    if not arrays:
+    loads: list[LoadVolumes] = []
+    shares: list[tuple[float, int]] = []
+    for weight, cases in groups:
+        loads += cases
+        shares.append((weight, len(cases)))
+    arrays = CaseArrays(loads, kept_bytes)
+    if not len(arrays):
         raise InvalidRequestError("no volume to train on; expected at least one training case with an image")
-    return PatchSource(tuple(arrays), np.array(weights) / sum(weights))
+    weights, first = [], 0
+    for weight, num_cases in shares:
+        sizes = [size for case in arrays.sizes[first : first + num_cases] for size in case]
+        roots = np.array([float(size) ** (1 / 3) for size in sizes])
+        weights += [weight * share for share in roots / max(roots.sum(), 1e-9)]
+        first += num_cases
+    return PatchSource(arrays, np.array(weights) / sum(weights))
 
 
 def at_spacings(case: Case, spacings: Sequence[float]) -> list[Volume]:

@@ -1,40 +1,211 @@
-"""Encoded cases on disk, and random crops of them for training the diffusion networks.
+"""Encoded volumes: what they are, their one file format, and random crops of them for training the diffusion networks.
 
-A case is stored as the mean and the log-variance of its posterior, never as one frozen draw: training samples it anew.
+A latent is stored as mean and log-variance of its posterior, never as one frozen draw: training samples it anew.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from maisi.anatomy.regions import BodyRegion, RegionSpan
+from maisi.data.lazy import LazySequence
 from maisi.errors import InvalidRequestError
-from maisi.networks.autoencoder import Autoencoder, draw_latent
+from maisi.networks.autoencoder import draw_latent
 from maisi.shapes import LatentBatch, Size3, Spacing3
 from maisi.space.grid import Grid
-from maisi.space.intensity import to_unit
-from maisi.space.volume import LabelMap, Volume, check_same_grid
+from maisi.space.volume import OUTSIDE, Modality
 from maisi.storage.atomic import write_atomically
 
+FORMAT = 2
+"""Of the files that are written. Format 1 had no number, and a form each for `maisi encode` and for training."""
 
-@dataclass(frozen=True)
-class LatentCase:
-    """One encoded volume with the labels on its voxel grid."""
+KEPT_BYTES = 4 << 30
+"""Of stored latents that stay in memory between two draws."""
 
-    mean: Tensor  # (c, u, v, w)
-    log_variance: Tensor  # (c, u, v, w)
-    labels: Tensor  # (x, y, z) uint8
+FIRST_MR_CODE = 8
+"""Codes of the class embedding from this one on are of MR, as in the released models."""
+
+Content = Literal["volume", "labels"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """The posterior of an encoded volume or label map, and the grid of the voxels that it stands for.
+
+    What training knows besides: `labels` on the voxel grid, the `span` of regions, the `modality_code` of the class
+    embedding, and the `group` that is drawn by weight. `made_from` names file and bundle for a reader.
+    """
+
+    mean: Tensor  # (1, c, u, v, w)
+    log_variance: Tensor  # (1, c, u, v, w)
     grid: Grid
-    span: RegionSpan
-    modality: int
+    modality: Modality = "ct"
+    content: Content = "volume"
+    made_from: str = ""
+    labels: Tensor | None = None  # (x, y, z) uint8
+    span: RegionSpan | None = None
+    modality_code: int | None = None
     group: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 5 or self.mean.shape[0] != 1 or self.mean.shape != self.log_variance.shape:
+            raise InvalidRequestError(
+                f"mean {tuple(self.mean.shape)} and log-variance {tuple(self.log_variance.shape)} are no posterior of "
+                "one volume; accepted: one shape (1, c, u, v, w)"
+            )
+        if self.modality not in OUTSIDE or self.content not in get_args(Content):
+            raise InvalidRequestError(
+                f"a latent of modality {self.modality!r} and content {self.content!r} is unknown; accepted: "
+                f"{', '.join(OUTSIDE)}; {', '.join(get_args(Content))}"
+            )
+        if self.labels is not None and tuple(self.labels.shape) != self.grid.shape:
+            raise InvalidRequestError(
+                f"labels of {tuple(self.labels.shape)} do not lie on the latent's grid of {self.grid.shape} voxels"
+            )
+
+    @property
+    def factor(self) -> int:
+        """How many voxels a latent voxel is long: the power of two for which the padded sizes agree."""
+        sizes = list(zip(self.grid.shape, self.mean.shape[2:], strict=True))
+        for factor in (1, 2, 4, 8, 16, 32):
+            if all(-(-n // factor) == size for n, size in sizes):
+                return factor
+        raise InvalidRequestError(f"a latent of {tuple(self.mean.shape[2:])} is not of {self.grid.shape} voxels")
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its tensors."""
+        tensors = (self.mean, self.log_variance) + (() if self.labels is None else (self.labels,))
+        return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+# --- files ---
+
+
+def write_latent(latent: Latent, path: Path) -> None:
+    """Write a latent as safetensors, its tensors in the format that they have, beside and renamed."""
+    facts = {
+        "format": FORMAT,
+        "shape": latent.grid.shape,
+        "affine": latent.grid.affine.tolist(),
+        "modality": latent.modality,
+        "content": latent.content,
+        "made_from": latent.made_from,
+        "span": latent.span and [latent.span.top.name, latent.span.bottom.name],
+        "modality_code": latent.modality_code,
+        "group": latent.group,
+    }
+    tensors = {"mean": latent.mean, "log_variance": latent.log_variance, "labels": latent.labels}
+    content = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None},
+        metadata={"maisi": json.dumps(facts)},
+    )
+    with write_atomically(path, num_bytes=len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_latent(path: Path) -> Latent:
+    """Read what `write_latent` wrote, now or before formats had numbers; `InvalidRequestError` for anything else."""
+    return _read(path, _latent)
+
+
+def read_group(path: Path) -> str:
+    """The group of a stored latent, without reading its tensors."""
+    return _read(path, lambda file, facts: str(facts.get("group", "default")))
+
+
+def _read(path: Path, take: Callable[[Any, Mapping[str, Any]], T]) -> T:
+    """What `take` makes of an open file and its facts."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return take(file, _facts(path, file.metadata() or {}))
+    except FileNotFoundError as error:
+        raise InvalidRequestError(f"no latent at {path}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise InvalidRequestError(f"{path} is not a latent that `maisi encode` or training wrote: {error}") from error
+
+
+def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a file says of its latent, in the words of the present format."""
+    if "facts" in metadata:  # format 1 of training, where the modality was a code
+        facts = json.loads(metadata["facts"])
+        modality = "ct" if facts["modality"] < FIRST_MR_CODE else "mr"
+        return {**facts, "modality": modality, "modality_code": facts["modality"]}
+    facts = json.loads(metadata.get("maisi", "null"))
+    if not isinstance(facts, dict):
+        raise InvalidRequestError(
+            f"{path} is not a latent that `maisi encode` or training wrote: it says nothing of it"
+        )
+    if facts.get("format", 1) not in (1, FORMAT):
+        raise InvalidRequestError(
+            f"{path} is a latent of format {facts['format']}; this version of maisi reads up to {FORMAT}"
+        )
+    return facts
+
+
+def _latent(file: Any, facts: Mapping[str, Any]) -> Latent:
+    mean, log_variance = file.get_tensor("mean"), file.get_tensor("log_variance")
+    if mean.ndim == 4:
+        mean, log_variance = mean[None], log_variance[None]
+    labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118 (not a mapping)
+    shape = labels.shape if labels is not None else facts["shape"]
+    span = facts.get("span")
+    return Latent(
+        mean,
+        log_variance,
+        Grid(tuple(shape), np.array(facts["affine"])),
+        facts["modality"],
+        facts.get("content", "volume"),
+        facts.get("made_from", ""),
+        labels,
+        RegionSpan(*(BodyRegion[name] for name in span)) if span else None,
+        facts.get("modality_code"),
+        facts.get("group", "default"),
+    )
+
+
+class LatentStore(LazySequence[Latent]):
+    """Latents of files, read when they are asked for; `change` makes of each the one that is given.
+
+    The last used stay in memory, up to `kept_bytes`.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], change: Callable[[Latent], Latent] | None = None, kept_bytes: int = KEPT_BYTES
+    ) -> None:
+        self.paths, self.change, self.kept_bytes = tuple(paths), change, kept_bytes
+        super().__init__(
+            [partial(self._load, path) for path in self.paths], lambda latent: latent.num_bytes, kept_bytes
+        )
+
+    def _load(self, path: Path) -> Latent:
+        latent = read_latent(path)
+        return latent if self.change is None else self.change(latent)
+
+    def changed(self, change: Callable[[Latent], Latent]) -> "LatentStore":
+        """The same latents, each of them changed once more."""
+        before = self.change
+        return LatentStore(
+            self.paths, change if before is None else (lambda latent: change(before(latent))), self.kept_bytes
+        )
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The group of each latent, told by the heads of the files."""
+        return tuple(read_group(path) for path in self.paths)
+
+
+# --- training ---
 
 
 @dataclass(frozen=True)
@@ -48,53 +219,13 @@ class LatentExample:
     modality: int
 
 
-@torch.inference_mode()
-def encode_case(
-    autoencoder: Autoencoder, volume: Volume, labels: LabelMap, span: RegionSpan, modality: int, group: str
-) -> LatentCase:
-    """The latent case of a volume whose size the autoencoder accepts."""
-    check_same_grid(labels, volume)
-    x = torch.from_numpy(to_unit(volume.array, volume.modality))[None, None]
-    mean, log_variance = autoencoder.encode(x)
-    ids = torch.from_numpy(labels.array.astype(np.uint8))
-    return LatentCase(mean[0].half(), log_variance[0].half(), ids, volume.grid, span, modality, group)
-
-
-def write_latent(case: LatentCase, path: Path) -> None:
-    """Write a latent case as safetensors, beside and renamed."""
-    facts = {
-        "affine": case.grid.affine.tolist(),
-        "span": [case.span.top.name, case.span.bottom.name],
-        "modality": case.modality,
-        "group": case.group,
-    }
-    tensors = {"mean": case.mean, "log_variance": case.log_variance, "labels": case.labels}
-    with write_atomically(path) as temporary:
-        save_file(
-            {name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"facts": json.dumps(facts)}
-        )
-
-
-def read_latent(path: Path) -> LatentCase:
-    """Read what `write_latent` wrote; raises `InvalidRequestError` for anything else."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            mean, log_variance, labels = (file.get_tensor(name) for name in ("mean", "log_variance", "labels"))
-        span = RegionSpan(*(BodyRegion[name] for name in facts["span"]))
-        grid = Grid(tuple(labels.shape), np.array(facts["affine"]))
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InvalidRequestError(f"{path} is not a latent case: {error}") from error
-    return LatentCase(mean, log_variance, labels, grid, span, facts["modality"], facts["group"])
-
-
-def latent_scale(cases: Iterable[LatentCase]) -> float:
+def latent_scale(latents: Iterable[Latent]) -> float:
     """1 / standard deviation of sampled latents over all cases, by merging (count, mean, M2) in float64 (Chan)."""
     count, mean, m2 = 0, 0.0, 0.0
-    for case in cases:
-        values = case.mean.double()
+    for latent in latents:
+        values = latent.mean[0].double()
         n, mu = values.numel(), float(values.mean())
-        spread = float((values - mu).square().sum() + case.log_variance.double().exp().sum())
+        spread = float((values - mu).square().sum() + latent.log_variance[0].double().exp().sum())
         delta = mu - mean
         m2 += spread + delta**2 * count * n / (count + n)
         mean += delta * n / (count + n)
@@ -105,28 +236,40 @@ def latent_scale(cases: Iterable[LatentCase]) -> float:
 
 
 class LatentSource:
-    """Random crops of encoded cases; groups are drawn by weight, cases of a group alike."""
+    """Random crops of encoded cases; groups are drawn by weight, cases of a group alike.
 
-    def __init__(self, cases: Sequence[LatentCase], weights: dict[str, float], multiple: int) -> None:
-        self.cases = list(cases)
+    Latents of a `LatentStore` are read when they are drawn.
+    """
+
+    def __init__(self, latents: Sequence[Latent], weights: Mapping[str, float], multiple: int) -> None:
+        self.latents = latents
         self.multiple = multiple
-        counts = {group: sum(case.group == group for case in cases) for group in {case.group for case in cases}}
-        shares = np.array([weights.get(case.group, 0.0) / counts[case.group] for case in cases])
+        groups = latents.groups if isinstance(latents, LatentStore) else [latent.group for latent in latents]
+        counts = {group: groups.count(group) for group in set(groups)}
+        shares = np.array([weights.get(group, 0.0) / counts[group] for group in groups])
         if not len(shares) or shares.sum() <= 0:
             raise InvalidRequestError(f"no latent case in the groups {sorted(weights)}; found {counts}")
         self.shares = shares / shares.sum()
 
     def draw(self, size: Size3, rng: np.random.Generator, draw: torch.Generator) -> LatentExample:
         """A random crop of at most `size` latent voxels, sampled from the posterior."""
-        case = self.cases[int(rng.choice(len(self.cases), p=self.shares))]
-        extent = case.mean.shape[1:]
+        latent = self.latents[int(rng.choice(len(self.latents), p=self.shares))]
+        labels, span, modality = latent.labels, latent.span, latent.modality_code
+        if labels is None or span is None or modality is None:
+            raise InvalidRequestError(
+                f"the latent made from {latent.made_from or 'an unknown volume'} cannot be trained on: it has no "
+                "labels, no region span or no modality code"
+            )
+        factor = latent.factor
+        extent = [n // factor for n in latent.grid.shape]  # without what was padded
         part = [min(s, n) // self.multiple * self.multiple for s, n in zip(size, extent, strict=True)]
         start = [
             int(rng.integers(0, (n - p) // self.multiple + 1)) * self.multiple
             for p, n in zip(part, extent, strict=True)
         ]
         box = tuple(slice(a, a + p) for a, p in zip(start, part, strict=True))
-        factor = case.labels.shape[0] // extent[0]
         voxels = tuple(slice(b.start * factor, b.stop * factor) for b in box)
-        latent = draw_latent(case.mean[:, *box].float(), case.log_variance[:, *box].float(), draw)
-        return LatentExample(latent[None], case.labels[voxels], case.grid.spacing, case.span, case.modality)
+        mean, log_variance = (tensor[0][:, *box].float() for tensor in (latent.mean, latent.log_variance))
+        return LatentExample(
+            draw_latent(mean, log_variance, draw)[None], labels[voxels], latent.grid.spacing, span, modality
+        )

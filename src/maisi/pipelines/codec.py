@@ -1,70 +1,61 @@
 """Volumes to latents and back, with a bundle's autoencoder."""
 
-import json
-from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from maisi.bundle.bundle import Bundle
+from maisi.data.latents import Latent
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
-from maisi.shapes import Modality, Size3
+from maisi.shapes import ImageBatch, LatentBatch, Modality, Size3
 from maisi.space.grid import Grid
 from maisi.space.intensity import from_unit, to_unit
 from maisi.space.resample import crop
 from maisi.space.volume import Volume
-from maisi.storage.atomic import write_atomically
 
 
-@dataclass(frozen=True)
-class Latent:
-    """The posterior of an encoded volume, and the grid of the volume that it stands for."""
-
-    mean: Tensor  # (1, c, u, v, w)
-    log_variance: Tensor  # (1, c, u, v, w)
-    grid: Grid
-    modality: Modality = "ct"
-
-
-def encode(autoencoder: Autoencoder, volume: Volume) -> Latent:
-    """The latent of a volume of any size.
+def encode(
+    autoencoder: Autoencoder, volume: Volume, *, dtype: torch.dtype = torch.float32, made_from: str = ""
+) -> Latent:
+    """The latent of a volume of any size, stored as `dtype`, on the CPU.
 
     A size that is not a multiple of the autoencoder's factor is continued at the high side of each axis by its last
-    plane; `decode` cuts that off again.
+    plane; `decode` cuts that off again. Raises `InvalidRequestError` for an autoencoder of label maps.
     """
-    x = torch.from_numpy(to_unit(volume.array, volume.modality))
-    mean, log_variance = encode_unit(autoencoder, x)
-    return Latent(mean.float().cpu(), log_variance.float().cpu(), volume.grid, volume.modality)
+    check_takes_volumes(autoencoder)
+    x = torch.from_numpy(to_unit(volume.array, volume.modality))[None, None]
+    mean, log_variance = encode_tensor(autoencoder, x)
+    return Latent(mean.to(dtype), log_variance.to(dtype), volume.grid, volume.modality, made_from=made_from)
 
 
-def encode_unit(autoencoder: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance (1, c, u, v, w) of unit intensities (x, y, z), on the device of the autoencoder."""
-    padding = [m for n in reversed(x.shape) for m in (0, -n % autoencoder.factor)]
-    x = torch.nn.functional.pad(x[None, None], padding, mode="replicate")
+def encode_tensor(autoencoder: Autoencoder, x: ImageBatch) -> tuple[LatentBatch, LatentBatch]:
+    """Mean and log-variance (1, c, u, v, w) of a batch of one (1, channels, x, y, z), float32 on the CPU.
+
+    Any size: the last plane of each axis is repeated up to the next multiple of the autoencoder's factor.
+    """
+    missing = [-n % autoencoder.factor for n in x.shape[2:]]
+    padding = [m for n in reversed(missing) for m in (0, n)]
+    x = torch.nn.functional.pad(x, padding, mode="replicate")
     with torch.inference_mode():
-        return autoencoder.encode(_as_weights(x, autoencoder))
+        mean, log_variance = autoencoder.encode(as_weights(x, autoencoder))
+    return (mean, log_variance) if mean.is_meta else (mean.float().cpu(), log_variance.float().cpu())
 
 
 def decode(autoencoder: Autoencoder, latent: Latent) -> Volume:
-    """The volume of a latent's mean, HU, on the latent's grid."""
+    """The volume of a latent's mean, HU, on the latent's grid; raises `InvalidRequestError` for a label map's."""
+    if latent.content != "volume":
+        raise InvalidRequestError("this latent is of a label map; accepted: a latent of a volume, or decode_labels")
+    check_takes_volumes(autoencoder)
     return decode_tensor(autoencoder, latent.mean, latent.grid, latent.modality)
 
 
 def decode_tensor(autoencoder: Autoencoder, latent: Tensor, grid: Grid, modality: Modality = "ct") -> Volume:
     """The volume of an unscaled latent (1, c, u, v, w), HU, cut to `grid`."""
-    expected = tuple(-(-n // autoencoder.factor) for n in grid.shape)
-    if tuple(latent.shape[2:]) != expected:
-        raise InvalidRequestError(
-            f"a latent of {tuple(latent.shape[2:])} is not of {grid.shape} voxels, which need {expected}"
-        )
+    check_latent_size(autoencoder, latent, grid)
     with torch.inference_mode():
-        unit = autoencoder.decode(_as_weights(latent, autoencoder))
+        unit = autoencoder.decode(as_weights(latent, autoencoder))
     return volume_of_unit(unit, grid, modality)
 
 
@@ -78,7 +69,8 @@ def volume_of_unit(unit: Tensor, grid: Grid, modality: Modality = "ct") -> Volum
 
 def rehearse_encode(size: Size3, bundle: Bundle) -> None:
     """Encoding a volume of `size` voxels on the meta device."""
-    encode_unit(bundle.autoencoder, torch.empty(size, device="meta"))
+    autoencoder = bundle.autoencoder
+    encode_tensor(autoencoder, torch.empty((1, autoencoder.config.in_channels, *size), device="meta"))
 
 
 def rehearse_decode(size: Size3, bundle: Bundle) -> None:
@@ -86,7 +78,7 @@ def rehearse_decode(size: Size3, bundle: Bundle) -> None:
     autoencoder = bundle.autoencoder
     latent = (1, autoencoder.config.latent_channels, *(-(-n // autoencoder.factor) for n in size))
     with torch.inference_mode():
-        autoencoder.decode(_as_weights(torch.empty(latent, device="meta"), autoencoder))
+        autoencoder.decode(as_weights(torch.empty(latent, device="meta"), autoencoder))
 
 
 def rehearse_both(size: Size3, bundle: Bundle) -> None:
@@ -95,32 +87,26 @@ def rehearse_both(size: Size3, bundle: Bundle) -> None:
     rehearse_decode(size, bundle)
 
 
-def write_latent(latent: Latent, path: Path) -> None:
-    """Write mean, log-variance, affine, size and modality as safetensors, beside and renamed."""
-    facts = {"shape": latent.grid.shape, "affine": latent.grid.affine.tolist(), "modality": latent.modality}
-    tensors = {"mean": latent.mean.contiguous(), "log_variance": latent.log_variance.contiguous()}
-    content = save(tensors, metadata={"maisi": json.dumps(facts)})
-    with write_atomically(path, num_bytes=len(content)) as temporary:
-        temporary.write_bytes(content)
+def check_latent_size(autoencoder: Autoencoder, latent: LatentBatch, grid: Grid) -> None:
+    """Raise `InvalidRequestError` where a latent is not of the size that a grid has for this autoencoder."""
+    expected = tuple(-(-n // autoencoder.factor) for n in grid.shape)
+    if tuple(latent.shape[2:]) != expected:
+        raise InvalidRequestError(
+            f"a latent of {tuple(latent.shape[2:])} is not of {grid.shape} voxels, which need {expected}"
+        )
 
 
-def read_latent(path: Path) -> Latent:
-    """Read what `write_latent` wrote; raises `InvalidRequestError` for anything else."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("maisi", "null"))
-            if not isinstance(facts, dict):
-                raise InvalidRequestError(f"{path} is not a latent that `maisi encode` wrote: it holds other tensors")
-            mean, log_variance = file.get_tensor("mean"), file.get_tensor("log_variance")
-        grid, modality = Grid(tuple(facts["shape"]), np.array(facts["affine"])), facts["modality"]
-    except FileNotFoundError as error:
-        raise InvalidRequestError(f"no latent at {path}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InvalidRequestError(f"{path} is not a latent that `maisi encode` wrote: {error}") from error
-    return Latent(mean, log_variance, grid, modality)
+def check_takes_volumes(autoencoder: Autoencoder) -> None:
+    """Raise `InvalidRequestError` for an autoencoder of label maps."""
+    channels = autoencoder.config.in_channels, autoencoder.config.out_channels
+    if channels != (1, 1):
+        raise InvalidRequestError(
+            f"the autoencoder takes {channels[0]} channels and gives {channels[1]} (label maps); accepted: one that "
+            "takes and gives a volume, 1 channel"
+        )
 
 
-def _as_weights(x: Tensor, autoencoder: Autoencoder) -> Tensor:
+def as_weights(x: Tensor, autoencoder: Autoencoder) -> Tensor:
     """The numbers on the device of the weights and in the widest of their formats."""
     formats = {weights.dtype for weights in autoencoder.parameters()}
     device = next(autoencoder.parameters()).device

@@ -13,10 +13,10 @@ from maisi.compute.compute import Compute
 from maisi.compute.fit import check_format, check_scratch, precision_of
 from maisi.compute.machine import device_of, dtype_of, fill_defaults
 from maisi.data.door import open_volume
+from maisi.data.latents import Latent, read_latent
 from maisi.errors import InvalidBundleError, InvalidRequestError
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
-from maisi.pipelines.codec import Latent, read_latent
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
 from maisi.pipelines.labels import (
     GridRules,
@@ -92,7 +92,7 @@ def bundle_of(request: Request, given: Bundle | None = None) -> Bundle:
         bundle = given
         _check_given(request, bundle, device)
     if "autoencoder" not in bundle.kinds:
-        raise InvalidBundleError(f"bundle {bundle.name!r} has no autoencoder; it holds {', '.join(bundle.kinds)}")
+        raise InvalidBundleError(f"bundle {bundle.name!r} has no autoencoder; it holds {', '.join(bundle.names)}")
     config = cast(AutoencoderConfig, bundle.configs["autoencoder"])
     if (config.in_channels, config.out_channels) != (1, 1):
         raise InvalidBundleError(
@@ -111,14 +111,14 @@ def _check_given(request: Request, bundle: Bundle, device: torch.device) -> None
                 f"the request names bundle {request.bundle!r}, but bundle {bundle.name!r} is given; accepted: the same "
                 "one, or a request without bundle"
             )
-    for name in bundle.kinds:
-        weights = next(getattr(bundle, name).parameters())
+    for name in bundle.names:
+        weights = next(bundle.network(name).parameters())
         if weights.device.type != device.type:
             raise InvalidRequestError(
                 f"the request computes on {device}, the {name} of the bundle is on {weights.device}; accepted: "
                 f'Compute(device="{weights.device}"), or load_bundle(..., device="{device}")'
             )
-        check_format(getattr(bundle, name), name, dtype_of(request.compute))
+        check_format(bundle.network(name), name, dtype_of(request.compute))
 
 
 def check_modality(bundle: Bundle, modality: str, force: bool) -> None:

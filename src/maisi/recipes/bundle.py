@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +28,21 @@ from maisi.bundle.bundle import (
 )
 from maisi.data.augment import on_grid, vary_grid
 from maisi.data.cases import case_span, read_case
-from maisi.data.dataset import PatchSource, at_spacings, patch_source
-from maisi.data.latents import LatentCase, LatentSource, encode_case, latent_scale, read_latent, write_latent
+from maisi.data.dataset import KEPT_BYTES as KEPT_VOLUME_BYTES
+from maisi.data.dataset import LoadVolumes, PatchSource, at_spacings, patch_source
+from maisi.data.latents import KEPT_BYTES as KEPT_LATENT_BYTES
+from maisi.data.latents import Latent, LatentSource, LatentStore, latent_scale, write_latent
 from maisi.data.manifest import Case, read_manifest
 from maisi.networks.autoencoder import Autoencoder
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
+from maisi.pipelines.codec import encode
 from maisi.pipelines.conditioning import MODALITIES, shown_labels
 from maisi.pipelines.labels import DEFAULT_GRIDS
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.shapes import Frozen, Size3
 from maisi.space.grid import Grid
-from maisi.space.volume import LabelMap, Volume
+from maisi.space.volume import LabelMap, Volume, check_same_grid
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, train_controlnet
 from maisi.training.diffusion import DiffusionTraining, train_unet
@@ -80,6 +84,8 @@ class BundleRecipe(Frozen):
     latents: LatentRecipe
     diffusion: DiffusionTraining
     controlnet: ControlNetTraining
+    kept_volume_bytes: int = Field(default=KEPT_VOLUME_BYTES, ge=0)  # of volumes in memory while the autoencoder learns
+    kept_latent_bytes: int = Field(default=KEPT_LATENT_BYTES, ge=0)  # of latents, while the other networks learn
 
     @property
     def size_multiple(self) -> int:
@@ -104,14 +110,14 @@ def build_bundle(recipe: BundleRecipe, manifest: Path, folder: Path, on_step: On
 def train_diffusion(
     recipe: BundleRecipe,
     autoencoder: Autoencoder,
-    latents: Sequence[LatentCase],
+    latents: LatentStore,
     folder: Path,
     on_step: OnStep | None = None,
 ) -> Bundle:
     """The bundle of an autoencoder with a U-Net and a ControlNet trained on its latents."""
     autoencoder, latents = centred(autoencoder, latents)
     scheduler, scale_factor = build_scheduler(recipe.scheduler), latent_scale(latents)
-    latents = [_as_shown(case, recipe.shown_as) for case in latents]
+    latents = latents.changed(lambda latent: _as_shown(latent, recipe.shown_as))
     source = LatentSource(latents, recipe.latents.weights, recipe.diffusion.network.size_multiple)
     unet = train_unet(
         recipe.diffusion, source, scheduler, scale_factor, folder / "diffusion", _named(on_step, "diffusion")
@@ -153,58 +159,75 @@ def _split(manifest: Path, split: str) -> list[Case]:
     return [case for case in read_manifest(manifest) if case.split == split and case.image is not None]
 
 
-def make_latents(
-    recipe: BundleRecipe, cases: Sequence[Case], autoencoder: Autoencoder, folder: Path
-) -> list[LatentCase]:
-    """Variations of every case and of phantoms, encoded; files that are already there are read."""
-    latents = []
+def make_latents(recipe: BundleRecipe, cases: Sequence[Case], autoencoder: Autoencoder, folder: Path) -> LatentStore:
+    """Variations of every case and of phantoms, encoded, read when they are drawn; files that are there stay."""
+    paths: list[Path] = []
     for case in (case for case in cases if case.id not in recipe.latents.exclude):
         names = [folder / f"{case.id}_{i}.safetensors" for i in range(recipe.latents.variations.get(case.group, 0))]
         if names and not all(path.exists() for path in names):
             for path, latent in zip(names, _vary(recipe, case, autoencoder, len(names)), strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_latent(latent, path)
-        latents += [read_latent(path) for path in names]
+        paths += names
     for index in range(recipe.latents.num_phantoms):
         path = folder / f"{PHANTOM}_{index}.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_latent(encode_phantom(recipe, autoencoder, index), path)
-        latents.append(read_latent(path))
-    return latents
+        paths.append(path)
+    return LatentStore(paths, kept_bytes=recipe.kept_latent_bytes)
 
 
-def centred(autoencoder: Autoencoder, latents: Sequence[LatentCase]) -> tuple[Autoencoder, list[LatentCase]]:
+def centred(autoencoder: Autoencoder, latents: LatentStore) -> tuple[Autoencoder, LatentStore]:
     """The same autoencoder with latents of mean zero in every channel, as the noise has that they are made from.
 
     What the last bias of the encoder takes away, the first one of the decoder puts back: volumes do not change.
     """
-    count = sum(case.mean[0].numel() for case in latents)
-    mean = torch.stack([case.mean.double().sum((1, 2, 3)) for case in latents]).sum(0) / count
+    sums, count = [], 0
+    for latent in latents:
+        sums.append(latent.mean[0].double().sum((1, 2, 3)))
+        count += latent.mean[0, 0].numel()
+    mean = torch.stack(sums).sum(0) / count
     shifted = copy.deepcopy(autoencoder)
     encoding, decoding = shifted.to_mean.bias, shifted.from_latent.bias
     assert encoding is not None
     assert decoding is not None
     with torch.no_grad():
         encoding -= mean.to(encoding)
-        decoding += (shifted.from_latent.weight[:, :, 0, 0, 0].double() @ mean).to(decoding)
+        weight = shifted.from_latent.weight[:, :, 0, 0, 0].double()
+        decoding += (weight @ mean.to(weight.device)).to(decoding)
     moved = mean[:, None, None, None]
-    return shifted, [dataclasses.replace(case, mean=(case.mean.double() - moved).to(case.mean)) for case in latents]
+
+    def centre(latent: Latent) -> Latent:
+        return dataclasses.replace(latent, mean=(latent.mean.double() - moved).to(latent.mean))
+
+    return shifted, latents.changed(centre)
 
 
-def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, count: int) -> list[LatentCase]:
+def _encoded(
+    autoencoder: Autoencoder, volume: Volume, labels: LabelMap, span: RegionSpan, modality: str, group: str, name: str
+) -> Latent:
+    """A volume with its labels as training stores it, in half precision."""
+    check_same_grid(labels, volume)
+    ids = torch.from_numpy(labels.array.astype(np.uint8))
+    latent = encode(autoencoder, volume, dtype=torch.float16, made_from=name)
+    return dataclasses.replace(latent, labels=ids, span=span, modality_code=MODALITIES[modality], group=group)
+
+
+def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, count: int) -> list[Latent]:
     rng = np.random.default_rng([recipe.seed, *case.id.encode()])
     volume, labels = read_case(case)
     tissues = tissue_labels(volume)
     made = []
-    for _ in range(count):
+    for i in range(count):
         shown = tissues if rng.random() < recipe.latents.tissues_only else labels
         shown = _without_fat(shown) if rng.random() < recipe.latents.without_fat else shown
         grid = vary_grid(volume.grid, rng, recipe.latents.spacing_mm, recipe.latents.max_size, recipe.size_multiple)
         part, part_labels = on_grid(volume, shown, grid)
         part_labels = redrawn_tissues(part_labels, part)
         span = case_span(case, labels)
-        made.append(encode_case(autoencoder, part, part_labels, span, MODALITIES["ct"], case.group))
+        name = f"case {case.id}, variation {i}, autoencoder of recipe {recipe.name}"
+        made.append(_encoded(autoencoder, part, part_labels, span, "ct", case.group, name))
     return made
 
 
@@ -214,14 +237,16 @@ def _without_fat(labels: LabelMap) -> LabelMap:
     return LabelMap(np.where(labels.array == fat, body, labels.array), labels.grid)
 
 
-def _as_shown(case: LatentCase, shown_as: Mapping[str, str]) -> LatentCase:
-    return dataclasses.replace(case, labels=torch.from_numpy(shown_labels(case.labels.numpy(), shown_as)))
+def _as_shown(latent: Latent, shown_as: Mapping[str, str]) -> Latent:
+    assert latent.labels is not None
+    return dataclasses.replace(latent, labels=torch.from_numpy(shown_labels(latent.labels.numpy(), shown_as)))
 
 
-def encode_phantom(recipe: BundleRecipe, autoencoder: Autoencoder, index: int) -> LatentCase:
+def encode_phantom(recipe: BundleRecipe, autoencoder: Autoencoder, index: int) -> Latent:
     """A rendered phantom, encoded."""
     volume, labels, span = _phantom(recipe, index)
-    return encode_case(autoencoder, volume, labels, span, MODALITIES[PHANTOM], PHANTOM)
+    name = f"phantom {index}, autoencoder of recipe {recipe.name}"
+    return _encoded(autoencoder, volume, labels, span, PHANTOM, PHANTOM, name)
 
 
 def _phantom(recipe: BundleRecipe, index: int) -> tuple[Volume, LabelMap, RegionSpan]:
@@ -236,12 +261,16 @@ def _phantom(recipe: BundleRecipe, index: int) -> tuple[Volume, LabelMap, Region
 
 
 def _patches(recipe: BundleRecipe, cases: Sequence[Case]) -> PatchSource:
-    def volumes(group: str) -> list[Volume]:
+    def loads(group: str) -> list[LoadVolumes]:
         if group == PHANTOM:
-            return [_phantom(recipe, index)[0] for index in range(recipe.latents.num_phantoms)]
-        return [volume for case in cases if case.group == group for volume in at_spacings(case, recipe.spacings_mm)]
+            return [partial(_phantom_volumes, recipe, index) for index in range(recipe.latents.num_phantoms)]
+        return [partial(at_spacings, case, recipe.spacings_mm) for case in cases if case.group == group]
 
-    return patch_source((weight, volumes(group)) for group, weight in recipe.groups.items())
+    return patch_source(((weight, loads(group)) for group, weight in recipe.groups.items()), recipe.kept_volume_bytes)
+
+
+def _phantom_volumes(recipe: BundleRecipe, index: int) -> list[Volume]:
+    return [_phantom(recipe, index)[0]]
 
 
 def _named(on_step: OnStep | None, stage: str) -> Callable[[int, Mapping[str, float]], None] | None:

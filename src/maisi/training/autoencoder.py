@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from maisi.compute.compute import Device
 from maisi.data.dataset import PatchSource
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig, draw_latent
 from maisi.networks.blocks import ResBlock
@@ -22,6 +23,7 @@ from maisi.training.loop import (
     mixed_precision,
     set_learning_rate,
     step_generators,
+    training_device,
     update_average,
     warmed_cosine,
 )
@@ -56,6 +58,7 @@ class AutoencoderTraining(Frozen):
     adversarial_weight: float = Field(default=0.0, ge=0)
     adversarial_start: int = Field(default=0, ge=0)
     decoder_only_after: int | None = None
+    device: Device = "cpu"
     bfloat16: bool = True
 
     @model_validator(mode="after")
@@ -72,10 +75,11 @@ def train_autoencoder(
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     until: int | None = None,
 ) -> Autoencoder:
-    """The averaged autoencoder after `config.loop.num_steps`; resumes from `folder` where a run was stopped.
+    """The averaged autoencoder after `config.loop.num_steps`, on `config.device`; resumes from `folder` after a stop.
 
     `decoder_only_after` freezes the encoder from that step on, so that latents made with it stay valid.
     """
+    device = training_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
         network = Autoencoder(config.network)
@@ -83,9 +87,9 @@ def train_autoencoder(
         if config.start == "haar":
             start_at_haar(network)
         critic = _Critic(config) if config.adversarial_weight > 0 else None
-    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = copy.deepcopy(network)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(network.named_parameters(), lr=config.learning_rate)
     state = TrainingState({"autoencoder": network, "average": average}, {"autoencoder": optimizer})
     if critic is not None:
         state.modules["discriminator"] = critic.network
@@ -94,7 +98,7 @@ def train_autoencoder(
 
     def take_step(step: int) -> dict[str, float]:
         draw, rng = step_generators(config.loop.seed, step)
-        real = source.draw(config.batch_size, config.patch, rng)
+        real = source.draw(config.batch_size, config.patch, rng).to(device)
         set_learning_rate(optimizer, config.learning_rate * warmed_cosine(step, config.loop.num_steps, config.warmup))
         if config.decoder_only_after is not None and step >= config.decoder_only_after:
             _freeze_encoder(network, average)
@@ -137,14 +141,15 @@ def _freeze_encoder(network: Autoencoder, average: Autoencoder) -> None:
 def _reconstruct(
     config: AutoencoderTraining, network: Autoencoder, real: Tensor, features: FeatureNetwork, draw: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    with mixed_precision(config.bfloat16):
+    least_planes = min(real.shape[2:]) // config.network.factor
+    with mixed_precision(config.bfloat16, real.device, least_planes):
         mean, log_variance = network.encode(real.to(memory_format=torch.channels_last_3d))
         fake = network.decode(draw_latent(mean, log_variance, draw)).float()
     losses = {"l1": (fake - real).abs().mean(), "kl": kl_divergence(mean.float(), log_variance.float())}
     if config.perceptual_weight > 0:
         losses["perceptual"] = perceptual_loss(features, fake, real, config.perceptual_slices, draw)
     else:
-        losses["perceptual"] = torch.zeros(())
+        losses["perceptual"] = fake.new_zeros(())
     return fake, losses
 
 
@@ -152,12 +157,14 @@ class _Critic:
     """The discriminator with an optimiser of its own: the generator's gradients never reach its weights."""
 
     def __init__(self, config: AutoencoderTraining) -> None:
-        self.network = PatchDiscriminator(config.discriminator)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate * 0.3, betas=(0.5, 0.9))
+        self.network = PatchDiscriminator(config.discriminator).to(training_device(config.device))
+        rate = config.learning_rate * 0.3
+        self.optimizer = torch.optim.Adam(self.network.named_parameters(), lr=rate, betas=(0.5, 0.9))
         self.bfloat16 = config.bfloat16
 
     def _logits(self, x: Tensor) -> Tensor:
-        with mixed_precision(self.bfloat16):
+        least_planes = min(x.shape[2:]) // 2**self.network.config.num_layers - 2  # the last two take one plane each
+        with mixed_precision(self.bfloat16, x.device, least_planes):
             return self.network(x)[-1].float()
 
     def score(self, fake: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet
 from maisi.training.diffusion import DiffusionTraining, accumulate_loss
-from maisi.training.loop import TrainingState, fit, set_learning_rate, update_average, warmed_cosine
+from maisi.training.loop import TrainingState, fit, set_learning_rate, training_device, update_average, warmed_cosine
 
 
 class ControlNetTraining(DiffusionTraining):
@@ -43,18 +43,22 @@ def train_controlnet(
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     until: int | None = None,
 ) -> tuple[ControlNet, DenoisingUNet]:
-    """The averaged ControlNet and its U-Net (the one given, unless `train_unet`); resumes from `folder`."""
+    """The averaged ControlNet and its U-Net (the one given, unless `train_unet`), on `config.device`.
+
+    Resumes from `folder` where a run was stopped.
+    """
+    device = training_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
         controlnet = ControlNet.from_unet(unet, config.controlnet)
-    controlnet = controlnet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    unet = copy.deepcopy(unet).requires_grad_(config.train_unet)
+    controlnet = controlnet.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    unet = copy.deepcopy(unet).to(device).requires_grad_(config.train_unet)
     averages = {"controlnet": copy.deepcopy(controlnet), "unet": copy.deepcopy(unet)}
-    optimizer = torch.optim.AdamW(controlnet.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(controlnet.named_parameters(), lr=config.learning_rate, weight_decay=0.0)
     state = TrainingState(
         {"controlnet": controlnet, "average_controlnet": averages["controlnet"]}, {"controlnet": optimizer}
     )
-    unet_optimizer = torch.optim.AdamW(unet.parameters(), lr=config.unet_learning_rate, weight_decay=0.0)
+    unet_optimizer = torch.optim.AdamW(unet.named_parameters(), lr=config.unet_learning_rate, weight_decay=0.0)
     if config.train_unet:
         state.modules |= {"unet": unet, "average_unet": averages["unet"]}
         state.optimizers |= {"unet": unet_optimizer}
@@ -62,7 +66,7 @@ def train_controlnet(
     def answer(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
         if config.drop_labels and float(torch.rand((), generator=drop)) < config.drop_labels:
             return predict(unet, None, noisy, t, conditions=conditions)
-        bits = label_bits(example.labels)[None].to(memory_format=torch.channels_last_3d)
+        bits = label_bits(example.labels.to(device))[None].to(memory_format=torch.channels_last_3d)
         embedding = controlnet.embed_condition(bits)
         return predict(unet, controlnet, noisy, t, conditions=conditions, embedding=embedding)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.compute.compute import Device
 from maisi.data.latents import LatentExample, LatentSource
 from maisi.diffusion.denoiser import predict
 from maisi.diffusion.scheduler import NoiseScheduler
@@ -24,6 +25,7 @@ from maisi.training.loop import (
     mixed_precision,
     set_learning_rate,
     step_generators,
+    training_device,
     update_average,
     warmed_cosine,
 )
@@ -44,6 +46,7 @@ class DiffusionTraining(Frozen):
     loss: Literal["l1", "mse"] = "l1"
     structure_weights: dict[str, float] = Field(default_factory=dict)  # of structures or groups; all else counts 1
     drop_modality: float = Field(default=0.1, ge=0, le=1)
+    device: Device = "cpu"
     bfloat16: bool = True
 
     @field_validator("structure_weights")
@@ -65,13 +68,14 @@ def train_unet(
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     until: int | None = None,
 ) -> DenoisingUNet:
-    """The averaged U-Net after `config.loop.num_steps`; resumes from `folder` where a run was stopped."""
+    """The averaged U-Net after `config.loop.num_steps`, on `config.device`; resumes from `folder` after a stop."""
+    device = training_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
         unet = DenoisingUNet(config.network)
-    unet = unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    unet = unet.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = copy.deepcopy(unet)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(unet.named_parameters(), lr=config.learning_rate, weight_decay=0.0)
     state = TrainingState({"unet": unet, "average": average}, {"unet": optimizer})
 
     def answer(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
@@ -103,23 +107,27 @@ def accumulate_loss(
 ) -> float:
     """The mean loss of one step's examples, its gradient added up in the parameters that `answer` uses."""
     draw, rng = step_generators(config.loop.seed, step)
-    total = 0.0
+    device = torch.device(config.device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for _ in range(config.examples_per_step):
         example = source.draw(config.sizes[int(rng.integers(len(config.sizes)))], rng, draw)
-        clean = example.latent * scale_factor
-        noise = torch.randn(clean.shape, generator=draw)
+        clean = (example.latent * scale_factor).to(device)
+        noise = torch.randn(clean.shape, generator=draw).to(device)  # drawn on the CPU: one seed, one run on any device
         t = scheduler.sample_times(1, draw, clean[0, 0].numel())
         modality = UNKNOWN_MODALITY if rng.random() < config.drop_modality else example.modality
-        conditions = condition_tensors(example.span, example.spacing, modality, config.network)
+        given = condition_tensors(example.span, example.spacing, modality, config.network)
+        conditions = {name: tensor.to(device) for name, tensor in given.items()}
         noisy = scheduler.add_noise(clean, noise, t).to(memory_format=torch.channels_last_3d)
-        with mixed_precision(config.bfloat16):
-            prediction = answer(noisy, t.float(), conditions, example)
+        least_planes = min(clean.shape[2:]) // config.network.size_multiple
+        with mixed_precision(config.bfloat16, device, least_planes):
+            prediction = answer(noisy, t.float().to(device), conditions, example)
         error = prediction.float() - scheduler.target(clean, noise, t)
         loss = error.abs() if config.loss == "l1" else error.square()
-        loss = weighted_mean(loss, loss_weights(example.labels, error.shape[2:], config.structure_weights))
+        weights = loss_weights(example.labels.to(device), error.shape[2:], config.structure_weights)
+        loss = weighted_mean(loss, weights)
         (loss / config.examples_per_step).backward()
-        total += float(loss.detach()) / config.examples_per_step
-    return total
+        total += loss.detach().double() / config.examples_per_step
+    return float(total)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -133,9 +141,9 @@ def loss_weights(labels: Tensor, size: Sequence[int], structure_weights: Mapping
     `labels` (x, y, z) are those of its volume. A thin bone is a small part of a crop, so that a plain mean hardly
     notices it; the neighbours count too, since a bone that is too thick is as wrong. Upstream weighs tumours so.
     """
-    weights = torch.ones(tuple(labels.shape))
+    weights = torch.ones(tuple(labels.shape), device=labels.device)
     for name, weight in structure_weights.items():
-        shown = torch.isin(labels, torch.tensor(load_vocabulary().members(name)))
+        shown = torch.isin(labels, torch.tensor(load_vocabulary().members(name), device=labels.device))
         weights = torch.where(shown, weights.clamp(min=weight), weights)
     pooled = F.adaptive_max_pool3d(weights[None], tuple(size))
     return F.max_pool3d(pooled, kernel_size=3, stride=1, padding=1)[0]

@@ -7,7 +7,7 @@ number are all the state there is: a run that was killed continues to the result
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from maisi.errors import InvalidRequestError
 from maisi.shapes import Frozen
@@ -106,53 +107,98 @@ def _cut_metrics(path: Path, step: int) -> None:
 
 
 def save_checkpoint(state: TrainingState, path: Path) -> None:
-    """Write modules, optimiser moments and the step number to one safetensors file, beside and renamed."""
+    """Write modules, optimiser moments and the step number to one safetensors file, beside and renamed.
+
+    All is kept under the names of the parameters: `module/NAME/PARAMETER`, `optimizer/NAME/PARAMETER/MOMENT`.
+    """
     tensors: dict[str, Tensor] = {}
     for name, module in state.modules.items():
         for key, value in module.state_dict().items():
             tensors[f"module/{name}/{key}"] = value.detach().contiguous()
+    learned: dict[str, list[str]] = {}
     for name, optimizer in state.optimizers.items():
-        for index, moments in optimizer.state_dict()["state"].items():
-            for key, value in moments.items():
-                tensors[f"optimizer/{name}/{index}/{key}"] = torch.as_tensor(value).detach().contiguous()
+        parameters = _parameters(name, optimizer)
+        learned[name] = list(parameters)
+        for key, parameter in parameters.items():
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{name}/{key}/{moment}"] = torch.as_tensor(value).detach().contiguous()
     with write_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(state.step)})
+        save_file(tensors, temporary, metadata={"step": str(state.step), "learned": json.dumps(learned)})
 
 
 def load_checkpoint(state: TrainingState, path: Path) -> None:
-    """Fill `state` from a checkpoint; strict: another architecture or a damaged file is an error."""
+    """Fill `state` from a checkpoint; strict: of other parameters, or damaged, it is an `InvalidRequestError`."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise InvalidRequestError(f"{path} is not a readable checkpoint: {error}") from error
+    if not {"step", "learned"} <= metadata.keys():
+        raise InvalidRequestError(f"{path} is no checkpoint of this version: it does not name what had learned by when")
+    step, learned = int(metadata["step"]), json.loads(metadata["learned"])
     for name, module in state.modules.items():
-        own = _under(tensors, f"module/{name}/")
-        expected = module.state_dict()
-        odd = sorted(set(own) ^ set(expected)) + [k for k in own if k in expected and own[k].shape != expected[k].shape]
-        if odd:
-            raise InvalidRequestError(f"{path} is a checkpoint of another {name}: {len(odd)} tensors differ, {odd[:3]}")
-        module.load_state_dict(own)
+        _check_parameters(path, name, module.state_dict(), _under(tensors, f"module/{name}/"))
     for name, optimizer in state.optimizers.items():
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under(tensors, f"optimizer/{name}/").items():
-            index, moment = key.split("/")
-            moments.setdefault(int(index), {})[moment] = value
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    state.step = int(metadata["step"])
+        _check_names(path, f"optimizer of {name}", list(_parameters(name, optimizer)), learned.get(name, []))
+    for name, module in state.modules.items():
+        module.load_state_dict(_under(tensors, f"module/{name}/"))
+    for name, optimizer in state.optimizers.items():
+        _load_moments(path, name, optimizer, _under(tensors, f"optimizer/{name}/"))
+    state.step = step
+
+
+def _load_moments(path: Path, name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser the moments of a checkpoint; a parameter that has not learned yet has none."""
+    parameters = _parameters(name, optimizer)
+    places = {key: index for index, key in enumerate(parameters)}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        parameter, _, moment = key.rpartition("/")
+        if parameter not in parameters or (value.ndim and value.shape != parameters[parameter].shape):
+            shape = tuple(value.shape)
+            raise InvalidRequestError(f"{path} is of another {name}: {moment} of {parameter} has the shape {shape}")
+        moments.setdefault(places[parameter], {})[moment] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _parameters(name: str, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """The parameters that an optimiser changes, by the names that it was given with them, in its own order."""
+    found: dict[str, nn.Parameter] = {}
+    for group in optimizer.param_groups:
+        assert "param_names" in group, f"the optimiser of {name} was made without names"
+        found |= dict(zip(group["param_names"], group["params"], strict=True))
+    return found
+
+
+def _check_parameters(path: Path, name: str, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+    _check_names(path, name, expected, got)
+    odd = [key for key in expected if got[key].shape != expected[key].shape]
+    if odd:
+        told = [f"{key} {tuple(got[key].shape)} instead of {tuple(expected[key].shape)}" for key in odd]
+        raise InvalidRequestError(f"{path} is a checkpoint of another {name}: {_few(told)}")
+
+
+def _check_names(path: Path, name: str, expected: Collection[str], got: Collection[str]) -> None:
+    lacking, foreign = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+    told = [f"without {_few(lacking)}"] * bool(lacking) + [f"with {_few(foreign)}"] * bool(foreign)
+    if told:
+        raise InvalidRequestError(f"{path} is a checkpoint of another {name}: {', '.join(told)}")
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-@torch.no_grad()
 def update_average(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
     """Exponential moving average of weights, with the usual warm-up min(decay, (1 + n) / (10 + n))."""
-    rate = 1.0 - min(decay, (1 + step) / (10 + step))
-    for slow, fast in zip(average.parameters(), module.parameters(), strict=True):
-        slow.lerp_(fast, rate)
+    update = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
+    update(list(average.parameters()), list(module.parameters()), step)
 
 
 def warmed_cosine(step: int, num_steps: int, warmup: int, floor: float = 0.05) -> float:
@@ -163,9 +209,28 @@ def warmed_cosine(step: int, num_steps: int, warmup: int, floor: float = 0.05) -
     return floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
 
 
-def mixed_precision(bfloat16: bool) -> torch.autocast:
-    """Products in bfloat16 where asked for and where this processor multiplies in it; elsewhere it would be slower."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16 and multiplies_bfloat16())
+def training_device(name: str) -> torch.device:
+    """The device of a setting; raises `InvalidRequestError` for one that is not there."""
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise InvalidRequestError(f"there is no device {name} here to train on; accepted: {there}")
+    return device
+
+
+LEAST_PLANES = 3
+"""Of a feature map whose weights learn in bfloat16 on a CPU: with two, gradients hold what memory held (torch 2.13)."""
+
+
+def mixed_precision(bfloat16: bool, device: torch.device, least_planes: int) -> torch.autocast:
+    """Products in bfloat16 where asked for, if the device multiplies in it: a GPU always, a processor where it can.
+
+    Elsewhere it would be slower. `least_planes` is the shortest edge of any feature map that a convolution makes; on a
+    CPU, fewer than `LEAST_PLANES` are computed in float32.
+    """
+    enabled = device.type != "cpu" or (multiplies_bfloat16() and least_planes >= LEAST_PLANES)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and enabled)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

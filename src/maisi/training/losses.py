@@ -37,9 +37,9 @@ def perceptual_loss(
     network: FeatureNetwork, fake: ImageBatch, real: ImageBatch, per_axis: int, draw: torch.Generator
 ) -> Tensor:
     """Distance of unit-normalised features on random slices, summed over the three axes (LPIPS, Zhang et al., 2018)."""
-    total = torch.zeros((), dtype=torch.float32)
+    total = torch.zeros((), dtype=torch.float32, device=fake.device)
     for dim in (2, 3, 4):
-        chosen = torch.randperm(fake.shape[dim], generator=draw)[:per_axis]
+        chosen = torch.randperm(fake.shape[dim], generator=draw)[:per_axis].to(fake.device)
         slices = [x.index_select(dim, chosen).movedim(dim, 1).flatten(0, 1) for x in (fake, real)]
         distances = [(_unit(a) - _unit(b)).square().sum(1).mean() for a, b in zip(*map(network, slices), strict=True)]
         total = total + torch.stack(distances).sum()

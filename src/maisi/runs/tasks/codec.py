@@ -4,8 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from maisi.compute.fit import fit
+from maisi.data.latents import write_latent
 from maisi.evaluation.reconstruction import METRICS, as_decoded, measure, reconstruct
-from maisi.pipelines.codec import decode, encode, rehearse_both, rehearse_decode, rehearse_encode, write_latent
+from maisi.pipelines.codec import decode, encode, rehearse_both, rehearse_decode, rehearse_encode
 from maisi.pipelines.prepare import PreparedLatent, PreparedVolume, prepare_decode, prepare_encode
 from maisi.pipelines.preview import comparison, write_png
 from maisi.pipelines.requests import DecodeRequest, EncodeRequest
@@ -36,7 +37,8 @@ def encode_file(checked: Checked[EncodeRequest], run: Run) -> None:
     work = partial(rehearse_encode, given.volume.grid.shape)
     bundle = fit(given.bundle, given.request.compute, work, run.ranks)
     run.on_stage("load", 1, 1)
-    latent = encode(bundle.autoencoder, given.volume)
+    made_from = f"{given.request.source.name}, bundle {bundle.name} {bundle.info.version}"
+    latent = encode(bundle.autoencoder, given.volume, made_from=made_from)
     run.on_stage("encode", 1, 1)
     if run.writes:
         write_latent(latent, run.partial / run.name)

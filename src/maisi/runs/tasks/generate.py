@@ -27,8 +27,8 @@ def work(checked: Checked[GenerateRequest], run: Run) -> None:
     """Draw and write sample after sample; those that an earlier part of the run has written stay."""
     prepared: Prepared = checked.subject
     request, bundle = prepared.request, prepared.bundle
-    for kind in bundle.kinds:
-        getattr(bundle, kind)  # loads it
+    for name in bundle.names:
+        bundle.network(name)  # loads it
     bundles = [fitted(prepared, source, run.ranks) for source in prepared.sources]
     run.on_stage("load", 1, 1)
     for source, each in zip(prepared.sources, bundles, strict=True):
