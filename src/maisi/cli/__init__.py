@@ -21,6 +21,7 @@ from maisi.cli.info import info
 from maisi.cli.plan import plan
 from maisi.cli.reproduce import reproduce
 from maisi.cli.train import train
+from maisi.compute.threads import wait_asleep
 
 DONE, FAILED, ASKED_WRONGLY, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 DEBUG = "--debug"
@@ -70,6 +71,7 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out a command line (without the program's name) and give its exit code."""
+    wait_asleep()
     given = sys.argv[1:] if arguments is None else arguments
     debug = DEBUG in given
     rest = [argument for argument in given if argument != DEBUG]

@@ -12,7 +12,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from maisi.splitting.parallel import on_chunks
@@ -57,9 +56,14 @@ def pack_weight(weight: Tensor) -> Tensor:
     """Weights (o, c, 3, 3, 3) in float32 for each of the 144 products, in panels: (144, o / panel, c, panel)."""
     to_filter = torch.kron(torch.kron(TO_FILTER, TO_FILTER), TO_PAIR_FILTER).float()
     packed = weight.new_empty(packed_shape(weight), dtype=torch.float32)
-    for i, part in enumerate(weight.detach().split(panel())):
-        lines = F.pad(part.permute(2, 3, 4, 1, 0).float(), (0, panel() - part.shape[0]))  # (3, 3, 3, c, panel)
-        torch.mm(to_filter, lines.reshape(TAPS**3, -1), out=packed[:, i].flatten(1))
+
+    def pack(i: int) -> None:
+        part = weight.detach()[i * panel() : (i + 1) * panel()].permute(2, 3, 4, 1, 0)
+        lines = packed.new_zeros(TAPS, TAPS, TAPS, weight.shape[1], panel())
+        lines[..., : part.shape[-1]] = part
+        torch.mm(to_filter, lines.view(TAPS**3, -1), out=packed[:, i].flatten(1))
+
+    on_chunks(pack, range(packed.shape[1]), weight.device)
     return packed
 
 
@@ -75,7 +79,8 @@ def packed_bytes(weight: Tensor) -> int:
 
 def packing_bytes(weight: Tensor) -> int:
     """What `pack_weight` holds besides its result."""
-    return 3 * 4 * TAPS**3 * weight.shape[1] * panel()
+    at_once = max(3, min(torch.get_num_threads(), packed_shape(weight)[1]))
+    return at_once * 4 * TAPS**3 * weight.shape[1] * panel()
 
 
 def block_of(size: Sequence[int]) -> tuple[int, int]:

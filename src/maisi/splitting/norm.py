@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maisi.splitting.parallel import CHUNK_BYTES
+from maisi.splitting.parallel import CHUNK_BYTES, on_chunks, shared_bytes
 
 CENTRE_BEYOND = 8.0  # |mean| / deviation from which sums, and x * scale + shift, would lose digits to cancellation
 SUMMED = 512  # numbers that one sum takes up: in float32 more would lose digits
@@ -163,14 +163,15 @@ def normalise(
         return F.silu(y) if silu else y
     result = empty_like_joined(pieces, dim, dtype)
     at, itemsize = 0, max(first.dtype.itemsize, dtype.itemsize)
+    most, chunks = shared_bytes(result.numel() * itemsize), []
     for piece in pieces:
         place = result.narrow(dim, at, piece.shape[dim])
         at += piece.shape[dim]
         for i in range(piece.shape[0]):
             one = Affine(*(value if value is None else value[min(i, len(value) - 1)] for value in ready))  # type: ignore[arg-type]
-            chunks = (cut(x[i : i + 1], dim, itemsize) for x in (piece, place))
-            for x, out in zip(*chunks, strict=True):
-                _normalise_chunk(x, out, one, silu)
+            here, there = (cut(x[i : i + 1], dim, itemsize, most) for x in (piece, place))
+            chunks += [(x, out, one) for x, out in zip(here, there, strict=True)]
+    on_chunks(lambda chunk: _normalise_chunk(*chunk, silu), chunks, first.device)
     return result
 
 
@@ -222,12 +223,12 @@ def lie_alike(x: Tensor, y: Tensor) -> bool:
     return any(x.is_contiguous(memory_format=each) and y.is_contiguous(memory_format=each) for each in formats)
 
 
-def cut(slab: Tensor, dim: int, itemsize: int | None = None) -> list[Tensor]:
+def cut(slab: Tensor, dim: int, itemsize: int | None = None, most: int = CHUNK_BYTES) -> list[Tensor]:
     """Cachefuls of a slab, of so many bytes a number: some rows along `dim` or, where one is too large, parts of it."""
     each = slab.numel() * (itemsize or slab.element_size()) / max(slab.shape[dim], 1)
-    rows = list(slab.split(max(1, int(CHUNK_BYTES / max(each, 1))), dim))
-    if each <= CHUNK_BYTES or slab.dim() < 5:
+    rows = list(slab.split(max(1, int(most / max(each, 1))), dim))
+    if each <= most or slab.dim() < 5:
         return rows
     other = 3 if dim == 2 else 2
-    width = max(1, int(slab.shape[other] * CHUNK_BYTES / each))
+    width = max(1, int(slab.shape[other] * most / each))
     return [chunk for row in rows for chunk in row.split(width, other)]

@@ -14,11 +14,17 @@ import torch
 
 T = TypeVar("T")
 CHUNK_BYTES = 2 << 20  # stays in a core's cache
+SMALL_BYTES = 256 << 10  # of a chunk that takes little longer than to hand it over
 
 
 def scratch_bytes() -> int:
     """What the threads hold besides what they read and write."""
     return 2 * CHUNK_BYTES * torch.get_num_threads()
+
+
+def shared_bytes(total: int) -> int:
+    """The size of chunks that so many bytes are cut into: at most a cacheful, and enough chunks for all threads."""
+    return min(CHUNK_BYTES, max(SMALL_BYTES, -(-total // (2 * torch.get_num_threads()))))
 
 
 def on_chunks(work: Callable[[T], object], chunks: Sequence[T], device: torch.device) -> list:
