@@ -1,0 +1,133 @@
+"""The HU of planes: decoded, freed of unused bits and padding, rescaled slice by slice."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import UID
+
+from maisi.errors import InvalidVolumeError
+from maisi.space.checks import bad_volume
+from maisi.space.dicom.opening import ACCEPTED, broken_refused, plain, read_whole
+from maisi.space.dicom.padding import AIR, declared
+from maisi.space.dicom.plane import Plane
+
+INSTALL = "pip install 'maisi[dicom]'"
+
+_PLUG_INS = {  # by transfer syntax: what decodes it, all in the extra `dicom`
+    **dict.fromkeys(
+        ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"),
+        "pylibjpeg and pylibjpeg-libjpeg",
+    ),
+    **dict.fromkeys(("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"), "pylibjpeg and pylibjpeg-libjpeg"),
+    **dict.fromkeys(("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"), "pylibjpeg and pylibjpeg-openjpeg"),
+    **dict.fromkeys(
+        ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"),
+        "pylibjpeg and pylibjpeg-openjpeg",
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """HU `[column row slice]`, float32, with padding as air, and how many voxels are declared as padding."""
+
+    array: np.ndarray
+    is_padding: np.ndarray | None
+
+
+def check_decodable(planes: Iterable[Plane]) -> None:
+    """Nothing, or an `InvalidVolumeError` that names the packages which a coding of the pixels needs."""
+    first: dict[str, Path] = {}
+    for plane in planes:
+        first.setdefault(plane.syntax, plane.path)
+    for syntax, path in first.items():
+        uid = UID(syntax)
+        if not uid.is_transfer_syntax:
+            raise bad_volume(path, f"the unknown coding of pixels {syntax}", ACCEPTED)
+        if not uid.is_compressed or uid.is_deflated:
+            continue
+        try:
+            is_available = get_decoder(uid).is_available
+        except NotImplementedError:
+            raise bad_volume(path, f"pixels coded as {uid.name} ({syntax})", ACCEPTED) from None
+        if not is_available:
+            raise _lacks_plug_in(path, uid)
+
+
+def _lacks_plug_in(path: Path, uid: UID, reason: str = "") -> InvalidVolumeError:
+    packages = _PLUG_INS.get(uid, "a plug-in of pydicom")
+    found = f"pixels coded as {uid.name} ({uid}), which need {packages}{reason}"
+    return bad_volume(path, found, f"uncompressed or RLE pixels, or this coding after: {INSTALL}")
+
+
+def hounsfield(planes: Sequence[Plane], folder: Path) -> Decoded:
+    """The HU of planes of one size, in their order. Without rescale the stored values count as they are."""
+    columns, rows = planes[0].size
+    array = np.empty((len(planes), rows, columns), dtype=np.float32)
+    is_padding: np.ndarray | None = None
+    by_path: dict[Path, list[int]] = defaultdict(list)
+    for k, plane in enumerate(planes):
+        by_path[plane.path].append(k)
+    for path, indices in by_path.items():
+        stored, dataset = _stored(path, [planes[k] for k in indices])
+        for k in indices:
+            slope, intercept = planes[k].rescale or (1.0, 0.0)
+            pixels = stored[planes[k].frame]
+            mask = declared(dataset, pixels, slope, intercept)
+            np.multiply(_used_bits(pixels, dataset), np.float32(slope), out=array[k], casting="unsafe")
+            array[k] += np.float32(intercept)
+            if mask is not None and mask.any():
+                is_padding = np.zeros(array.shape, bool) if is_padding is None else is_padding
+                is_padding[k] = mask
+                array[k][mask] = AIR
+    return Decoded(array.T, None if is_padding is None else is_padding.T)
+
+
+def _stored(path: Path, planes: Sequence[Plane]) -> tuple[np.ndarray, Any]:
+    """Stored values (frames, rows, columns) with all their bits, and the data set they are of."""
+    uid = UID(planes[0].syntax)
+    (columns, rows), last = planes[0].size, max(plane.frame for plane in planes)
+    with broken_refused(path):
+        dataset = read_whole(path)
+        _check_amount(dataset, path, uid)
+        try:
+            stored = pixel_array(dataset, correct_unused_bits=uid.is_compressed)
+        except (RuntimeError, NotImplementedError) as error:
+            if uid in _PLUG_INS and not _has_plug_in(uid):
+                raise _lacks_plug_in(path, uid, f" ({plain(error)})") from error
+            raise
+        if stored.dtype.kind not in "iu":
+            raise bad_volume(path, f"pixels of type {stored.dtype}", "whole numbers")
+        stored = stored[None] if stored.ndim == 2 else stored
+        if stored.shape[1:] != (rows, columns) or len(stored) <= last:
+            raise bad_volume(path, f"pixels of shape {stored.shape}", f"{rows} rows of {columns} columns")
+    return stored, dataset
+
+
+def _has_plug_in(uid: UID) -> bool:
+    """Whether one of the plug-ins that the extra installs is among the decoders at hand."""
+    return "pylibjpeg" in get_decoder(uid)._available
+
+
+def _check_amount(dataset: Any, path: Path, uid: UID) -> None:
+    """Nothing, or the refusal of uncompressed pixels that are fewer or more than rows, columns and frames tell."""
+    if uid.is_encapsulated:
+        return
+    bits = int(dataset.BitsAllocated)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    expected = int(dataset.Rows) * int(dataset.Columns) * frames * bits // 8
+    found = len(dataset.PixelData) if "PixelData" in dataset else 0
+    if found not in (expected, expected + expected % 2):
+        size = f"{dataset.Rows} rows of {dataset.Columns} columns of {bits} bits"
+        raise bad_volume(path, f"{found} bytes of pixels where {size} are {expected}", ACCEPTED)
+
+
+def _used_bits(pixels: np.ndarray, dataset: Any) -> np.ndarray:
+    """The values of the stored bits alone: those above may hold an overlay, or the sign."""
+    spare = 8 * pixels.dtype.itemsize - int(dataset.BitsStored)
+    return pixels if spare <= 0 else (pixels << spare) >> spare
