@@ -137,7 +137,22 @@ def test_a_rescale_that_changes_from_slice_to_slice_is_told(tmp_path):
         write_slice(tmp_path / f"{k}", k, stored=(hu + 1000 + k).astype(np.uint16), rescale=(1, -1000 - k))
     volume, findings = read_series(tmp_path)
     np.testing.assert_array_equal(volume.array, expected_hu())
-    assert "change from slice to slice: 1 and -1007, 1 and -1006" in told(findings, "values")
+    assert "change from slice to slice: 1 and -1007 (7), 1 and -1006 (6)" in told(findings, "values")
+
+
+def test_a_slice_that_fits_by_the_rescale_of_the_others_alone_is_refused_by_its_name(tmp_path):
+    write_series(tmp_path, slices=[k for k in range(SLICES) if k != 3])
+    write_slice(tmp_path / "odd.dcm", 3, rescale=(1, 0))
+    with pytest.raises(
+        InvalidVolumeError, match=r"odd\.dcm with slope and intercept 1 and 0, by which it lies \d+ HU off"
+    ):
+        read_series(tmp_path)
+
+
+def test_a_slice_with_a_rescale_of_its_own_that_fits_is_read(tmp_path):
+    write_series(tmp_path, slices=[k for k in range(SLICES) if k != 3])
+    write_slice(tmp_path / "own.dcm", 3, stored=(stored_slice(3) - 24) // 2, rescale=(2, -1000))
+    np.testing.assert_allclose(read_series(tmp_path)[0].array, expected_hu(), atol=1)
 
 
 def without_rescale(dataset: FileDataset) -> None:
@@ -224,6 +239,13 @@ def test_padding_beyond_the_stored_bits_is_padding_and_not_bone(tmp_path):
     expected = expected_padded()
     expected[COLUMNS - 1 - 6, ROWS - 1 - 6, 3] = (63536 & 0xFFF) - 1024
     np.testing.assert_array_equal(read_series(tmp_path)[0].array, expected)
+
+
+def test_bits_that_contradict_each_other_are_refused_where_it_matters(tmp_path):
+    write_series(tmp_path, slices=[k for k in range(SLICES) if k != 3])
+    write_slice(tmp_path / "odd.dcm", 3, change=lambda d: setattr(d, "BitsStored", 7))
+    with pytest.raises(InvalidVolumeError, match=r"odd\.dcm .*pixels of 7 stored bits whose highest is 15"):
+        read_series(tmp_path)
 
 
 def test_eight_bits_are_read(tmp_path):

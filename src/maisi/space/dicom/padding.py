@@ -14,6 +14,7 @@ _BEYOND_METAL = 32000.0  # HU; extended scales end near 30000
 _COMMON = 1e-3  # of all voxels: fewer are streaks or metal
 _STRAY = 1e-3  # of all voxels: more that are neither padding nor above air, and the scale is another than HU
 _SPIKE = 0.1  # of the voxels below air: a value that so many share is padding
+_SLICES = 0.5  # of the slices: a reconstruction circle is in all
 _TISSUE = (-900.0, 3100.0)  # HU; a padding value in here may be that of real voxels too
 
 
@@ -76,4 +77,6 @@ def _spikes(array: np.ndarray, beyond: np.ndarray) -> list[float]:
         return []
     values, counts = np.unique(array[beyond], return_counts=True)
     common = counts >= max(_SPIKE * counts.sum(), _COMMON * array.size)
+    if beyond.any(axis=(0, 1)).mean() < _SLICES:
+        return []
     return [] if counts[~common].sum() > _STRAY * array.size else values[common].tolist()

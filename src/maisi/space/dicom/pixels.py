@@ -1,6 +1,6 @@
 """The HU of planes: decoded, freed of unused bits and padding, rescaled slice by slice."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,14 @@ from pydicom.uid import UID
 
 from maisi.errors import InvalidVolumeError
 from maisi.space.checks import bad_volume
+from maisi.space.dicom.alike import names
 from maisi.space.dicom.opening import ACCEPTED, broken_refused, plain, read_whole
 from maisi.space.dicom.padding import AIR, declared
 from maisi.space.dicom.plane import Plane
 
 INSTALL = "pip install 'maisi[dicom]'"
 
+_OFF_NEIGHBOURS, _TIMES_BETTER = 100.0, 3.0  # HU; by how much a slice must fit worse by its own rescale
 _PLUG_INS = {  # by transfer syntax: what decodes it, all in the extra `dicom`
     **dict.fromkeys(
         ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"),
@@ -74,38 +76,63 @@ def hounsfield(planes: Sequence[Plane], folder: Path) -> Decoded:
     for k, plane in enumerate(planes):
         by_path[plane.path].append(k)
     for path, indices in by_path.items():
-        stored, dataset = _stored(path, [planes[k] for k in indices])
-        for k in indices:
-            slope, intercept = planes[k].rescale or (1.0, 0.0)
-            pixels = stored[planes[k].frame]
-            mask = declared(dataset, pixels, slope, intercept)
-            np.multiply(_used_bits(pixels, dataset), np.float32(slope), out=array[k], casting="unsafe")
-            array[k] += np.float32(intercept)
-            if mask is not None and mask.any():
-                is_padding = np.zeros(array.shape, bool) if is_padding is None else is_padding
-                is_padding[k] = mask
-                array[k][mask] = AIR
+        with broken_refused(path):
+            stored, dataset = _stored(path, [planes[k] for k in indices])
+            for k in indices:
+                slope, intercept = planes[k].rescale or (1.0, 0.0)
+                pixels = stored[planes[k].frame]
+                mask = declared(dataset, pixels, slope, intercept)
+                np.multiply(_used_bits(pixels, dataset, mask, path), np.float32(slope), out=array[k], casting="unsafe")
+                array[k] += np.float32(intercept)
+                if mask is not None and mask.any():
+                    is_padding = np.zeros(array.shape, bool) if is_padding is None else is_padding
+                    is_padding[k] = mask
+                    array[k][mask] = AIR
     return Decoded(array.T, None if is_padding is None else is_padding.T)
+
+
+def check_rescales(array: np.ndarray, planes: Sequence[Plane], folder: Path) -> None:
+    """Nothing, or the refusal of a slice that fits its neighbours by the rescale of all others and not by its own.
+
+    `array` is HU `[column row slice]` of the planes in their order along the normal.
+    """
+    counts = Counter(plane.rescale for plane in planes)
+    (common, count), *others = counts.most_common()
+    if not others or common is None or count <= len(planes) / 2:
+        return
+    for k, plane in enumerate(planes):
+        beside = [j for j in (k - 1, k + 1) if 0 <= j < len(planes) and planes[j].rescale == common]
+        if plane.rescale in (None, common) or not beside:
+            continue
+        slope, intercept = plane.rescale
+        own, neighbour = array[:, :, k], array[:, :, beside[0]]
+        as_others = (own - intercept) / slope * common[0] + common[1]
+        off, fitting = (float(np.median(np.abs(hu - neighbour))) for hu in (own, as_others))
+        if off > _OFF_NEIGHBOURS + _TIMES_BETTER * fitting:
+            found = (
+                f"{names([plane], folder)[0]} with slope and intercept {slope:g} and {intercept:g}, by which it lies"
+            )
+            found += f" {off:.0f} HU off the slice beside it, where the others have {common[0]:g} and {common[1]:g}"
+            raise bad_volume(folder, found, "slices that follow each other in HU")
 
 
 def _stored(path: Path, planes: Sequence[Plane]) -> tuple[np.ndarray, Any]:
     """Stored values (frames, rows, columns) with all their bits, and the data set they are of."""
     uid = UID(planes[0].syntax)
     (columns, rows), last = planes[0].size, max(plane.frame for plane in planes)
-    with broken_refused(path):
-        dataset = read_whole(path)
-        _check_amount(dataset, path, uid)
-        try:
-            stored = pixel_array(dataset, correct_unused_bits=uid.is_compressed)
-        except (RuntimeError, NotImplementedError) as error:
-            if uid in _PLUG_INS and not _has_plug_in(uid):
-                raise _lacks_plug_in(path, uid, f" ({plain(error)})") from error
-            raise
-        if stored.dtype.kind not in "iu":
-            raise bad_volume(path, f"pixels of type {stored.dtype}", "whole numbers")
-        stored = stored[None] if stored.ndim == 2 else stored
-        if stored.shape[1:] != (rows, columns) or len(stored) <= last:
-            raise bad_volume(path, f"pixels of shape {stored.shape}", f"{rows} rows of {columns} columns")
+    dataset = read_whole(path)
+    _check_amount(dataset, path, uid)
+    try:
+        stored = pixel_array(dataset, correct_unused_bits=uid.is_compressed)
+    except (RuntimeError, NotImplementedError) as error:
+        if uid in _PLUG_INS and not _has_plug_in(uid):
+            raise _lacks_plug_in(path, uid, f" ({plain(error)})") from error
+        raise
+    if stored.dtype.kind not in "iu":
+        raise bad_volume(path, f"pixels of type {stored.dtype}", "whole numbers")
+    stored = stored[None] if stored.ndim == 2 else stored
+    if stored.shape[1:] != (rows, columns) or len(stored) <= last:
+        raise bad_volume(path, f"pixels of shape {stored.shape}", f"{rows} rows of {columns} columns")
     return stored, dataset
 
 
@@ -127,7 +154,16 @@ def _check_amount(dataset: Any, path: Path, uid: UID) -> None:
         raise bad_volume(path, f"{found} bytes of pixels where {size} are {expected}", ACCEPTED)
 
 
-def _used_bits(pixels: np.ndarray, dataset: Any) -> np.ndarray:
+def _used_bits(pixels: np.ndarray, dataset: Any, is_padding: np.ndarray | None, path: Path) -> np.ndarray:
     """The values of the stored bits alone: those above may hold an overlay, or the sign."""
-    spare = 8 * pixels.dtype.itemsize - int(dataset.BitsStored)
-    return pixels if spare <= 0 else (pixels << spare) >> spare
+    bits = int(dataset.BitsStored)
+    spare = 8 * pixels.dtype.itemsize - bits
+    if spare <= 0:
+        return pixels
+    used = (pixels << spare) >> spare
+    if int(dataset.get("HighBit", bits - 1)) != bits - 1:
+        differs = used != pixels if is_padding is None else (used != pixels) & ~is_padding
+        if differs.any():
+            found = f"pixels of {bits} stored bits whose highest is {dataset.HighBit}"
+            raise bad_volume(path, found, f"the highest bit {bits - 1}")
+    return used

@@ -51,6 +51,7 @@ TAGS = sorted(  # what is read of a header
     }
 )
 _NO_HU = {"Z_EFF", "ED", "EDW", "PCT", "MGML", "OD"}  # PS3.3 C.11.1.1.2: effective atomic number, densities, ...
+_LARGEST_SLOPE, _LARGEST_INTERCEPT = 1000.0, 40000.0  # HU; scanners write 1 and -1024, or -8192 at the most
 _ORTHOGONAL = 0.01  # largest cosine between rows and columns that is rounding
 
 
@@ -153,8 +154,10 @@ def _rescale(items: list[Any], path: Path) -> tuple[float, float] | None:
     if len(present) == 1:
         raise bad_volume(path, f"{present[0]} alone", "both RescaleSlope and RescaleIntercept")
     (slope,), (intercept,) = (_numbers(items, name, 1, path) for name in present)
-    if slope <= 0:
-        raise bad_volume(path, f"the RescaleSlope {slope:g}", "a slope above 0")
+    if not 0 < slope <= _LARGEST_SLOPE:
+        raise bad_volume(path, f"the RescaleSlope {slope:g}", f"a slope above 0, up to {_LARGEST_SLOPE:g}")
+    if abs(intercept) > _LARGEST_INTERCEPT:
+        raise bad_volume(path, f"the RescaleIntercept {intercept:g}", f"one within {_LARGEST_INTERCEPT:g} HU of 0")
     return slope, intercept
 
 

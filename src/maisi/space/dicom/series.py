@@ -1,5 +1,6 @@
 """One CT series of a folder as a `Volume`, with what was found on the way."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from maisi.space.dicom.alike import continues, groups_of_alike, names, without_s
 from maisi.space.dicom.copies import without_copies
 from maisi.space.dicom.opening import broken_refused, syntax_of
 from maisi.space.dicom.padding import AIR, without_undeclared
-from maisi.space.dicom.pixels import check_decodable, hounsfield
+from maisi.space.dicom.pixels import check_decodable, check_rescales, hounsfield
 from maisi.space.dicom.place import placed
 from maisi.space.dicom.plane import Plane, planes_of
 from maisi.space.dicom.scan import WITHOUT_POSITION, Scanned, check_whole, listed, relative, scan, summary
@@ -48,6 +49,12 @@ def read_series(folder: str | Path, options: ReadOptions | None = None) -> tuple
     folder, options = Path(folder), options or ReadOptions()
     if options.modality != "ct":
         raise bad_volume(folder, f"DICOM read as {options.modality}", "DICOM of CT; MR as .nii or .nii.gz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pydicom warns of values that are checked here
+        return _read(folder, options)
+
+
+def _read(folder: Path, options: ReadOptions) -> tuple[Volume, list[Finding]]:
     scanned = scan(folder)
     planes, findings = _series(scanned, folder, options.series)
     check_decodable(planes)
@@ -56,7 +63,10 @@ def read_series(folder: str | Path, options: ReadOptions | None = None) -> tuple
     findings += copies + _passed_over("CT scout without a mark", names(scouts, folder))
     planes, stacks = chosen_stack(planes, options.acquisition, folder)
     _check_sheets(scanned, planes, folder)
-    beside = [*names(scouts, folder), *(relative(f.path, folder) for f in scanned if f.kind == WITHOUT_POSITION)]
+    beside = [
+        *names(scouts, folder),
+        *(relative(f.path, folder) for f in scanned if f.header is not None and f.kind != "CT"),
+    ]
     planes, grid, place = _placed(planes, folder, beside)
     check_spacing(grid, folder, bad_volume)
     array, values = _values(planes, folder, options)
@@ -180,6 +190,7 @@ def _values(planes: Sequence[Plane], folder: Path, options: ReadOptions) -> tupl
         raise bad_volume(folder, f"{found}: {listed(names(without, folder))}", "a rescale in every slice, or in none")
     decoded = hounsfield(planes, folder)
     array = decoded.array
+    check_rescales(array, planes, folder)
     known = 0 if decoded.is_padding is None else int(np.count_nonzero(decoded.is_padding))
     findings = without_undeclared(array, known)
     if options.hu_offset:
@@ -188,7 +199,7 @@ def _values(planes: Sequence[Plane], folder: Path, options: ReadOptions) -> tupl
         findings.append(Finding(topic="values", found="values off the HU scale", decided=decided))
     elif without and not options.trust_hu:
         findings.append(_taken_as_hu(array, folder))
-    return array, [*findings, *_rescale_findings(planes)]
+    return array, [*findings, *_rescale_findings(planes, folder)]
 
 
 def _taken_as_hu(array: np.ndarray, folder: Path) -> Finding:
@@ -208,11 +219,19 @@ def no_rescale(folder: Path, array: np.ndarray) -> InvalidVolumeError:
     return bad_volume(folder, found, "slices with a rescale, or stored HU")
 
 
-def _rescale_findings(planes: Sequence[Plane]) -> list[Finding]:
+def _rescale_findings(planes: Sequence[Plane], folder: Path) -> list[Finding]:
     findings = []
-    rescales = sorted({plane.rescale for plane in planes if plane.rescale is not None})
-    if len(rescales) > 1:
-        pairs = listed([f"{slope:g} and {intercept:g}" for slope, intercept in rescales])
+    by_rescale: dict[tuple[float, float], list[Plane]] = defaultdict(list)
+    for plane in planes:
+        if plane.rescale is not None:
+            by_rescale[plane.rescale].append(plane)
+    if len(by_rescale) > 1:
+        pairs = listed(
+            [
+                f"{slope:g} and {intercept:g} ({_few(same, folder)})"
+                for (slope, intercept), same in sorted(by_rescale.items())
+            ]
+        )
         found = f"slope and intercept that change from slice to slice: {pairs}"
         findings.append(Finding(topic="values", found=found, decided="each slice by its own", is_warning=True))
     inverted = [plane for plane in planes if plane.photometric == "MONOCHROME1"]
@@ -220,3 +239,8 @@ def _rescale_findings(planes: Sequence[Plane]) -> list[Finding]:
         found = f"{len(inverted)} slices in MONOCHROME1, to be shown inverted"
         findings.append(Finding(topic="values", found=found, decided="HU as stored: it changes their display alone"))
     return findings
+
+
+def _few(planes: Sequence[Plane], folder: Path) -> str:
+    """Up to three planes by the names of their files, more by their number."""
+    return ", ".join(names(planes, folder)) if len(planes) <= 3 else f"{len(planes)} slices"
