@@ -58,7 +58,7 @@ def _read(folder: Path, options: ReadOptions) -> tuple[Volume, list[Finding]]:
     scanned = scan(folder)
     planes, findings = _series(scanned, folder, options.series)
     check_decodable(planes)
-    planes, copies = without_copies(planes, folder, lambda plane: hounsfield([plane], folder).array)
+    planes, copies = without_copies(planes, folder, lambda plane: hounsfield([plane])[0])
     planes, scouts = without_scouts(planes)
     findings += copies + _passed_over("CT scout without a mark", names(scouts, folder))
     planes, stacks = chosen_stack(planes, options.acquisition, folder)
@@ -188,11 +188,9 @@ def _values(planes: Sequence[Plane], folder: Path, options: ReadOptions) -> tupl
     if without and len(without) < len(planes):
         found = f"{len(without)} of {len(planes)} slices without RescaleSlope and RescaleIntercept"
         raise bad_volume(folder, f"{found}: {listed(names(without, folder))}", "a rescale in every slice, or in none")
-    decoded = hounsfield(planes, folder)
-    array = decoded.array
+    array, num_padding = hounsfield(planes)
     check_rescales(array, planes, folder)
-    known = 0 if decoded.is_padding is None else int(np.count_nonzero(decoded.is_padding))
-    findings = without_undeclared(array, known)
+    findings = without_undeclared(array, num_padding)
     if options.hu_offset:
         array[array != AIR] += np.float32(options.hu_offset)
         decided = f"{options.hu_offset:+g} HU added, as asked"
