@@ -9,91 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.sequence import Sequence
-from pydicom.uid import (
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    ExplicitVRLittleEndian,
-    JPEG2000Lossless,
-    MRImageStorage,
-    RTStructureSetStorage,
-    SecondaryCaptureImageStorage,
-    generate_uid,
+from dicom_slices import (
+    COLUMNS,
+    FIRST,
+    PIXEL_MM,
+    ROWS,
+    SLICES,
+    STEP_MM,
+    enhanced,
+    expected_hu,
+    header,
+    put_pixels,
+    stored_slice,
+    write_series,
+    write_slice,
 )
+from pydicom.uid import MRImageStorage
 
 from maisi.errors import InvalidVolumeError
+from maisi.space.dicom import read_series
 from maisi.space.files import read_volume
 from maisi.space.grid import Grid
-
-ROWS, COLUMNS, SLICES = 10, 12, 8
-PIXEL_MM, STEP_MM = (1.5, 2.0), 3.0  # between rows, between columns
-AXIAL = (1.0, 0, 0, 0, 1.0, 0)
-FIRST = np.array([-20.0, -30.0, 100.0])  # LPS
-
-
-def stored_slice(k: int) -> np.ndarray:
-    """Stored values (HU + 1024) that differ in every pixel of every slice."""
-    rows, columns = np.indices((ROWS, COLUMNS))
-    return (24 + 3 * columns + 50 * rows + 130 * k).astype(np.uint16)
-
-
-def header(path: Path, series: str, sop_class: str = CTImageStorage, modality: str = "CT") -> FileDataset:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = sop_class
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
-    dataset.SeriesInstanceUID, dataset.StudyInstanceUID = series, "1.2.826.0.1.3680043.8.498.1"
-    dataset.Modality = modality
-    dataset.SeriesDescription = f"series of {modality}"
-    return dataset
-
-
-def put_pixels(dataset: Dataset, stored: np.ndarray) -> None:
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.Rows, dataset.Columns = stored.shape[-2:]
-    dataset.BitsAllocated = dataset.BitsStored = 16
-    dataset.HighBit, dataset.PixelRepresentation = 15, int(stored.dtype.kind == "i")
-    dataset.PixelData = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
-
-
-def write_slice(
-    path: Path,
-    k: int,
-    series: str = "1.2.3",
-    *,
-    position: np.ndarray | None = None,
-    orientation: tuple[float, ...] = AXIAL,
-    stored: np.ndarray | None = None,
-    rescale: tuple[float, float] = (1, -1024),
-    change=lambda dataset: None,
-) -> None:
-    dataset = header(path, series)
-    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    normal = np.cross(orientation[:3], orientation[3:])
-    place = FIRST + k * STEP_MM * normal if position is None else position
-    dataset.ImagePositionPatient = [f"{v:.6g}" for v in place]
-    dataset.ImageOrientationPatient = [f"{v:.8g}" for v in orientation]
-    dataset.PixelSpacing = list(PIXEL_MM)
-    dataset.InstanceNumber = 100 - k  # against the order of the positions
-    dataset.RescaleSlope, dataset.RescaleIntercept = rescale
-    put_pixels(dataset, stored_slice(k) if stored is None else stored)
-    change(dataset)
-    dataset.save_as(path, enforce_file_format=True)
-
-
-def write_series(folder: Path, series: str = "1.2.3", *, slices=range(SLICES), **options) -> None:
-    folder.mkdir(exist_ok=True)
-    for k in slices:
-        write_slice(folder / f"{series}_{(k * 5) % 17:02d}.dcm", k, series, **options)  # names out of order too
-
-
-def expected_hu() -> np.ndarray:
-    """[x y z] in RAS of an axial series: columns run to the left and rows to the back, so both are flipped."""
-    lps = np.stack([stored_slice(k) for k in range(SLICES)], -1).transpose(1, 0, 2).astype(np.float32) - 1024
-    return lps[::-1, ::-1]
+from maisi.space.reading import ReadOptions
 
 
 def test_an_axial_series_is_sorted_by_position_scaled_to_hu_and_turned_to_ras(tmp_path):
@@ -147,32 +84,6 @@ def test_each_slice_has_its_own_rescale_and_signed_pixels_are_read(tmp_path):
     np.testing.assert_allclose(read_volume(tmp_path).array, expected_hu(), atol=1.2)
 
 
-def test_padding_pixels_become_air(tmp_path):
-    def pad(dataset: Dataset) -> None:
-        stored = np.frombuffer(dataset.PixelData, "<u2").reshape(ROWS, COLUMNS).astype(np.int16)
-        stored[0, 0] = -2000
-        put_pixels(dataset, stored)
-        dataset.PixelPaddingValue = -2000
-
-    write_series(tmp_path, change=pad)
-    array = read_volume(tmp_path).array
-    assert (array[-1, -1] == -1024).all()
-    assert array.min() == -1024
-
-
-def test_what_is_not_a_ct_slice_beside_the_series_is_passed_over(tmp_path):
-    write_series(tmp_path / "study")
-    structures = header(tmp_path / "rtstruct.dcm", "1.2.9", RTStructureSetStorage, "RTSTRUCT")
-    structures.save_as(tmp_path / "rtstruct.dcm", enforce_file_format=True)
-    sheet = header(tmp_path / "dose.dcm", "1.2.8", SecondaryCaptureImageStorage, "CT")
-    sheet.save_as(tmp_path / "dose.dcm", enforce_file_format=True)
-    write_slice(
-        tmp_path / "scout", 0, "1.2.7", change=lambda d: setattr(d, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    )
-    (tmp_path / "notes.txt").write_text("a note")
-    np.testing.assert_array_equal(read_volume(tmp_path).array, expected_hu())
-
-
 def test_several_series_are_listed_and_one_is_chosen_by_uid(tmp_path):
     write_series(tmp_path, "1.2.3")
     write_series(tmp_path, "1.2.4", slices=range(5))
@@ -183,29 +94,6 @@ def test_several_series_are_listed_and_one_is_chosen_by_uid(tmp_path):
     assert read_volume(tmp_path, series="1.2.4").grid.shape == (COLUMNS, ROWS, 5)
     with pytest.raises(InvalidVolumeError, match=r"no CT series 9\.9; accepted: one of: 1\.2\.3"):
         read_volume(tmp_path, series="9.9")
-
-
-def enhanced(path: Path, slices: list[int]) -> FileDataset:
-    dataset = header(path, "1.2.5", EnhancedCTImageStorage)
-    dataset.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
-    dataset.NumberOfFrames = len(slices)
-    measures, orientation, values, shared = Dataset(), Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness = list(PIXEL_MM), STEP_MM
-    orientation.ImageOrientationPatient = list(AXIAL)
-    values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 1, -1024, "HU"
-    shared.PixelMeasuresSequence = Sequence([measures])
-    shared.PlaneOrientationSequence = Sequence([orientation])
-    shared.PixelValueTransformationSequence = Sequence([values])
-    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
-    frames = []
-    for k in slices:
-        plane, frame = Dataset(), Dataset()
-        plane.ImagePositionPatient = (FIRST + [0, 0, k * STEP_MM]).tolist()
-        frame.PlanePositionSequence = Sequence([plane])
-        frames.append(frame)
-    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
-    put_pixels(dataset, np.stack([stored_slice(k) for k in slices]))
-    return dataset
 
 
 def test_an_enhanced_multi_frame_ct_reads_as_its_single_slices_would(tmp_path):
@@ -225,6 +113,74 @@ def test_frames_without_positions_are_refused(tmp_path):
         read_volume(tmp_path)
 
 
+@pytest.mark.parametrize("degrees", [15.0, -20.0])
+def test_planes_that_shift_sideways_are_straightened_at_the_distance_of_the_planes(tmp_path, degrees):
+    shifted(degrees)(tmp_path)
+    volume, findings = read_series(tmp_path)
+    np.testing.assert_allclose(volume.grid.spacing, (2.0, 1.5, 3.0))
+    assert volume.grid.shape[2] == SLICES
+    check_linear(volume, shifted_grid(degrees))
+    assert f"a gantry tilt of {abs(degrees):.1f} degrees" in next(f.found for f in findings if f.topic == "place")
+
+
+def test_a_scan_under_a_tilted_gantry_keeps_its_places(tmp_path):
+    c, s = np.cos(np.radians(18)), np.sin(np.radians(18))
+    for k in range(SLICES):
+        write_slice(tmp_path / f"{k}", k, orientation=(1.0, 0, 0, 0, c, -s), position=FIRST + [0, 0, k * STEP_MM])
+    volume, findings = read_series(tmp_path)
+    np.testing.assert_allclose(volume.grid.spacing, (2.0, 1.5, 3.0 * c), rtol=1e-6)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2], affine[:3, 3] = (2, 0, 0), (0, 1.5 * c, -1.5 * s), (0, 0, 3), FIRST
+    check_linear(volume, Grid((COLUMNS, ROWS, SLICES), np.diag([-1, -1, 1, 1]) @ affine))
+    assert any("a gantry tilt of 18.0 degrees" in finding.found for finding in findings)
+
+
+def test_a_tilt_in_the_header_alone_is_told_and_the_positions_count(tmp_path):
+    write_series(tmp_path, change=lambda d: setattr(d, "GantryDetectorTilt", 12.0))
+    volume, findings = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.array, expected_hu())
+    assert [f.found for f in findings if f.is_warning] == [
+        "a gantry tilt of 12.0 degrees in the header, of which the positions show nothing"
+    ]
+
+
+def shifted_grid(degrees: float) -> Grid:
+    affine = np.diag([2.0, 1.5, 3.0, 1.0])
+    affine[1, 2], affine[:3, 3] = STEP_MM * np.tan(np.radians(degrees)), FIRST
+    return Grid((COLUMNS, ROWS, SLICES), np.diag([-1, -1, 1, 1]) @ affine)
+
+
+def check_linear(volume, source: Grid) -> None:
+    """Every voxel within the source holds what the formula of `stored_slice` gives at its place; beyond lies air."""
+    index = source.index(volume.grid.world(np.stack(np.indices(volume.grid.shape), -1)))
+    inside = ((index >= 0) & (index <= np.array(source.shape) - 1)).all(-1)
+    assert inside.sum() > 300
+    np.testing.assert_allclose(volume.array[inside], (24 + index @ [3, 50, 130] - 1024)[inside], atol=0.1)
+    assert (volume.array[((index < -0.51) | (index > np.array(source.shape) - 0.49)).any(-1)] == -1024).all()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "name"), [((-1.0, 0, 0, 0, 1, 0), "feet first"), ((-1.0, 0, 0, 0, -1, 0), "prone")]
+)
+def test_feet_first_and_prone_scans_lie_where_their_positions_say(tmp_path, orientation, name):
+    lps = np.stack([stored_slice(k) for k in range(SLICES)], -1).transpose(1, 0, 2).astype(np.float32) - 1024
+    for k in range(SLICES):
+        position = FIRST + [0, 0, -k * STEP_MM]
+        write_slice(tmp_path / f"{k}", k, position=position, orientation=orientation, change=lambda d: None)
+    volume = read_volume(tmp_path)
+    flips = tuple(slice(None, None, -1 if step > 0 else 1) for step in (orientation[0], orientation[4])) + (
+        slice(None, None, -1),
+    )
+    np.testing.assert_array_equal(volume.array, lps[flips])
+    np.testing.assert_allclose(volume.grid.origin[2], FIRST[2] - (SLICES - 1) * STEP_MM)
+
+
+def test_an_mr_asked_of_a_dicom_folder_is_refused(tmp_path):
+    write_series(tmp_path)
+    with pytest.raises(InvalidVolumeError, match="DICOM read as mr"):
+        read_series(tmp_path, ReadOptions(modality="mr"))
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -240,11 +196,6 @@ def one_of(series_slices, k: int, **options):
         write_slice(folder / "odd.dcm", k, **options)
 
     return make
-
-
-def tilted(folder: Path) -> None:
-    for k in range(SLICES):
-        write_slice(folder / f"{k}.dcm", k, position=FIRST + [0, k * STEP_MM * np.tan(np.radians(15)), k * STEP_MM])
 
 
 def uneven(folder: Path) -> None:
@@ -267,53 +218,63 @@ def mr(folder: Path) -> None:
         dataset.save_as(folder / f"{k}.dcm", enforce_file_format=True)
 
 
-def cut_pixels(folder: Path) -> None:
-    write_series(folder)
-    path = sorted(folder.iterdir())[3]
-    path.write_bytes(path.read_bytes()[:-40])
+def shifted(degrees: float):
+    """Axial planes that shift along y from one to the next."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        for k in range(SLICES):
+            write_slice(
+                folder / f"{k}.dcm", k, position=FIRST + [0, k * STEP_MM * np.tan(np.radians(degrees)), k * STEP_MM]
+            )
+
+    return make
 
 
-def compressed(folder: Path) -> None:
-    def change(dataset: FileDataset) -> None:
-        from pydicom.encaps import encapsulate
-
-        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
-        dataset.PixelData = encapsulate([b"not a code stream at all"])
-        dataset["PixelData"].is_undefined_length = True
-
-    write_series(folder, change=change)
+def shifted_unevenly(folder: Path) -> None:
+    for k in range(SLICES):
+        write_slice(folder / f"{k}.dcm", k, position=FIRST + [0, 0.4 * k * k, k * STEP_MM])
 
 
 BAD = {
-    "no DICOM": (lambda f: (f / "a.txt").write_text("?"), r"no CT image among 1 files \(1 not DICOM\)"),
-    "MR": (mr, r"no CT image among 3 files \(3 MR\)"),
-    "one slice": (lambda f: write_series(f, slices=[0]), r"a single slice \(2-D\)"),
+    "no DICOM": (lambda f: (f / "a.txt").write_text("?"), r"no CT image among 1 files: 1 not DICOM \(a\.txt\)"),
+    "MR": (mr, r"no CT image among 3 files: 3 MR \(0\.dcm, 1\.dcm, 2\.dcm\)"),
+    "one slice": (lambda f: write_series(f, slices=[0]), r"a single slice \(2-D\), 1\.2\.3_00\.dcm"),
     "missing slice": (
         lambda f: write_series(f, slices=[0, 1, 2, 4, 5, 6]),
-        r"1 missing slices \(spacing 3 mm\), between 6\.00 and 12\.00 mm from the first",
+        r"1 missing slice \(spacing 3 mm\): between 1\.2\.3_10\.dcm \(z = 106 mm\) and 1\.2\.3_03\.dcm \(z = 112 mm\)",
     ),
     "three missing": (lambda f: write_series(f, slices=[0, 1, 2, 4, 5, 6, 9, 10]), "3 missing slices"),
-    "duplicate": (one_of(range(SLICES), 3, position=FIRST + [0, 0, 12]), "1 duplicate slice positions, at 12.00 mm"),
-    "tilt": (tilted, r"gantry tilt: slices shift sideways by up to 5.63 mm \(15.0 degrees overall\)"),
-    "uneven": (uneven, "uneven slice spacing, from 3.150 to 4.950 mm"),
-    "mixed sizes": (one_of(range(SLICES), 3, stored=stored_slice(0)[:-1]), "mixed sizes 12x9, 12x10"),
-    "mixed orientations": (one_of(range(SLICES), 3, orientation=(1.0, 0, 0, 0, 0, -1.0)), "mixed orientations"),
+    "duplicate": (
+        one_of(range(SLICES), 3, position=FIRST + [0, 0, 12]),
+        r"1 duplicate slice positions: between 1\.2\.3_03\.dcm \(z = 112 mm\) and odd\.dcm \(z = 112 mm\)",
+    ),
+    "shift": (shifted_unevenly, r"shift sideways by up to 19\.60 mm, not evenly \(by 4\.\d+ mm at \d\.dcm\)"),
+    "steep": (shifted(50), r"a tilt of 50\.0 degrees\); accepted: a tilt of up to 45 degrees"),
+    "uneven": (
+        uneven,
+        r"uneven slice spacing, from 3\.150 to 4\.950 mm .*: narrowest between 0\.dcm \(z = 100 mm\) and 1",
+    ),
+    "mixed sizes": (one_of(range(SLICES), 3, stored=stored_slice(0)[:-1]), r"mixed sizes.*: odd\.dcm \(12x9 pixels of"),
+    "mixed orientations": (
+        one_of(range(SLICES), 3, orientation=(1.0, 0, 0, 0, 0, -1.0)),
+        r"1 missing slice .*; passed over as no slices: odd\.dcm",
+    ),
     "mixed spacings": (
         one_of(range(SLICES), 3, change=lambda d: setattr(d, "PixelSpacing", [1.0, 1.0])),
-        "mixed pixel spacings 1x1 mm, 2x1.5 mm",
+        r"mixed sizes, spacings or orientations: odd\.dcm \(12x10 pixels of 1x1 mm",
     ),
     "skewed pixels": (lambda f: write_series(f, orientation=(1.0, 0, 0, 0.5, 0.8, 0)), "not at right angles"),
     "no position": (
         lambda f: write_series(f, change=drop("ImagePositionPatient")),
-        "cannot be decoded .*(ImagePositionPatient|RescaleIntercept)",
+        r"no CT image among 8 files: 8 CT sheet without a position \(1\.2\.3_00\.dcm, ",
     ),
-    "no rescale": (
-        lambda f: write_series(f, change=drop("RescaleIntercept")),
-        "cannot be decoded .*(ImagePositionPatient|RescaleIntercept)",
+    "half a position": (
+        one_of(range(SLICES), 3, change=lambda d: setattr(d, "ImagePositionPatient", [1.0, 2.0])),
+        r"odd\.dcm .*the ImagePositionPatient '\[1\.0, 2\.0\]'; accepted: 3 finite numbers",
     ),
-    "no pixels": (lambda f: write_series(f, change=drop("PixelData")), "cannot be decoded"),
-    "truncated": (cut_pixels, "cannot be decoded"),
-    "compressed": (compressed, "cannot be decoded"),
+    "no pixel spacing": (lambda f: write_series(f, change=drop("PixelSpacing")), "no PixelSpacing"),
+    "half a rescale": (lambda f: write_series(f, change=drop("RescaleIntercept")), "RescaleSlope alone"),
     "all one value": (constant, "the same value -1024 in every voxel"),
     "not HU": (not_hu, "values from 24 to .*not HU of a CT"),
     "spacing": (

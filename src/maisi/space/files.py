@@ -14,6 +14,7 @@ from maisi.errors import InvalidGridError
 from maisi.space.checks import Refusal, bad_labels, bad_volume, check_intensities, check_spacing
 from maisi.space.grid import Grid
 from maisi.space.orientation import turn_to_ras
+from maisi.space.reading import ReadOptions
 from maisi.space.volume import OUTSIDE, LabelMap, Modality, Volume
 from maisi.storage.atomic import write_atomically
 
@@ -34,12 +35,15 @@ def read_volume(path: str | Path, *, modality: Modality = "ct", series: str | No
     Raises `InvalidVolumeError` for what is not one finite scalar 3-D image, with what was found and what is accepted.
     """
     path = Path(path)
-    if path.is_dir():
-        if modality != "ct":
-            raise bad_volume(path, f"a folder read as {modality}", "DICOM folders of CT; MR as .nii or .nii.gz")
-        from maisi.space.dicom import read_series
+    if path.is_dir() or (path.is_file() and _suffix(path) is None):
+        from maisi.space.dicom import is_dicom, read_series
 
-        return read_series(path, series)
+        if path.is_dir() or is_dicom(path):
+            volume, findings = read_series(path, ReadOptions(modality=modality, series=series))
+            for finding in findings:
+                if finding.is_warning:
+                    logger.warning("%s: %s: %s", path, finding.found, finding.decided)
+            return volume
     if series is not None:
         raise bad_volume(path, f"a file, with series {series!r}", "a series UID together with a DICOM folder")
     image = _read_nifti(path, bad_volume)
