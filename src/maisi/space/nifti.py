@@ -22,6 +22,8 @@ _CONVERT = "convert it to .nii.gz (ITK-SNAP, 3D Slicer and SimpleITK do)"
 _SIGNATURES = (
     (0, b"\x1f\x8b", "a gzip file", "name it .nii.gz if a NIfTI is inside"),
     (128, b"DICM", "a DICOM file", "give the folder of its series"),
+    (0, b"\x08\x00\x05\x00", "a DICOM file without preamble", "give the folder of its series"),
+    (0, b"\x08\x00\x08\x00", "a DICOM file without preamble", "give the folder of its series"),
     (0, b"NRRD", "an NRRD file", _CONVERT),
     (0, b"ObjectType", "a MetaImage (.mha, .mhd)", _CONVERT),
     (0, b"NDims", "a MetaImage (.mha, .mhd)", _CONVERT),
@@ -69,7 +71,7 @@ def open_nifti(path: Path, refuse: Refusal) -> Any:
     content = _content(path, refuse)
     kinds = (nib.Nifti1Image, nib.Nifti2Image)
     cls: Any = next((kind for kind in kinds if kind.header_class.may_contain_header(content[:540])), None)
-    if cls is None:
+    if cls is None or _is_half_of_pair(content):
         found, advice = _other_than_nifti(content)
         raise refuse(path, found, f"NIfTI-1 or NIfTI-2 in one file, .nii or .nii.gz{advice}")
     try:
@@ -163,7 +165,7 @@ def _other_than_nifti(content: bytes) -> tuple[str, str]:
     for start, signature, name, advice in _SIGNATURES:
         if content[start : start + len(signature)] == signature:
             return f"a file that is not NIfTI but {name}", f"; {advice}"
-    if content[344:348] in (b"ni1\0", b"ni2\0") or content[4:8] in (b"ni1\0", b"ni2\0"):
+    if _is_half_of_pair(content):
         return "half of an .hdr/.img pair, not NIfTI in one file", "; " + _ENDINGS[".img"][1]
     if content[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
         return (
@@ -171,6 +173,10 @@ def _other_than_nifti(content: bytes) -> tuple[str, str]:
             "; convert it, with left and right checked: Analyze does not say them",
         )
     return ("an empty file, not NIfTI", "") if not content else ("a file that is not NIfTI", "")
+
+
+def _is_half_of_pair(content: bytes) -> bool:
+    return content[344:348] == b"ni1\0" or content[4:8] == b"ni2\0"
 
 
 def _warned(found: str, decided: str) -> Finding:
