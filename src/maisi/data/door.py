@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from maisi.space.files import read_image
+from maisi.space.files import read_image, read_labels
 from maisi.space.reading import FileReport, ReadOptions
-from maisi.space.volume import Volume
+from maisi.space.volume import LabelMap, Volume
 
 _PLAIN = ReadOptions()
 
@@ -17,3 +17,8 @@ def open_volume(path: str | Path, options: ReadOptions = _PLAIN) -> tuple[Volume
     path = Path(path)
     volume, findings = read_image(path, options)
     return volume, FileReport(path=str(path), kind="volume", findings=tuple(findings))
+
+
+def open_labels(path: str | Path, options: ReadOptions = _PLAIN) -> tuple[LabelMap, FileReport]:
+    """The label map of a NIfTI file, along RAS, and what was found in it."""
+    return read_labels(path), FileReport(path=str(path), kind="labels")

@@ -104,6 +104,22 @@ def check_bytes(image: Any) -> list[Finding]:
     return findings
 
 
+def stored_facts(path: Path, refuse: Refusal) -> dict[str, Any]:
+    """What the header of a NIfTI file says, by name, whether or not its voxels would be taken."""
+    image = open_nifti(path, refuse)
+    header = image.header
+    slope, inter = image.dataobj.slope, image.dataobj.inter
+    return {
+        "format": "NIfTI-2" if int(header["sizeof_hdr"]) == 540 else "NIfTI-1",
+        "type": str(image.get_data_dtype()),
+        "stored_size": [int(n) for n in image.shape],
+        "scale_factor": [float(slope), float(inter)],
+        "sform_code": int(header["sform_code"]),
+        "qform_code": int(header["qform_code"]),
+        "unit_code": int(header["xyzt_units"]) & 7,
+    }
+
+
 def check_one_volume(image: Any, path: Path, refuse: Refusal) -> None:
     """Nothing, or the refusal of voxels that are not one real number each, and of any size but a 3-D one."""
     dtype = image.get_data_dtype()
