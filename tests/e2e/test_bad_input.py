@@ -104,7 +104,7 @@ def empty(folder: Path) -> Path:
         (nifti(ct_array(8, 8, 8, 3)), "found a 4-D image of 8x8x8x3"),
         (nifti(np.zeros((8, 8, 8), np.int16)), "found the same value 0 in every voxel"),
         (with_nan, "found 1 voxels that are NaN or infinite"),
-        (nifti(np.abs(ct_array(8, 8, 8))), "which are not HU of a CT"),
+        (nifti(np.abs(ct_array(12, 12, 12))), "which are not HU of a CT"),
         (truncated, "found a truncated or corrupt gzip"),
         (corrupt, "found a truncated or corrupt gzip"),
         (cut_inside_gzip, "the file is truncated"),

@@ -17,8 +17,9 @@ import pytest
 from isal import igzip
 
 from maisi.errors import InvalidLabelsError, InvalidVolumeError, StorageError
-from maisi.space.files import read_labels, read_volume, write_labels, write_volume
+from maisi.space.files import read_image, read_labels, read_volume, write_labels, write_volume
 from maisi.space.grid import Grid
+from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 from maisi.storage.atomic import write_atomically
 
@@ -111,6 +112,29 @@ def test_a_trailing_axis_of_one_is_dropped(tmp_path):
     assert read_volume(path).array.shape == SHAPE
 
 
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("version", [nib.Nifti1Image, nib.Nifti2Image])
+def test_nifti_1_and_2_of_either_byte_order_are_read(tmp_path, endian, version):
+    image = version(torso(), np.diag([2.0, 2.0, 3.0, 1.0]), version.header_class(endianness=endian))
+    image.to_filename(tmp_path / "ct.nii.gz")
+    found = read_volume(tmp_path / "ct.nii.gz")
+    np.testing.assert_array_equal(found.array, torso())
+    np.testing.assert_allclose(found.grid.spacing, (2, 2, 3))
+
+
+def test_bytes_that_the_header_does_not_speak_of_are_warned_of(tmp_path):
+    path = save(tmp_path / "ct.nii", torso())
+    path.write_bytes(path.read_bytes() + bytes(300))
+    _, findings = read_image(path, ReadOptions())
+    assert any(f.is_warning and "300 bytes after the last voxel" in f.found for f in findings)
+    path = save(tmp_path / "gap.nii", torso())
+    content = path.read_bytes()
+    path.write_bytes(content[:108] + np.array(452, "<f4").tobytes() + content[112:352] + bytes(100) + content[352:])
+    volume, findings = read_image(path, ReadOptions())
+    np.testing.assert_array_equal(volume.array, torso())
+    assert any(f.is_warning and "100 bytes between header and voxels" in f.found for f in findings)
+
+
 def test_units_of_metres_and_microns_become_millimetres(tmp_path):
     for unit, code, factor in (("metre", 1, 0.001), ("micron", 3, 1000.0)):
         path = save(
@@ -137,8 +161,7 @@ def oblique(degrees: float, spacing=(2.0, 2.0, 3.0)) -> np.ndarray:
 def test_an_oblique_image_is_interpolated_onto_the_ras_grid_that_covers_it(tmp_path, degrees):
     source = Grid((24, 26, 20), oblique(degrees))
     slope = np.array([2.0, -3.0, 4.0])  # HU per mm: linear interpolation keeps a linear function
-    array = (source.world(np.stack(np.indices(source.shape), -1)) @ slope).astype(np.float32)
-    array[0, 0, 0] = -500
+    array = (source.world(np.stack(np.indices(source.shape), -1)) @ slope - 300).astype(np.float32)
     path = save(tmp_path / "ct.nii.gz", array, source.affine)
     found = read_volume(path)
     assert found.grid.is_ras
@@ -150,7 +173,7 @@ def test_an_oblique_image_is_interpolated_onto_the_ras_grid_that_covers_it(tmp_p
     inside = ((index > 1) & (index < np.array(source.shape) - 2)).all(-1)
     beyond = ((index < -0.6) | (index > np.array(source.shape) - 0.4)).any(-1)
     assert inside.sum() > 1000
-    np.testing.assert_allclose(found.array[inside], (world @ slope)[inside], atol=0.05)
+    np.testing.assert_allclose(found.array[inside], (world @ slope - 300)[inside], atol=0.05)
     assert (found.array[beyond] == -1024).all()
 
 
@@ -244,26 +267,70 @@ BAD_VOLUMES = {
     "complex": (lambda p: save(p, torso().astype(np.complex64)), "ct.nii", "complex voxels"),
     "2-D": (lambda p: save(p, torso()[:, :, 0]), "ct.nii", "2-D image of 12x10"),
     "one slice": (lambda p: save(p, torso()[:, :, :1]), "ct.nii", "12x10x1"),
-    "4-D": (lambda p: save(p, np.stack([torso()] * 3, -1)), "ct.nii.gz", "4-D image of 12x10x8x3"),
+    "4-D": (
+        lambda p: save(p, np.stack([torso()] * 3, -1)),
+        "ct.nii.gz",
+        r"4-D image of 12x10x8x3, 3 volumes in one; accepted: .*img\.slicer\[\.\.\., 0\]",
+    ),
+    "5-D": (lambda p: save(p, np.stack([torso()] * 3, -1)[..., None, :]), "ct.nii", "5-D image of 12x10x8x1x3"),
     "zeros": (lambda p: save(p, np.zeros(SHAPE, np.int16)), "ct.nii.gz", "the same value 0 in every voxel"),
     "NaN": (_nan, "ct.nii", "1 voxels that are NaN"),
     "infinite": (_infinite, "ct.nii", "NaN or infinite"),
-    "not HU": (lambda p: save(p, np.abs(torso())), "ct.nii", "not HU of a CT; accepted: CT in HU"),
+    "not HU": (
+        lambda p: save(p, np.abs(torso())),
+        "ct.nii",
+        "not HU of a CT; they look like an MR.*accepted: CT in HU; --modality mr",
+    ),
     "unit range": (
         lambda p: save(p, np.linspace(0, 1, 960, dtype="f4").reshape(SHAPE)),
         "ct.nii",
         "values from 0 to 1",
     ),
-    "too bright": (lambda p: save(p, torso().astype("i4") * 30), "ct.nii", "nothing above 32000"),
-    "only air": (lambda p: save(p, (torso() % 100 - 900).astype("i2")), "ct.nii", "some tissue above"),
+    "too bright": (
+        lambda p: save(p, torso().astype("i4") * 30),
+        "ct.nii",
+        "93% of the voxels lie below -1200 or above 4000",
+    ),
+    "only air": (lambda p: save(p, (torso() % 50 - 1020).astype("i2")), "ct.nii", "air or lung alone.*some tissue"),
     "truncated gzip": (lambda p: _cut(p, 0.7), "ct.nii.gz", "truncated or corrupt gzip"),
     "last byte gone": (lambda p: _cut(p, 0.9999), "ct.nii.gz", "truncated or corrupt gzip"),
     "corrupt gzip": (_flipped, "ct.nii.gz", "truncated or corrupt gzip"),
+    "plain NIfTI": (
+        lambda p: _bytes(p, save(p.with_name("plain.nii"), torso()).read_bytes()),
+        "ct.nii.gz",
+        r"a plain NIfTI that is named \.nii\.gz; accepted: a gzip file, or the name ct\.nii$",
+    ),
+    "gzip": (
+        lambda p: _bytes(p, gzip.compress(save(p.with_name("plain.nii"), torso()).read_bytes())),
+        "ct.nii",
+        r"not NIfTI but a gzip file; accepted: .*name it \.nii\.gz",
+    ),
+    "packed twice": (
+        lambda p: _bytes(p, gzip.compress(save(p.with_name("once.nii.gz"), torso()).read_bytes())),
+        "ct.nii.gz",
+        "not NIfTI but a gzip file",
+    ),
+    "pair in one": (lambda p: _header(p, 344, b"ni1\0"), "ct.nii", r"half of an \.hdr/\.img pair"),
+    "Analyze": (lambda p: _header(p, 344, b"\0\0\0\0"), "ct.nii", r"an Analyze 7\.5 header"),
+    "DICOM": (lambda p: _bytes(p, bytes(128) + b"DICM" + bytes(900)), "ct.nii", "not NIfTI but a DICOM file"),
+    "bare DICOM": (lambda p: _bytes(p, b"\x08\0\x05\0" + bytes(900)), "ct.nii", "DICOM file without preamble"),
+    "NRRD": (lambda p: _bytes(p, b"NRRD0004\n"), "ct.nii", "an NRRD file; accepted: .*convert it"),
+    "MetaImage": (lambda p: _bytes(p, b"ObjectType = Image\n"), "ct.nii.gz", "a MetaImage"),
+    "NumPy": (lambda p: _bytes(p, b"\x93NUMPY\x01\0"), "ct.nii", "a NumPy array, which has no place"),
+    "MGH": (lambda p: _bytes(p, gzip.compress(b"\0\0\0\x01\0\0\0\x20" + bytes(400))), "ct.nii.gz", "FreeSurfer"),
+    "LFS": (lambda p: _bytes(p, b"version https://git-lfs.github.com/spec/v1\n"), "ct.nii.gz", "git lfs pull"),
+    "web page": (lambda p: _bytes(p, b"<!doctype html>"), "ct.nii.gz", "a web page"),
+    "named img": (lambda p: _bytes(p, b"?"), "ct.img", r"'\.img', half of an \.hdr/\.img pair"),
+    "named hdr": (lambda p: _bytes(p, b"?"), "ct.hdr", r"'\.hdr', half of an \.hdr/\.img pair"),
+    "named nrrd": (lambda p: _bytes(p, b"?"), "ct.nrrd", r"'\.nrrd', an NRRD file; .*3D Slicer"),
+    "named mha": (lambda p: _bytes(p, b"?"), "ct.mha", r"'\.mha', a MetaImage"),
+    "named mgz": (lambda p: _bytes(p, b"?"), "ct.mgz", "mri_convert"),
+    "named npy": (lambda p: _bytes(p, b"?"), "ct.npy", "no place in the world"),
     "not gzip": (lambda p: _bytes(p, b"CT of a patient" * 99), "ct.nii.gz", "truncated or corrupt gzip"),
     "empty file": (lambda p: _bytes(p, b""), "ct.nii.gz", "not NIfTI"),
     "truncated": (lambda p: _cut(p, 0.7), "ct.nii", "the file is truncated"),
     "not NIfTI": (lambda p: _bytes(p, b"CT of a patient" * 99), "ct.nii", "not NIfTI"),
-    "unknown ending": (lambda p: _bytes(p, b"?"), "ct.mha", "the name ending '.mha'"),
+    "unknown ending": (lambda p: _bytes(p, b"?"), "ct.xyz", r"the name ending '\.xyz'"),
     "no ending": (lambda p: _bytes(p, b"?"), "ct", r"the name ending '\(none\)'"),
     "unknown type": (lambda p: _header(p, 70, b"\xff\x7f"), "ct.nii", "not a volume"),
     "singular": (lambda p: _header(p, 312, bytes(16)), "ct.nii", "singular"),

@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi.cli.console import give, give_json, give_table, tell
+from maisi.cli.console import complain, give, give_json, give_table, tell
 from maisi.cli.options import AsJson
+
+_ASKED_WRONGLY = 2  # the exit code of a request that cannot be carried out
+_TAKE_VOLUMES = ("encode", "reconstruct", "prepare")
+_TAKE_LABELS = ("generate --labels",)
 
 if TYPE_CHECKING:
     from maisi.space.grid import Grid
@@ -20,7 +24,11 @@ def info(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what bundles there are, or what a bundle, a CT, a label map, a latent or a run holds."""
+    """Tell what bundles there are, or what a bundle, a CT, a label map, a latent or a run holds.
+
+    Of an image also: what was found in it and decided about it, and which commands would take it; exit 2 where none
+    would.
+    """
     if subject is None:
         _show_bundles(as_json)
         return
@@ -28,7 +36,14 @@ def info(
     if as_json:
         give_json(about)
     else:
-        _show(about)
+        _show(dict(about))
+    for finding in about.get("found", ()):
+        if finding["is_warning"]:
+            tell(f"warning: {subject}: {finding['found']}; {finding['decided']}")
+    if about["kind"] == "refused":
+        for reason in dict.fromkeys(use["why"] for use in about["taken_by"].values()):
+            complain(reason)
+        raise typer.Exit(_ASKED_WRONGLY)
 
 
 def _show_bundles(as_json: bool) -> None:
@@ -72,19 +87,47 @@ def _about(subject: str) -> dict[str, Any]:
 
 
 def _about_image(path: Path) -> dict[str, Any]:
-    """A CT, or where it is none, a label map; the refusal of both where it is neither."""
+    """What a scan or a label map is, what was found in it, and which commands would take it."""
+    from maisi.data.door import open_labels, open_volume
     from maisi.errors import InvalidLabelsError, InvalidVolumeError
-    from maisi.space.files import read_labels, read_volume
 
+    volume = labels = None
+    no_volume = no_labels = ""
     try:
-        return _about_volume(read_volume(path))
-    except InvalidVolumeError as no_volume:
+        volume, report = open_volume(path)
+    except InvalidVolumeError as error:
+        no_volume = str(error)
+    if volume is None or any(f.topic == "values" and f.is_warning for f in report.findings):
         try:
-            return _about_labels(read_labels(path))
-        except InvalidLabelsError as no_labels:
-            if path.is_dir():
-                raise no_volume from no_labels
-            raise InvalidVolumeError(f"{no_volume}\n{no_labels}") from no_labels
+            labels, report = open_labels(path)
+        except InvalidLabelsError as error:
+            no_labels = str(error)
+    else:
+        no_labels = f"{path} is an image, not a label map"
+    about = {} if labels is None else _about_labels(labels)
+    if volume is not None and labels is None:
+        about = _about_volume(volume)
+    if not about:
+        about = _about_refused(path, no_volume, no_labels)
+    else:
+        about["found"] = [finding.model_dump() for finding in report.findings]
+    about["taken_by"] = {name: {"taken": not no_volume, "why": no_volume} for name in _TAKE_VOLUMES}
+    about["taken_by"] |= {name: {"taken": not no_labels, "why": no_labels} for name in _TAKE_LABELS}
+    return about
+
+
+def _about_refused(path: Path, no_volume: str, no_labels: str) -> dict[str, Any]:
+    """What the header says of a file that no command takes; raises both reasons where not even that can be read."""
+    from maisi.errors import InvalidVolumeError
+    from maisi.space.checks import bad_volume
+    from maisi.space.nifti import stored_facts
+
+    if path.is_dir():
+        raise InvalidVolumeError(no_volume)
+    try:
+        return {"kind": "refused", **stored_facts(path, bad_volume), "found": []}
+    except InvalidVolumeError as error:
+        raise InvalidVolumeError(no_volume if str(error) == no_volume else f"{no_volume}\n{no_labels}") from error
 
 
 def _about_volume(volume: "Volume") -> dict[str, Any]:
@@ -136,7 +179,12 @@ def _grid(grid: "Grid") -> dict[str, Any]:
 
 def _show(about: dict[str, Any]) -> None:
     structures, card = about.pop("structures", None), about.pop("model_card", None)
+    found, taken_by = about.pop("found", []), about.pop("taken_by", {})
     _show_values(about)
+    for finding in found:
+        give(f"{finding['topic']}: {finding['found']}; {finding['decided']}")
+    for name, use in taken_by.items():
+        give(f"{name}: " + ("would take it" if use["taken"] else f"would not: {use['why']}"))
     if structures:
         give("")
         give_table([tuple(s.values()) for s in structures], ("id", "structure", "voxels", "ml"))

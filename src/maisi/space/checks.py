@@ -7,12 +7,11 @@ import numpy as np
 
 from maisi.errors import InvalidLabelsError, InvalidRequestError, InvalidVolumeError
 from maisi.space.grid import Grid
+from maisi.space.hounsfield import judge
 
 Refusal = Callable[[Path, str, str], InvalidRequestError]
 
 SPACING_RANGE_MM = (0.05, 25.0)  # from micro-CT of specimens to the thickest slices of old scanners
-HU_AIR_BELOW = -200.0  # every CT of a patient holds lung, gas or the air around: all are below fat
-HU_HIGHEST = 32000.0  # above, values are raw counts or unsigned shorts, not HU (16-bit extended scales end near 30000)
 
 
 def bad_volume(path: Path, found: str, accepted: str) -> InvalidVolumeError:
@@ -33,17 +32,21 @@ def check_spacing(grid: Grid, path: Path, refuse: Refusal) -> None:
         raise refuse(path, f"a spacing of {spacing} mm", f"{low:g} to {high:g} mm on each axis")
 
 
-def check_intensities(array: np.ndarray, path: Path, modality: str) -> None:
-    """Nothing, or an `InvalidVolumeError` for values that are not finite, all the same or, for CT, not HU."""
+def check_content(array: np.ndarray, path: Path) -> None:
+    """Nothing, or an `InvalidVolumeError` for values that are not finite or all the same."""
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         num_bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         raise bad_volume(path, f"{num_bad} voxels that are NaN or infinite", "finite values")
     if low == high:
         raise bad_volume(path, f"the same value {low:g} in every voxel", "an image with content")
-    if modality == "ct" and not (low < HU_AIR_BELOW < high <= HU_HIGHEST):
-        raise bad_volume(
-            path,
-            f"values from {low:g} to {high:g}, which are not HU of a CT",
-            f"CT in HU: some air below {HU_AIR_BELOW:g}, some tissue above it, nothing above {HU_HIGHEST:g}",
-        )
+
+
+def check_intensities(array: np.ndarray, path: Path, modality: str) -> None:
+    """Nothing, or an `InvalidVolumeError` for values that are not finite, all the same or, for CT, surely no HU."""
+    check_content(array, path)
+    verdict = judge(array) if modality == "ct" else None
+    if verdict is not None and verdict.is_sure:
+        low, high = float(array.min()), float(array.max())
+        found = f"values from {low:g} to {high:g}, which are not HU of a CT; they look like {verdict.looks_like}"
+        raise bad_volume(path, found, f"CT in HU; {verdict.remedy}")

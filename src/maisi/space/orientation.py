@@ -4,6 +4,20 @@ import numpy as np
 
 from maisi.space.grid import Grid
 from maisi.space.tilt import nearest_axes, straighten
+from maisi.space.volume import OUTSIDE, Modality, Volume
+
+
+def turn_volume(array: np.ndarray, grid: Grid, modality: Modality, padding: np.ndarray | None = None) -> Volume:
+    """The volume along RAS, see `turn_to_ras`; nothing is interpolated between what was scanned and `padding`."""
+    outside = OUTSIDE[modality]
+    if padding is None or not padding.any():
+        return Volume(*turn_to_ras(array, grid, outside, nearest=False), modality)
+    turned, upright = turn_to_ras(padding, grid, 1, nearest=True)
+    scanned = (~padding).astype(np.float32)
+    total, _ = turn_to_ras(array * scanned, grid, 0, nearest=False)
+    weight, _ = turn_to_ras(scanned, grid, 0, nearest=False)
+    mean = np.divide(total, weight, out=np.full_like(total, outside), where=~turned)
+    return Volume(mean, upright, modality, turned)
 
 
 def turn_to_ras(array: np.ndarray, grid: Grid, outside: float, *, nearest: bool) -> tuple[np.ndarray, Grid]:

@@ -24,17 +24,21 @@ def resample(x: Image, grid: Grid) -> Image:
 
     A volume is interpolated linearly. Where an axis gets coarser by a factor f = new spacing / old spacing > 1, it is
     first smoothed by a gaussian with sigma = (f - 1) / 2 old voxels (the rule of scikit-image's `resize`), ended at 4
-    sigma, edges repeated. A label map takes the id of the nearest voxel. Equal grids give back `x` itself.
+    sigma, edges repeated. Voxels that were not scanned take no part: a new voxel whose nearest one was not scanned was
+    not scanned either. A label map takes the id of the nearest voxel. Equal grids give back `x` itself.
     """
     if not grid.is_ras:
         raise InvalidGridError(f"can resample onto a grid along RAS only, got {grid}")
     if grid == x.grid:
         return x
     positions = [_positions(x.grid, grid, axis) for axis in range(3)]
-    array = _nearest(x.array, positions) if isinstance(x, LabelMap) else _linear(x.array, positions, _coarser(x, grid))
-    for axis, position in enumerate(positions):
-        _fill_outside(array, axis, position, x.grid.shape[axis], x.outside)
-    return replace(x, array=array, grid=grid)
+    if isinstance(x, LabelMap):
+        return replace(x, array=_filled(_nearest(x.array, positions), positions, x), grid=grid)
+    if x.padding is None:
+        return replace(x, array=_filled(_linear(x.array, positions, _coarser(x, grid)), positions, x), grid=grid)
+    padding = _nearest(x.padding, positions)
+    array = _filled(_scanned_mean(x, positions, _coarser(x, grid), padding), positions, x)
+    return replace(x, array=array, grid=grid, padding=padding)
 
 
 def with_spacing(grid: Grid, spacing: Sequence[float]) -> Grid:
@@ -59,7 +63,10 @@ def crop(x: Image, start: Sequence[int], stop: Sequence[int]) -> Image:
         )
     window = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
     array = np.ascontiguousarray(x.array[window])
-    return replace(x, array=array, grid=x.grid.window(start, array.shape))
+    grid = x.grid.window(start, array.shape)
+    if not isinstance(x, LabelMap) and x.padding is not None:
+        return replace(x, array=array, grid=grid, padding=np.ascontiguousarray(x.padding[window]))
+    return replace(x, array=array, grid=grid)
 
 
 def pad(x: Image, before: Sequence[int], after: Sequence[int]) -> Image:
@@ -68,7 +75,10 @@ def pad(x: Image, before: Sequence[int], after: Sequence[int]) -> Image:
     if len(widths) != 3 or any(w < 0 for pair in widths for w in pair):
         raise InvalidGridError(f"cannot pad by {tuple(before)} and {tuple(after)}; accepted: three numbers >= 0 each")
     array = np.pad(x.array, widths, constant_values=x.outside)
-    return replace(x, array=array, grid=x.grid.window([-b for b in before], array.shape))
+    grid = x.grid.window([-b for b in before], array.shape)
+    if not isinstance(x, LabelMap) and x.padding is not None:
+        return replace(x, array=array, grid=grid, padding=np.pad(x.padding, widths, constant_values=True))
+    return replace(x, array=array, grid=grid)
 
 
 def fit(x: Image, shape: Sequence[int]) -> Image:
@@ -109,6 +119,14 @@ def _linear(array: np.ndarray, positions: list[np.ndarray], factors: list[float]
     return array
 
 
+def _scanned_mean(x: Volume, positions: list[np.ndarray], factors: list[float], padding: np.ndarray) -> np.ndarray:
+    """The weighted mean of what was scanned; the outside value in `padding`."""
+    scanned = (~x.padding).astype(np.float32)  # type: ignore[operator]  # it has some
+    total = _linear(x.array * scanned, positions, factors)
+    weight = _linear(scanned, positions, factors)
+    return np.divide(total, weight, out=np.full_like(total, x.outside), where=~padding)
+
+
 def _interpolation(position: np.ndarray, num: int) -> sparse.csr_matrix:
     low = np.floor(position).astype(int)
     rows = np.arange(len(position))
@@ -132,6 +150,9 @@ def _matrix(entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]], num_rows: 
     return matrix
 
 
-def _fill_outside(array: np.ndarray, axis: int, position: np.ndarray, num: int, value: float) -> None:
-    outside = (position < -0.5) | (position > num - 0.5)
-    np.moveaxis(array, axis, 0)[outside] = value
+def _filled(array: np.ndarray, positions: list[np.ndarray], x: Volume | LabelMap) -> np.ndarray:
+    """The array with the outside value where a position lies outside the field of view."""
+    for axis, position in enumerate(positions):
+        beyond = (position < -0.5) | (position > x.grid.shape[axis] - 0.5)
+        np.moveaxis(array, axis, 0)[beyond] = x.outside
+    return array

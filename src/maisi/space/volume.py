@@ -14,11 +14,16 @@ OUTSIDE: dict[str, float] = {"ct": -1024.0, "mr": 0.0}
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A scalar image, float32 `[x y z]` in HU for CT, on an RAS grid."""
+    """A scalar image, float32 `[x y z]` in HU for CT, on an RAS grid.
+
+    `padding` marks voxels that were not scanned, where there are some: they hold `outside`, and no interpolation mixes
+    them with what was scanned.
+    """
 
     array: np.ndarray
     grid: Grid
     modality: Modality = "ct"
+    padding: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.modality not in OUTSIDE:
@@ -26,6 +31,8 @@ class Volume:
         if not np.issubdtype(self.array.dtype, np.number) or np.iscomplexobj(self.array):
             raise InvalidVolumeError(f"a volume holds real numbers, got {self.array.dtype}")
         _check_on_grid(self.array, self.grid)
+        if self.padding is not None:
+            _check_on_grid(self.padding, self.grid)
         object.__setattr__(self, "array", self.array.astype(np.float32, copy=False))
 
     @property

@@ -1,0 +1,266 @@
+"""Whether values look like HU, judged by where most of them lie and not by the smallest and the largest.
+
+A CT in HU has air near -1000, lung around -850, fat near -100, soft tissue around 40 and bone from 200 up; a few voxels
+of metal or of anything else say nothing. Values that are no HU have their peaks elsewhere: 1024 higher where a rescale
+was left out, none below 0 in an MR or in a window stretched to 0..255.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Place(NamedTuple):
+    """A range of HU, from `low` up to but without `high`."""
+
+    low: float
+    high: float
+
+
+# Where tissues lie. The scale is defined by air = -1000 and water = 0; fat -120 to -60, muscle, blood and organs 0 to
+# 100 (Kalender, Computed Tomography, 3rd ed., ch. 1), blood with contrast agent to about 250 in the venous phase.
+AIR = Place(-1060, -900)  # with the noise of thin slices
+TISSUE = Place(-200, 250)
+DENSE = Place(250, 800)  # contrast agent, metal's streaks and most bone
+RAW_TISSUE = Place(824, 1224)  # fat and soft tissue, 1000 or 1024 too high; in HU cortical bone, rarer than DENSE
+SHIFTED_TISSUE = Place(-1224, -824)  # fat and soft tissue, 1024 too low; in HU air and inflated lung
+FAT_AND_LESS = -60.0  # fat, lung and air lie below: 18 % or more of what was measured in each of 121 real scans
+TISSUE_AND_MORE = -500.0  # what is denser than lung lies above
+EMPTY_LUNG = -940.0  # even emphysema (below -950 in part) is denser in the median of a lung
+BELOW_AIR = -1200.0  # nothing measured lies below: air at -1000 with the noise of thin slices ends above
+ABOVE_METAL = 4000.0  # 12-bit scanners end at 3071; above are metal on an extended scale and what is no HU
+OFFSETS = (8192, 32768, -8192, -32768)  # of scanners that count from 0, beside 1024 and 1000
+
+_SAMPLE = 500_000  # voxels that are looked at, at most
+_BLOCK = 64  # edge of the block whose neighbours are compared
+_FEWEST = 800  # voxels from which a refusal can be sure
+_ENDS = 0.001  # share of the voxels at either end that says nothing
+_PILE = 0.005  # share of the voxels at one lowest value from which it was clamped or masked, not measured
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why values are no HU, or may be none: what they look like, and what would be taken."""
+
+    looks_like: str
+    remedy: str
+    is_sure: bool = True  # to be refused; else to be warned of
+
+
+class Values:
+    """The voxels of an image in order, and what is asked of them."""
+
+    def __init__(self, array: np.ndarray, padding: np.ndarray | None = None) -> None:
+        step = max(1, int(np.ceil((array.size / _SAMPLE) ** (1 / 3))))
+        sample = array[::step, ::step, ::step]
+        scanned = sample.ravel() if padding is None else sample[~padding[::step, ::step, ::step]]
+        self.ordered = np.sort(scanned)
+        self.padded = 1 - scanned.size / sample.size  # share
+        ends = int(scanned.size * _ENDS)
+        self.low = float(self.ordered[ends]) if scanned.size else 0.0
+        self.high = float(self.ordered[scanned.size - 1 - ends]) if scanned.size else 0.0
+        middle = [n // 2 for n in array.shape]
+        self._block = array[tuple(slice(max(0, m - _BLOCK // 2), m + _BLOCK // 2) for m in middle)]
+
+    @cached_property
+    def at_low(self) -> float:
+        """Share of the voxels that hold the very lowest value."""
+        return self._within(self.ordered, Place(self.low, np.nextafter(np.float32(self.low), np.float32(np.inf))))
+
+    @cached_property
+    def at_high(self) -> float:
+        """Share of the voxels that hold the very highest value."""
+        return self._within(self.ordered, Place(self.high, np.nextafter(np.float32(self.high), np.float32(np.inf))))
+
+    @cached_property
+    def measured(self) -> np.ndarray:
+        """The voxels without those at one lowest value, which a scanner clamped or a tool masked."""
+        first = int(np.searchsorted(self.ordered, self.low, "right")) if self.at_low >= _PILE else 0
+        return self.ordered[first:]
+
+    def share(self, low: float = -np.inf, high: float = np.inf) -> float:
+        """Share of what was measured from `low` up to but without `high`."""
+        return self._within(self.measured, Place(low, high))
+
+    @cached_property
+    def near_floor(self) -> float:
+        """Share of the voxels in the lowest 3 % of the range: the dark background of an MR or a window."""
+        top = float(self.ordered[int(0.995 * (self.ordered.size - 1))])
+        return self._within(self.ordered, Place(-np.inf, self.low + 0.03 * (top - self.low) + 1e-6))
+
+    def peak(self, low: float, high: float) -> int:
+        """The middle of the fullest 8 HU within a range, over all voxels."""
+        counts, edges = np.histogram(self.ordered, np.arange(low, high + 8, 8))
+        return round(float(edges[counts.argmax()])) + 4
+
+    @cached_property
+    def is_of_ids(self) -> bool:
+        """Whether these are whole numbers from 0 that stay the same from voxel to voxel, as in a label map."""
+        block = self._block
+        if self.low < 0 or self.high > 65535 or not np.array_equal(block, np.rint(block)):
+            return False
+        here, beside = block[:-1], block[1:]
+        inside = here > self.low
+        return bool(inside.any()) and float((here == beside)[inside].mean()) > 0.75
+
+    @staticmethod
+    def _within(ordered: np.ndarray, place: Place) -> float:
+        first, last = np.searchsorted(ordered, place)
+        return float(last - first) / max(1, ordered.size)
+
+
+def judge(array: np.ndarray, padding: np.ndarray | None = None) -> Verdict | None:
+    """None where finite values `[x y z]` look like HU, else why not; `padding` marks voxels that were not scanned."""
+    values = Values(array, padding)
+    if not values.measured.size:
+        return Verdict("nothing but what was not scanned", "an image with content")
+    verdict = next((found for rule in _RULES if (found := rule(values)) is not None), None)
+    if verdict is not None and values.ordered.size < _FEWEST:
+        return replace(verdict, is_sure=False)
+    return verdict
+
+
+def looks_like_hu(array: np.ndarray) -> bool:
+    """Whether values have the peaks of a CT in HU, air and tissue, beyond doubt: as no MR has them."""
+    values = Values(array)
+    air = values.share(*AIR) + (values.at_low if AIR.low <= values.low < AIR.high else 0)
+    return air > 0.05 and values.share(*TISSUE) > 0.1 and judge(array) is None
+
+
+def _is_raised(values: Values) -> Verdict | None:
+    tissue = values.share(*RAW_TISSUE)
+    if values.share(high=FAT_AND_LESS) > 0.02 or tissue < 0.05:
+        return None
+    if tissue < 1.5 * values.share(*DENSE) or tissue < 0.6 * values.share(700):
+        return None
+    offset = 1000 if values.at_low >= _PILE and round(values.low) == -24 else 1024  # -1024 became -24
+    return _shifted(values, offset, values.peak(-200, 600), values.peak(*RAW_TISSUE))
+
+
+def _is_lowered(values: Values) -> Verdict | None:
+    dark = values.share(high=BELOW_AIR) + values.padded + (values.at_low if values.low < BELOW_AIR else 0)
+    tissue, shifted, bone = (values.share(*TISSUE), values.share(*SHIFTED_TISSUE), values.share(SHIFTED_TISSUE.high))
+    if dark < 0.02 or shifted < 0.02 or (tissue > 0.03 and tissue > min(0.5 * bone, 0.12 * shifted)):
+        return None
+    return _shifted(values, -1024, values.peak(-2300, -1700), values.peak(*SHIFTED_TISSUE))
+
+
+def _is_far_off(values: Values) -> Verdict | None:
+    for offset in OFFSETS:
+        tissue = Place(offset + TISSUE.low, offset + TISSUE.high)
+        if values.share(offset + BELOW_AIR, offset + ABOVE_METAL) > 0.98 and values.share(*tissue) > 0.1:
+            return _shifted(values, offset, values.peak(offset - 1100, offset - 500), values.peak(*tissue))
+    return None
+
+
+def _shifted(values: Values, offset: int, air: int, tissue: int) -> Verdict:
+    name = "HU with the rescale left out" if offset > 0 else "HU that were rescaled twice"
+    places = f"their peaks lie at {air} and {tissue}, where air is -1000 and tissue from -100 to 100"
+    return Verdict(f"HU {'+' if offset > 0 else '-'} {abs(offset)} ({name}): {places}", f"--hu-offset {-offset}")
+
+
+def _is_wrapped(values: Values) -> Verdict | None:
+    if values.share(61000, 65536) < 0.05 or values.share(4500, 61000) > 0.01:
+        return None
+    looks = "signed values read as unsigned: what is below 0 lies 65536 too high"
+    return Verdict(looks, "the file written again with signed 16-bit values")
+
+
+def _is_normalised(values: Values) -> Verdict | None:
+    if not -50 < values.low <= values.high < 50 or values.high - values.low > 10:
+        return None
+    return Verdict("values that were normalised", "--hu-window LOW HIGH, the HU of the lowest and the highest value")
+
+
+def _is_label_map(values: Values) -> Verdict | None:
+    if not values.is_of_ids:
+        return None
+    return Verdict("a label map: whole numbers, the same from voxel to voxel", "label maps where labels are asked for")
+
+
+def _is_byte_window(values: Values) -> Verdict | None:
+    bottom, top = float(values.ordered[0]), float(values.ordered[-1])
+    has_floor = values.low <= 5 and values.near_floor >= 0.05
+    if bottom < 0 or top > 255.5 or not (has_floor or (bottom, top) == (0, 255)):
+        return None
+    looks = "a window of HU stretched to 0..255, an MR, or organs cut out with 0 around them"
+    remedy = "--hu-window LOW HIGH, the HU of 0 and of 255; --modality mr for an MR"
+    return Verdict(looks, remedy)
+
+
+def _is_without_negatives(values: Values) -> Verdict | None:
+    if values.low < 0:
+        return None
+    bright = values.share(DENSE.low)
+    if (values.low <= 20 and values.near_floor >= 0.1 and bright > 0.05) or bright > 0.6:
+        windowed = values.at_high > 0.003
+        looks = "an MR, or a window of HU that was stretched" if not windowed else "a window of HU that was stretched"
+        remedy = "--modality mr for an MR; --hu-window LOW HIGH, the HU of the lowest and the highest value, for a CT"
+        return Verdict(f"{looks}: nothing below 0, where air and fat are", remedy)
+    return None
+
+
+def _is_out_of_range(values: Values) -> Verdict | None:
+    beyond = values.share(high=BELOW_AIR) + values.share(ABOVE_METAL)
+    if beyond < 0.2:
+        return None
+    looks = f"another scale than HU: {beyond:.0%} of the voxels lie below {BELOW_AIR:g} or above {ABOVE_METAL:g}"
+    return Verdict(looks, "--hu-window LOW HIGH, the HU of the lowest and the highest value")
+
+
+def _is_clipped_below(values: Values) -> Verdict | None:
+    if not TISSUE_AND_MORE < values.low < 0 or values.at_low < 0.02:
+        return None
+    looks = f"HU clipped at {values.low:g}, which {values.at_low:.0%} of the voxels hold: air and lung are lost"
+    return Verdict(looks, "HU that go down to air, near -1000", is_sure=values.at_low >= 0.1)
+
+
+def _is_only_air(values: Values) -> Verdict | None:
+    if values.share(TISSUE_AND_MORE) > 0.001:
+        return None
+    looks = f"air or lung alone, with nothing above {TISSUE_AND_MORE:g}, or HU - 1024"
+    is_air = float(np.median(values.ordered)) < EMPTY_LUNG
+    return Verdict(looks, "an image with some tissue; --hu-offset 1024 for HU - 1024", is_sure=is_air)
+
+
+def _is_without_air_and_fat(values: Values) -> Verdict | None:
+    if values.share(high=FAT_AND_LESS) > 0.005 or (values.at_low >= _PILE and values.low < AIR.high):
+        return None
+    looks = "a part of a CT without air and fat, or something that is no CT"
+    return Verdict(looks, "--hu-offset, --hu-window or --modality mr where these are no HU", is_sure=False)
+
+
+def _is_without_tissue(values: Values) -> Verdict | None:
+    if values.share(*TISSUE) > 0.1 * values.share(TISSUE_AND_MORE):
+        return None
+    looks = "a CT whose HU are shifted or stretched: hardly a voxel is fat or soft tissue"
+    return Verdict(looks, "--hu-offset or --hu-window where these are no HU", is_sure=False)
+
+
+def _is_clipped_above(values: Values) -> Verdict | None:
+    least = max(0.003, 2 * values.share(values.high - 4, values.high), 10 / values.ordered.size)
+    if values.high < values.ordered[-1] or values.high > 1500 or values.at_high < least:
+        return None
+    looks = f"HU clipped at {values.high:g}, which {values.at_high:.1%} of the voxels hold: what is denser is lost"
+    return Verdict(looks, "HU that go up to bone and metal", is_sure=False)
+
+
+_RULES: tuple[Callable[[Values], Verdict | None], ...] = (
+    _is_raised,
+    _is_lowered,
+    _is_wrapped,
+    _is_far_off,
+    _is_label_map,
+    _is_normalised,
+    _is_byte_window,
+    _is_without_negatives,
+    _is_out_of_range,
+    _is_clipped_below,
+    _is_only_air,
+    _is_without_air_and_fat,
+    _is_without_tissue,
+    _is_clipped_above,
+)
