@@ -72,7 +72,8 @@ def _about(subject: str) -> dict[str, Any]:
 def _about_image(path: Path) -> dict[str, Any]:
     """A CT, or where it is none, a label map; the refusal of both where it is neither."""
     from maisi.errors import InvalidLabelsError, InvalidVolumeError
-    from maisi.space.files import read_labels, read_volume
+    from maisi.space.files import read_volume
+    from maisi.space.label_files import read_labels
 
     try:
         return _about_volume(read_volume(path))

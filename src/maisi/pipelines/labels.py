@@ -15,8 +15,8 @@ from maisi.bundle.bundle import Limits
 from maisi.errors import InvalidGridError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.shapes import Size3, Spacing3
-from maisi.space.files import read_labels
 from maisi.space.grid import Grid
+from maisi.space.label_files import read_labels
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap
 

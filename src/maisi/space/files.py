@@ -20,7 +20,6 @@ from maisi.storage.atomic import write_atomically
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".nii", ".nii.gz")
-_INTEGER_TOLERANCE = 1e-3  # how far a stored scale factor may put an id from its integer
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI-1 codes: unknown, metre, millimetre, micrometre
 
 
@@ -42,24 +41,12 @@ def read_volume(path: str | Path, *, modality: Modality = "ct", series: str | No
         return read_series(path, series)
     if series is not None:
         raise bad_volume(path, f"a file, with series {series!r}", "a series UID together with a DICOM folder")
-    image = _read_nifti(path, bad_volume)
+    image = open_nifti(path, bad_volume)
+    _check_type_and_shape(image, path, bad_volume)
     array = _scaled(image, path)
-    grid = _grid(image, path, bad_volume)
+    grid = nifti_grid(image, path, bad_volume)
     check_intensities(array, path, modality)
     return Volume(*turn_to_ras(array, grid, OUTSIDE[modality], nearest=False), modality)
-
-
-def read_labels(path: str | Path) -> LabelMap:
-    """The label map of a `.nii` or `.nii.gz` file turned to RAS: uint8 where all ids are below 256, else uint16.
-
-    Raises `InvalidLabelsError` for what is not one 3-D map of whole numbers from 0 to 65535.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise bad_labels(path, "a folder", "one .nii or .nii.gz file of structure ids")
-    image = _read_nifti(path, bad_labels)
-    ids = _ids(_values(image, path, bad_labels), path)
-    return LabelMap(*turn_to_ras(ids, _grid(image, path, bad_labels), 0, nearest=True))
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:
@@ -89,8 +76,8 @@ def _writable(path: Path, refuse: Refusal) -> Path:
     return path
 
 
-def _read_nifti(path: Path, refuse: Refusal) -> Any:
-    """The nibabel image (its data not yet decoded) of one NIfTI-1 or NIfTI-2 file with three dimensions."""
+def open_nifti(path: Path, refuse: Refusal) -> Any:
+    """The nibabel image (its data not yet decoded) of one whole NIfTI-1 or NIfTI-2 file, whatever its voxels are."""
     content = _content(path, refuse)
     kinds = (nib.Nifti1Image, nib.Nifti2Image)
     cls: Any = next((kind for kind in kinds if kind.header_class.may_contain_header(content[:540])), None)
@@ -100,7 +87,6 @@ def _read_nifti(path: Path, refuse: Refusal) -> Any:
         image = cls.from_bytes(content)
     except (ImageFileError, HeaderDataError, ValueError, OSError) as error:
         raise refuse(path, f"a broken NIfTI header ({error})", "a valid NIfTI file") from error
-    _check_type_and_shape(image, path, refuse)
     expected = image.dataobj.offset + image.get_data_dtype().itemsize * int(np.prod(image.shape, dtype=object))
     if len(content) < expected:
         raise refuse(path, f"{len(content)} of {expected} bytes: the file is truncated", "a complete file")
@@ -136,21 +122,17 @@ def _check_type_and_shape(image: Any, path: Path, refuse: Refusal) -> None:
         raise refuse(path, f"a {len(shape)}-D image of {size}", "3-D, at least 2 voxels on each axis")
 
 
-def _values(image: Any, path: Path, refuse: Refusal) -> np.ndarray:
+def _scaled(image: Any, path: Path) -> np.ndarray:
     """The stored array with the header's scale factor, in file order, 3-D."""
     try:
         array = np.asanyarray(image.dataobj)
     except (ImageFileError, HeaderDataError, ValueError, OSError) as error:
-        raise refuse(path, f"voxels that cannot be decoded ({error})", "a valid NIfTI file") from error
-    return array.reshape(array.shape[:3])
-
-
-def _scaled(image: Any, path: Path) -> np.ndarray:
+        raise bad_volume(path, f"voxels that cannot be decoded ({error})", "a valid NIfTI file") from error
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is refused as such
-        return _values(image, path, bad_volume).astype(np.float32, copy=False)
+        return array.reshape(array.shape[:3]).astype(np.float32, copy=False)
 
 
-def _grid(image: Any, path: Path, refuse: Refusal) -> Grid:
+def nifti_grid(image: Any, path: Path, refuse: Refusal) -> Grid:
     """The grid of the file's axes, in mm; the sform counts before the qform, as nibabel reads them."""
     header = image.header
     if not int(header["sform_code"]) and not int(header["qform_code"]):
@@ -166,21 +148,6 @@ def _grid(image: Any, path: Path, refuse: Refusal) -> Grid:
         raise refuse(path, str(error), "an affine that is finite and invertible") from error
     check_spacing(grid, path, refuse)
     return grid
-
-
-def _ids(values: np.ndarray, path: Path) -> np.ndarray:
-    """The values as uint8 or uint16, if they are ids."""
-    low, high = values.min(), values.max()
-    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
-        raise bad_labels(path, f"ids from {low:g} to {high:g}", "whole numbers from 0 to 65535")
-    if values.dtype.kind == "f":
-        whole = np.rint(values)
-        worst = float(np.abs(values - whole).max())
-        if worst > _INTEGER_TOLERANCE:
-            example = float(values.flat[np.abs(values - whole).argmax()])
-            raise bad_labels(path, f"values that are not whole, such as {example:g}", "whole numbers from 0 to 65535")
-        values = whole
-    return values.astype(np.uint8 if high < 255.5 else np.uint16)
 
 
 def _write_nifti(array: np.ndarray, grid: Grid, path: Path) -> None:

@@ -1,0 +1,80 @@
+"""The one door: every command reads images and label maps here, with a report of what was found and decided."""
+
+from pathlib import Path
+
+from maisi.anatomy.numberings import OURS, Numbering, find_numbering, fitting_numberings, in_our_ids
+from maisi.anatomy.places import footprints, misplacements
+from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
+from maisi.errors import InvalidLabelsError
+from maisi.space.label_files import StoredLabels, read_stored_labels
+from maisi.space.reading import FileReport, Finding, ReadOptions
+from maisi.space.volume import LabelMap
+
+_PLAIN = ReadOptions()
+_NUM_SHOWN = 3
+
+
+def open_labels(
+    path: str | Path, options: ReadOptions = _PLAIN, vocabulary: Vocabulary | None = None
+) -> tuple[LabelMap, FileReport]:
+    """The label map of a file or of a folder of masks in our ids, uint8 along RAS, and what was found in it.
+
+    `options.numbering` says whose numbers the file has; without it the names that the file itself holds count, and
+    otherwise our own ids. `vocabulary` is that of a bundle with classes of its own, `load_vocabulary()` without. A map
+    whose structures lie where they cannot is warned of in the report, with the numbering that fits if one does.
+
+    Raises `InvalidLabelsError` for what is no label map, for ids without a name and for names that nobody knows, each
+    with its number, count and place.
+    """
+    path, vocabulary = Path(path), vocabulary or load_vocabulary()
+    said = None if options.numbering is None else find_numbering(options.numbering, vocabulary)
+    stored = read_stored_labels(path, channels=None if said is None else said.ids, palette=vocabulary.palette)
+    numbering = said or _own_numbering(stored, path, vocabulary)
+    if stored.is_coloured:
+        numbering = find_numbering(OURS, vocabulary)
+    labels, findings = _translated(stored, numbering, vocabulary, path)
+    placed = _out_of_place(stored, labels, numbering, vocabulary)
+    return labels, FileReport(path=str(path), kind="labels", findings=(*stored.findings, *findings, *placed))
+
+
+def _own_numbering(stored: StoredLabels, path: Path, vocabulary: Vocabulary) -> Numbering:
+    if not stored.names:
+        return find_numbering(OURS, vocabulary)
+    title = "the names of its files" if path.is_dir() else "the names in its header"
+    return Numbering(name="its own names", title=title, names=dict(stored.names))
+
+
+def _translated(
+    stored: StoredLabels, numbering: Numbering, vocabulary: Vocabulary, path: Path
+) -> tuple[LabelMap, tuple[Finding, ...]]:
+    try:
+        return in_our_ids(stored.labels, numbering, vocabulary, path)
+    except InvalidLabelsError as error:
+        fitting = fitting_numberings(footprints(stored.labels), numbering, vocabulary)
+        if not fitting:
+            raise
+        raise InvalidLabelsError(f"{error}. Its structures lie as they should by {_options(fitting)}") from error
+
+
+def _out_of_place(
+    stored: StoredLabels, labels: LabelMap, numbering: Numbering, vocabulary: Vocabulary
+) -> tuple[Finding, ...]:
+    wrong = misplacements(footprints(labels), vocabulary)
+    if not wrong:
+        return ()
+    shown = "; ".join(each.words for each in wrong[:_NUM_SHOWN])
+    more = f"; and {len(wrong) - _NUM_SHOWN} more" if len(wrong) > _NUM_SHOWN else ""
+    fitting = fitting_numberings(footprints(stored.labels), numbering, vocabulary)
+    advice = f"all lie as they should by {_options(fitting)}" if fitting else "no numbering known here fits better"
+    return (
+        Finding(
+            topic="numbering",
+            found=f"structures out of place by the numbering {numbering.name}: {shown}{more}",
+            decided=f"taken as they are, but {advice}",
+            is_warning=True,
+        ),
+    )
+
+
+def _options(names: tuple[str, ...]) -> str:
+    return " or ".join(f"--numbering {name}" for name in names)
