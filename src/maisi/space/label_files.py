@@ -78,51 +78,42 @@ def _whole_ids(image: Any, grid: Grid, path: Path) -> tuple[np.ndarray, tuple[Fi
     """The ids in file order, and the scale factor if they were stored with one."""
     slope, inter = (float(n) for n in (image.dataobj.slope, image.dataobj.inter))
     stored = _decoded(image, path, scaled=False).reshape(grid.shape)
-    is_plain = slope == 1 and inter == 0
-    tolerance = (
-        WHOLE_WITHIN if slope == 1 or not slope < 1 or stored.dtype.kind == "f" else max(WHOLE_WITHIN, slope / 2)
-    )
+    is_scaled = slope != 1 or inter != 0
+    if not is_scaled and stored.dtype.kind in "iu":
+        if stored.min() < 0 or stored.max() > LARGEST_ID:
+            _refuse_range(stored, grid, path)
+        return stored.astype(np.uint8 if stored.max() < 256 else np.uint16, copy=False), ()
+    is_coarse = slope < 1 and stored.dtype.kind in "iu"
+    tolerance = max(WHOLE_WITHIN, slope / 2) if is_coarse else WHOLE_WITHIN
     ids = np.empty(stored.shape, np.uint16, order="F" if stored.flags.f_contiguous else "C")
     worst = 0.0
     for k in range(stored.shape[2]):
-        plane = stored[:, :, k]
-        if is_plain and plane.dtype.kind in "iu":
-            _check_range(plane, grid, path, k)
-            ids[:, :, k] = plane
-            continue
-        values = plane.astype(np.float64) * slope + inter
-        _check_range(values, grid, path, k)
+        values = stored[:, :, k].astype(np.float64) * slope + inter
         whole = np.rint(values)
+        if not (whole.min() >= 0 and whole.max() <= LARGEST_ID):  # NaN is neither
+            _refuse_range(values[:, :, None], grid, path, k)
         beside = np.abs(values - whole)
         worst = max(worst, float(beside.max()))
         if worst > tolerance * (1 + 1e-6):
-            _refuse_fractions(values, beside > tolerance, grid, path, k)
+            example = float(values[beside > tolerance].flat[0])
+            what = f"values that are not whole, such as {example:g} at {_at(beside > tolerance, grid, k)}"
+            raise bad_labels(path, what, f"{_IDS} (to within half the scale factor)")
         ids[:, :, k] = whole
     if ids.max() < 256:
         ids = ids.astype(np.uint8)
-    if is_plain or worst == 0:
+    if not is_scaled or worst == 0:
         return ids, ()
     found = f"ids stored with a scale factor of {slope:g}, up to {worst:.2g} beside whole numbers"
     return ids, (Finding(topic="format", found=found, decided="rounded to the nearest whole number"),)
 
 
-def _check_range(plane: np.ndarray, grid: Grid, path: Path, k: int) -> None:
-    low, high = plane.min(), plane.max()
-    if low >= (0 if plane.dtype.kind in "iu" else -0.5) and high <= LARGEST_ID:
-        return
+def _refuse_range(values: np.ndarray, grid: Grid, path: Path, first_plane: int = 0) -> None:
     with np.errstate(invalid="ignore"):
-        wrong = ~((plane >= 0) & (plane <= LARGEST_ID))
-    example = float(plane[wrong].flat[0])
-    what = (
-        f"{np.count_nonzero(wrong)} voxels in one plane that are no ids, such as {example:g} at {_at(wrong, grid, k)}"
-    )
-    raise bad_labels(path, what, _IDS)
-
-
-def _refuse_fractions(values: np.ndarray, wrong: np.ndarray, grid: Grid, path: Path, k: int) -> None:
-    example = float(values[wrong].flat[0])
-    what = f"values that are not whole, such as {example:g} at {_at(wrong, grid, k)}"
-    raise bad_labels(path, what, f"{_IDS} (to within half the scale factor)")
+        wrong = ~((np.rint(values) >= 0) & (np.rint(values) <= LARGEST_ID))
+    k = int(np.argmax(wrong.any(axis=(0, 1))))
+    example = float(values[:, :, k][wrong[:, :, k]].flat[0])
+    where = _at(wrong[:, :, k], grid, first_plane + k)
+    raise bad_labels(path, f"{np.count_nonzero(wrong)} voxels that are no ids, such as {example:g} at {where}", _IDS)
 
 
 def _coloured(voxels: np.ndarray, grid: Grid, path: Path, palette: np.ndarray | None) -> StoredLabels:
