@@ -40,7 +40,8 @@ _HOMES = {
     "maisi.phantom.draw": ("draw_phantom",),
     "maisi.phantom.render": ("render_phantom",),
     "maisi.pipelines.requests": ("DecodeRequest", "EncodeRequest", "GenerateRequest"),
-    "maisi.space.files": ("read_labels", "read_volume", "write_labels", "write_volume"),
+    "maisi.space.files": ("read_volume", "write_labels", "write_volume"),
+    "maisi.space.label_files": ("read_labels",),
     "maisi.space.grid": ("Grid",),
     "maisi.space.resample": ("crop", "fit", "pad", "resample", "with_spacing"),
     "maisi.space.volume": ("LabelMap", "Volume"),
@@ -81,8 +82,9 @@ if TYPE_CHECKING:
     from maisi.pipelines.preview import preview
     from maisi.pipelines.requests import DecodeRequest, EncodeRequest, GenerateRequest
     from maisi.runs.carry_out import carry_out
-    from maisi.space.files import read_labels, read_volume, write_labels, write_volume
+    from maisi.space.files import read_volume, write_labels, write_volume
     from maisi.space.grid import Grid
+    from maisi.space.label_files import read_labels
     from maisi.space.resample import crop, fit, pad, resample, with_spacing
     from maisi.space.volume import LabelMap, Volume
     from maisi.splitting.slabs import SlabTensor

@@ -1,16 +1,21 @@
 """A case of a manifest as volume, labels in our vocabulary, and region span."""
 
+import logging
 import re
 
-import numpy as np
-
 from maisi.anatomy.body import complete_labels, tissue_labels
+from maisi.anatomy.numberings import Numbering, in_our_ids
 from maisi.anatomy.regions import BodyRegion, RegionSpan, region_span
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.data.door import open_labels
 from maisi.data.manifest import Case
-from maisi.errors import InvalidRequestError
-from maisi.space.files import read_labels, read_volume
+from maisi.errors import InvalidConfigError, InvalidRequestError
+from maisi.space.files import read_volume
+from maisi.space.label_files import read_labels
+from maisi.space.reading import Finding
 from maisi.space.volume import LabelMap, Volume, check_same_grid
+
+logger = logging.getLogger(__name__)
 
 REGION_WORDS = {
     BodyRegion.HEAD: r"head|neck|brain|skull",
@@ -33,16 +38,34 @@ def read_case(case: Case) -> tuple[Volume, LabelMap]:
 
 
 def own_labels(case: Case) -> LabelMap | None:
-    """The case's labels in our vocabulary; ids without a name, and names it does not know, are left out."""
+    """The case's labels in our vocabulary; None where it has none of a structure that the vocabulary knows.
+
+    What `label_names` calls background, and names listed in `numberings.yaml` as without a place, is left out, and the
+    log says so. Raises InvalidLabelsError on an id without a name and on a name that nobody knows.
+    """
     if case.labels_maisi is not None:
-        return read_labels(case.labels_maisi)
+        labels, report = open_labels(case.labels_maisi)
+        _warn(case, report.findings)
+        return labels
     if case.labels is None:
         return None
-    labels, vocabulary = read_labels(case.labels), load_vocabulary()
-    names = {int(id): case.label_names.get(str(id), "") for id in np.unique(labels.array)}
-    foreign = {name for name in names.values() if not vocabulary.knows(name)}
-    ours = vocabulary.translate(labels.array, names, drop=foreign)
-    return LabelMap(ours, labels.grid) if ours.any() else None
+    labels, findings = in_our_ids(read_labels(case.labels), _numbering(case), load_vocabulary(), case.labels)
+    _warn(case, findings)
+    return labels if labels.array.any() else None
+
+
+def _numbering(case: Case) -> Numbering:
+    wrong = [key for key in case.label_names if not key.isdecimal()]
+    if wrong:
+        raise InvalidConfigError(f"case {case.id!r}: label_names has the key {wrong[0]!r}; accepted: whole numbers")
+    names = {int(id): name for id, name in case.label_names.items() if int(id) > 0}
+    return Numbering(name=f"of case {case.id}", title=f"case {case.id}", names=names)
+
+
+def _warn(case: Case, findings: tuple[Finding, ...]) -> None:
+    for finding in findings:
+        if finding.is_warning:
+            logger.warning("case %s: %s; %s", case.id, finding.found, finding.decided)
 
 
 def case_span(case: Case, labels: LabelMap) -> RegionSpan:

@@ -39,7 +39,9 @@ def open_labels(
     """
     path, vocabulary = Path(path), vocabulary or load_vocabulary()
     said = None if options.numbering is None else find_numbering(options.numbering, vocabulary)
-    stored = read_stored_labels(path, channels=None if said is None else said.ids, palette=vocabulary.palette)
+    stored = read_stored_labels(
+        path, channels=None if said is None else said.ids, palette=vocabulary.palette, affine=options.affine
+    )
     numbering = said or _own_numbering(stored, path, vocabulary)
     if stored.is_coloured:
         numbering = find_numbering(OURS, vocabulary)
