@@ -21,7 +21,7 @@ from maisi.pipelines.runs import (
     open_run,
     read_record,
 )
-from maisi.splitting import compiled
+from maisi.splitting.cpu import compiled
 
 
 def names(folder: Path) -> list[str]:

@@ -23,8 +23,8 @@ from maisi.shapes import Size3
 from maisi.space.files import read_volume
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import Volume
+from maisi.splitting.cpu.kernels import prefers_bfloat16
 from maisi.splitting.execute import kept_between_calls
-from maisi.splitting.kernels import prefers_bfloat16
 from maisi.splitting.plan import MemoryPlan, plan_memory, run_split
 from maisi.splitting.precision import in_format, kept_in_float32, lowered
 from maisi.splitting.ranks import Ranks

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maisi.splitting.cpu.kernels import ConvMemory
 from maisi.splitting.halo import Magnify, Transposed, Window, pad_rows
-from maisi.splitting.kernels import ConvMemory
 from maisi.splitting.layout import Layout, Range
 from maisi.splitting.norm import Moments, affine, merge, moments, normalise, wide
 
