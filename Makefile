@@ -4,7 +4,7 @@
 PYTHON ?= python3
 CONSTRAINT ?= -c constraints/cpu.txt
 BIN := .venv/bin
-SOURCES := pyproject.toml constraints/cpu.txt $(wildcard src/maisi/splitting/native/*)
+SOURCES := pyproject.toml constraints/cpu.txt $(wildcard src/maisi/splitting/cpu/native/*)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINT)
 
 .PHONY: run test check bench bundle clean

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from machine import UNITS, vector_unit
 from torch import Tensor
 
-from maisi.splitting import compiled, kernels, winograd
+from maisi.splitting.cpu import compiled, kernels, winograd
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ONES = (1, 1, 1)

@@ -38,7 +38,14 @@ class UnsupportedOperationError(InvalidRequestError):
 
 
 class InvalidPlanError(InvalidRequestError):
-    """A split or a memory budget that cannot be met; the message gives the nearest that can."""
+    """A split or a memory budget that cannot be met; the message gives the nearest that can.
+
+    `least_bytes` is the least budget that would do, where one was asked for.
+    """
+
+    def __init__(self, message: str, least_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes
 
 
 class RunError(MaisiError, RuntimeError):

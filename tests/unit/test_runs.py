@@ -19,7 +19,7 @@ from maisi.runs.record import (
     machine,
     read_record,
 )
-from maisi.splitting import compiled
+from maisi.splitting.cpu import compiled
 from maisi.storage.folders import check_free, open_folder
 
 

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from maisi.splitting import SlabTensor, compiled, kernels, winograd
-from maisi.splitting.filters import Filter
+from maisi.splitting import SlabTensor
+from maisi.splitting.cpu import compiled, kernels, winograd
+from maisi.splitting.cpu.filters import Filter
 
 SETS = {} if compiled._filtering is None else compiled._filtering.instruction_sets()
 needs_kernel = pytest.mark.skipif(not SETS, reason="the kernel was not built: no C compiler at installation")

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from maisi.splitting import SlabTensor, kept_between_calls
-from maisi.splitting.filters import Filter, filter_of, kept_filters
-from maisi.splitting.winograd import transformed_bytes
+from maisi.splitting.cpu.filters import Filter, filter_of, kept_filters
+from maisi.splitting.cpu.winograd import transformed_bytes
 
 
 def test_a_filter_transforms_once_until_it_is_released() -> None:

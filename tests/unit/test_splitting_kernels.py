@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from maisi.splitting import kernels
-from maisi.splitting.filters import Filter
+from maisi.splitting.cpu import kernels
+from maisi.splitting.cpu.filters import Filter
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 import torch
 
-from maisi.splitting.parallel import _pool, on_chunks
+from maisi.splitting.cpu.parallel import _pool, on_chunks
 
 
 @pytest.mark.parametrize("threads", [2, 5, 9])
@@ -45,7 +45,7 @@ def test_a_thread_of_the_pool_works_alone(threads: int) -> None:
 
 INTERRUPTED = """
 from concurrent.futures import ThreadPoolExecutor
-from maisi.splitting import parallel
+from maisi.splitting.cpu import parallel
 
 class Interrupted(ThreadPoolExecutor):
     def submit(self, *args, **kwargs):

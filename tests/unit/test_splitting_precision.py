@@ -20,7 +20,8 @@ from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.codec import decode, encode
 from maisi.space.grid import Grid
-from maisi.splitting import SlabTensor, kernels, run_split
+from maisi.splitting import SlabTensor, run_split
+from maisi.splitting.cpu import kernels
 from maisi.splitting.plan import plan_memory
 from maisi.splitting.precision import NARROW_CHANNELS, in_format, kept_in_float32, lowered
 

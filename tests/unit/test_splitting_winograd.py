@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maisi.splitting.winograd import (
+from maisi.splitting.cpu.winograd import (
     minimal_filtering,
     tiles_at_once,
     transform_weight,

@@ -23,7 +23,7 @@ from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.codec import encode
 from maisi.space.grid import Grid
 from maisi.space.volume import Volume
-from maisi.splitting.kernels import multiplies_bfloat16
+from maisi.splitting.cpu.kernels import multiplies_bfloat16
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, train_controlnet
 from maisi.training.diffusion import DiffusionTraining, loss_weights, train_unet, weighted_mean

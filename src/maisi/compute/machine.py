@@ -6,7 +6,7 @@ import torch
 
 from maisi.compute.compute import Compute
 from maisi.errors import InvalidRequestError
-from maisi.splitting.kernels import prefers_bfloat16
+from maisi.splitting.cpu.kernels import prefers_bfloat16
 
 
 def fill_defaults(compute: Compute) -> Compute:

@@ -88,7 +88,7 @@ def machine() -> dict[str, str]:
     """What of the machine the last bits of a result may depend on."""
     import torch
 
-    from maisi.splitting import compiled
+    from maisi.splitting.cpu import compiled
 
     instructions = compiled.instruction_set()
     return {

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maisi.splitting.filters import kept_filters
+from maisi.splitting.cpu.filters import kept_filters
+from maisi.splitting.cpu.heap import freed_slabs
+from maisi.splitting.cpu.winograd import OUTPUTS
 from maisi.splitting.graph import Leaf, Node, Normalised, Summary
-from maisi.splitting.heap import freed_slabs
 from maisi.splitting.ranks import Ranks
 from maisi.splitting.schedule import Schedule, Step, Sweep, demands, make_schedule, make_steps
 from maisi.splitting.store import DiskStore, HostStore, MemoryStore, Store, run_folder
-from maisi.splitting.winograd import OUTPUTS
 
 
 @dataclass(frozen=True)

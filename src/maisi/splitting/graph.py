@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maisi.splitting.cpu.kernels import ConvMemory
 from maisi.splitting.halo import Magnify, Transposed, Window, pad_rows
-from maisi.splitting.kernels import ConvMemory
 from maisi.splitting.layout import Layout, Range
 from maisi.splitting.norm import Moments, affine, merge, moments, normalise, wide
 
@@ -182,6 +182,8 @@ class Windowed(Node):
         return self._function(pad_rows(inputs[0], dim, low, high, self._pad_value), 0)
 
     def workspace_bytes(self, start: int, stop: int) -> int:
+        if start == stop:  # nothing is computed
+            return 0
         low, high = self.window.missing(start, stop, self.inputs[0].rows)
         if low == high == self.window.padding or low == high == 0:
             padded = 0
@@ -191,7 +193,7 @@ class Windowed(Node):
         return padded + (0 if self._memory is None else self._memory(stop - start).working)
 
     def lasting_bytes(self, rows: int) -> int:
-        return 0 if self._memory is None else self._memory(rows).lasting
+        return 0 if self._memory is None or rows == 0 else self._memory(rows).lasting
 
     def release(self) -> None:
         if self._release is not None:

@@ -4,10 +4,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from maisi.splitting.cpu.parallel import scratch_bytes
 from maisi.splitting.execute import Settings, largest_slab, slab_borders, step_borders
 from maisi.splitting.graph import Leaf, Node, Normalised, Summary, Whole
 from maisi.splitting.layout import Range
-from maisi.splitting.parallel import scratch_bytes
 from maisi.splitting.schedule import Schedule, Step, Sweep, make_schedule, make_steps
 
 FIXED_BYTES = 4 << 20  # what libraries take on their first use

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maisi.splitting.parallel import CHUNK_BYTES, on_chunks, shared_bytes
+from maisi.splitting.cpu.parallel import CHUNK_BYTES, on_chunks, shared_bytes
 
 CENTRE_BEYOND = 8.0  # |mean| / deviation from which sums, and x * scale + shift, would lose digits to cancellation
 SUMMED = 512  # numbers that one sum takes up: in float32 more would lose digits

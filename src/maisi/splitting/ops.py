@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maisi.errors import UnsupportedOperationError
-from maisi.splitting import kernels
-from maisi.splitting.filters import filter_of
+from maisi.splitting.cpu import kernels
+from maisi.splitting.cpu.filters import filter_of
 from maisi.splitting.graph import (
     Interpolated,
     Leaf,

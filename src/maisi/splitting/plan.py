@@ -5,6 +5,7 @@ the schedule counts the bytes that carrying it out will hold.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from maisi.errors import InvalidPlanError
 from maisi.shapes import Frozen
 from maisi.splitting.execute import Settings
+from maisi.splitting.graph import Node
 from maisi.splitting.meter import Usage, predict
 from maisi.splitting.ops import mapped, walk
 from maisi.splitting.ranks import Ranks
@@ -35,6 +37,8 @@ SECONDS_PER_STEP = 2e-3
 MOVE_STEP_BYTES = 16 << 20  # below this a tensor goes elsewhere before steps get smaller
 MAX_MOVES = 24  # stored tensors that a plan may put on disk or compute again
 AIMS = (1.0, 0.6, 0.3)  # moves are chosen one by one; aiming lower finds combinations that aiming at the budget misses
+MOST_MOVES = 2 * MAX_MOVES  # where the smallest peak is looked for
+DESCENT = 0.9  # of the peak, that a move towards the smallest one aims at
 SAFETY_BYTES = 12 << 20
 SAFETY = 1.05  # allocators round up and fragment
 
@@ -114,25 +118,36 @@ def plan_memory(
 
     `network` may have its weights on any device, "meta" included. Tensors are kept on disk only where a `folder` is
     given, and in the memory of a GPU's host only where `host_bytes` of it may be taken. Raises `InvalidPlanError` with
-    the least budget that would do.
+    the least budget that would do; asked for again, exactly that one does.
     """
     places = Places(folder, host_bytes)
-    axes = [axis] if axis is not None else longest_first(shape[2:])
-    plans = []
-    least = None
-    for candidate in axes:
-        plan, usage = plan_axis(network, shape, budget_bytes, dtype, candidate, places)
+    least = math.inf
+    for candidate in [axis] if axis is not None else longest_first(shape[2:]):
+        plan, peak = plan_axis(network, shape, budget_bytes, dtype, candidate, places)
         if plan is not None:
-            plans.append(plan)
-            break
-        least = min(least or usage.peak_bytes, usage.peak_bytes)
-    if not plans:
-        raise InvalidPlanError(
-            f"{budget_bytes:,} bytes are too few for an input of shape {tuple(shape)}; "
-            f"at least {int((least or 0) * SAFETY) + SAFETY_BYTES:,} are needed"
-            + ("" if folder is not None else "; a folder to keep tensors on disk may lower that")
-        )
-    return plans[0]
+            return plan
+        least = min(least, peak)
+    budget = budget_for(int(least))
+    raise InvalidPlanError(
+        f"{budget_bytes:,} bytes are too few for an input of shape {tuple(shape)}; at least {budget:,} are needed"
+        + ("" if folder is not None else "; a folder to keep tensors on disk may lower that"),
+        budget,
+    )
+
+
+def limit_of(budget: int | None) -> float:
+    """The predicted peak that a budget allows."""
+    return math.inf if budget is None else budget / SAFETY - SAFETY_BYTES
+
+
+def budget_for(peak_bytes: int) -> int:
+    """The least budget that allows a predicted peak."""
+    budget = math.ceil((peak_bytes + SAFETY_BYTES) * SAFETY)
+    while limit_of(budget - 1) >= peak_bytes:
+        budget -= 1
+    while limit_of(budget) < peak_bytes:
+        budget += 1
+    return budget
 
 
 @dataclass(frozen=True)
@@ -163,15 +178,25 @@ def plan_axis(
     dtype: torch.dtype,
     axis: int,
     places: Places,
-) -> tuple[MemoryPlan | None, Usage]:
-    """The fastest plan along one axis, or none and the smallest peak that was found."""
+) -> tuple[MemoryPlan | None, int]:
+    """The fastest plan along one axis that was found, or none; and its peak, or the smallest that any plan has."""
     with torch.no_grad():
         x = SlabTensor.split(torch.empty(tuple(shape), dtype=dtype, device="meta"), axis=axis)
         outputs = [value.node for value in walk(network(x)) if isinstance(value, SlabTensor)]
-    whole = predict(outputs, Settings())
-    limit = float("inf") if budget is None else budget / SAFETY - SAFETY_BYTES
-    least = whole
-    feasible: list[tuple[float, Settings, Usage]] = []
+    limit = limit_of(budget)
+    settings = fastest(outputs, places, limit)
+    if settings is None:
+        settings = smallest(outputs, places)
+        peak = predict(outputs, settings).peak_bytes
+        if peak > limit:
+            return None, peak
+    plan = describe(outputs, settings, shape, dtype, axis, budget)
+    return plan, plan.peak_bytes
+
+
+def fastest(outputs: list[Node], places: Places, limit: float) -> Settings | None:
+    """The settings of the least time within a limit among those that a search comes to, if any are."""
+    feasible: list[tuple[float, Settings]] = []
     sizes = step_sizes(limit)
     move_step = next((size for size in sizes if size * 64 <= limit), MOVE_STEP_BYTES)
     move_step = max(move_step, MOVE_STEP_BYTES)
@@ -181,9 +206,8 @@ def plan_axis(
             for step_bytes in sizes:
                 settings = replace(settings, step_bytes=step_bytes)
                 usage = predict(outputs, settings)
-                least = min(least, usage, key=lambda u: u.peak_bytes)
                 if usage.peak_bytes <= limit:
-                    feasible.append((places.seconds(usage), settings, usage))
+                    feasible.append((places.seconds(usage), settings))
                     break
             if feasible and (feasible[-1][1].step_bytes or 0) >= move_step:
                 break
@@ -193,10 +217,22 @@ def plan_axis(
             settings = moved
         if feasible:
             break
-    if not feasible:
-        return None, least
-    _, settings, usage = min(feasible, key=lambda entry: entry[0])
-    return describe(outputs, settings, usage, whole, shape, dtype, axis, budget), usage
+    return min(feasible, key=lambda entry: entry[0])[1] if feasible else None
+
+
+def smallest(outputs: list[Node], places: Places) -> Settings:
+    """The settings of the smallest peak, whatever the time: a search that no budget leads, so it ends where it did."""
+    settings = Settings(LEAST_STEP_BYTES, folder=places.folder)
+    best, least = settings, predict(outputs, settings).peak_bytes
+    for _ in range(MOST_MOVES):
+        moved = best_move(outputs, settings, places, DESCENT * predict(outputs, settings).peak_bytes)
+        if moved is None:
+            break
+        settings = moved
+        peak = predict(outputs, settings).peak_bytes
+        if peak < least:
+            best, least = settings, peak
+    return best
 
 
 def step_sizes(limit: float) -> list[int]:
@@ -207,7 +243,7 @@ def step_sizes(limit: float) -> list[int]:
     return [largest >> shift for shift in range(20) if largest >> shift >= LEAST_STEP_BYTES]
 
 
-def best_move(outputs: list, settings: Settings, places: Places, limit: float) -> Settings | None:
+def best_move(outputs: list[Node], settings: Settings, places: Places, limit: float) -> Settings | None:
     """The settings with one more tensor kept elsewhere or computed again that lowers the peaks for the least time."""
     before = predict(outputs, settings)
     best, best_cost = None, float("inf")
@@ -221,23 +257,21 @@ def best_move(outputs: list, settings: Settings, places: Places, limit: float) -
             after = predict(outputs, move)
             gain = before.excess(limit) - after.excess(limit)
             cost = (places.seconds(after) - places.seconds(before)) / max(gain, 1)
-            if gain > limit / 500 and cost < best_cost and after.host_bytes <= (places.host_bytes or 0):
+            if gain > abs(limit) / 500 and cost < best_cost and after.host_bytes <= (places.host_bytes or 0):
                 best, best_cost = move, cost
     return best
 
 
 def describe(
-    outputs: list,
+    outputs: list[Node],
     settings: Settings,
-    usage: Usage,
-    whole: Usage,
     shape: Sequence[int],
     dtype: torch.dtype,
     axis: int,
     budget: int | None,
 ) -> MemoryPlan:
     """The plan as data."""
-    schedule = make_schedule(outputs, settings.recompute)
+    schedule, usage = make_schedule(outputs, settings.recompute), predict(outputs, settings)
     tensors = []
     for node, name in schedule.keys.items():
         recomputed = name in settings.recompute
@@ -258,7 +292,7 @@ def describe(
         disk_bytes=usage.disk_bytes,
         host_bytes=usage.host_bytes,
         flops=usage.flops,
-        unsplit_flops=whole.flops,
+        unsplit_flops=predict(outputs, Settings()).flops,
         tensors=tuple(tensors),
         folder=settings.folder if settings.on_disk else None,
     )

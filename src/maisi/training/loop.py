@@ -21,8 +21,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from maisi.errors import InvalidRequestError
 from maisi.shapes import Frozen
-from maisi.splitting.heap import freed_slabs
-from maisi.splitting.kernels import multiplies_bfloat16
+from maisi.splitting.cpu.heap import freed_slabs
+from maisi.splitting.cpu.kernels import multiplies_bfloat16
 from maisi.storage.atomic import write_atomically
 
 logger = logging.getLogger(__name__)

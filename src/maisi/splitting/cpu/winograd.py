@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maisi.splitting.parallel import on_chunks
+from maisi.splitting.cpu.parallel import on_chunks
 
 OUTPUTS, TAPS = 4, 3
 POINTS = (0.0, math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2.0), -math.sqrt(2.0))

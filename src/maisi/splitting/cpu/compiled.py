@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maisi.splitting.parallel import on_chunks
-from maisi.splitting.winograd import OUTPUTS, TAPS, TILE, TO_FILTER, minimal_filtering
+from maisi.splitting.cpu.parallel import on_chunks
+from maisi.splitting.cpu.winograd import OUTPUTS, TAPS, TILE, TO_FILTER, minimal_filtering
 
 try:
-    from maisi.splitting import _filtering
+    from maisi.splitting.cpu import _filtering
 except ImportError:  # no compiler when it was installed
     _filtering: Any = None  # type: ignore[no-redef]
 

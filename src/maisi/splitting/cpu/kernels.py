@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maisi.splitting import compiled
-from maisi.splitting.filters import Filter
+from maisi.splitting.cpu import compiled
+from maisi.splitting.cpu.filters import Filter
+from maisi.splitting.cpu.parallel import CHUNK_BYTES, on_chunks
+from maisi.splitting.cpu.winograd import OUTPUTS, TAPS, arithmetic, transformed_bytes, winograd, workspace_bytes
 from maisi.splitting.halo import Window, pad_rows
-from maisi.splitting.parallel import CHUNK_BYTES, on_chunks
-from maisi.splitting.winograd import OUTPUTS, TAPS, arithmetic, transformed_bytes, winograd, workspace_bytes
 
 FAST = (torch.float32, torch.bfloat16)  # what oneDNN convolves
 WIDE, WIDE_IN_LONG_LINES = 40, 32  # in * out / (in + out) channels from which products cost more than transforming

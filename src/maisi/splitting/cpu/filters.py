@@ -7,8 +7,8 @@ from contextvars import ContextVar
 from torch import Tensor
 from torch.nn import Parameter
 
-from maisi.splitting import compiled
-from maisi.splitting.winograd import transform_weight
+from maisi.splitting.cpu import compiled
+from maisi.splitting.cpu.winograd import transform_weight
 
 _kept: ContextVar["dict[int, Filter] | None"] = ContextVar("kept filters", default=None)
 
