@@ -255,7 +255,7 @@ def test_seed_and_index_alone_decide_a_samples_randomness() -> None:
 
 
 def test_memory_is_kept_from_python_too(bundle: Bundle) -> None:
-    with pytest.raises(InvalidPlanError, match=r"within 1\.0 MB"):
+    with pytest.raises(InvalidPlanError, match=r"does not fit into 1\.0 MB"):
         generate(asked(memory="1MB"), bundle)
     (limited,), (free,) = generate(asked(memory="2GB"), bundle), generate(asked(), bundle)
     np.testing.assert_allclose(limited.volume.array, free.volume.array, atol=0.5)

@@ -52,12 +52,10 @@ def plan(bundle: Bundle, compute: Compute, work: Work) -> dict[str, MemoryPlan]:
     check_scratch(compute)
     dtype = dtype_of(compute)
     fixed, told = fixed_bytes(bundle, dtype), str(dtype).removeprefix("torch.")
-    plans = {}
+    plans: dict[str, MemoryPlan] = {}
+    refused: dict[str, int] = {}
     for call in calls_of(bundle, dtype, work).values():
         besides = fixed + call.held_bytes
-        size = " x ".join(map(str, call.shape[2:]))
-        asked = f"{call.name} of {size} voxels in {told} within {format_bytes(compute.memory)}"
-        parts = f"{format_bytes(besides)} go to the process, the networks and the input"
         try:
             plans[call.name] = plan_memory(
                 call.function,
@@ -68,8 +66,25 @@ def plan(bundle: Bundle, compute: Compute, work: Work) -> dict[str, MemoryPlan]:
                 host_bytes=compute.host_memory,
             )
         except InvalidPlanError as error:
-            raise InvalidPlanError(f"{asked}, of which {parts}: {error}{_hint(compute)}") from error
+            if error.least_bytes is None:
+                raise
+            size = " x ".join(map(str, call.shape[2:]))
+            refused[f"{call.name} of {size} voxels in {told}"] = besides + error.least_bytes
+    if refused:
+        raise _too_little(refused, compute, fixed)
     return plans
+
+
+def _too_little(refused: dict[str, int], compute: Compute, fixed: int) -> InvalidPlanError:
+    """The error for calls, by the least memory that each needs, that do not fit into the memory of a request."""
+    assert compute.memory is not None
+    call, least = max(refused.items(), key=lambda item: item[1])
+    megabytes = -(-least // 10**6)
+    return InvalidPlanError(
+        f"{call} does not fit into {format_bytes(compute.memory)}, of which {format_bytes(fixed)} go to the process "
+        f"and the networks; accepted: --memory {megabytes}MB or more{_hint(compute)}",
+        megabytes * 10**6,
+    )
 
 
 def check_scratch(compute: Compute) -> None:
@@ -154,5 +169,5 @@ def _hint(compute: Compute) -> str:
         "--scratch": compute.scratch is None,
         "--host-memory": not compute.host_memory and compute.device != "cpu",
     }
-    options = ", ".join(option for option, is_unused in unused.items() if is_unused)
-    return f" ({options})" if options else ""
+    options = " or ".join(option for option, is_unused in unused.items() if is_unused)
+    return f" ({options} may lower that)" if options else ""
