@@ -16,6 +16,7 @@ SMALL = {
     "norm_groups": 4,
     "num_modalities": 3,
 }
+STEERING = {"embedding_widths": (4, 8, 8), **SMALL}
 X = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([300.0, 300.0])
 BITS = (torch.rand(1, 8, 16, 16, 16, generator=torch.Generator().manual_seed(1)) > 0.5).float()
@@ -130,6 +131,16 @@ def test_guidance_moves_away_from_the_unguided_prediction() -> None:
 def test_guidance_of_one_asks_one_network_only() -> None:
     guided = constant(3.0)
     assert guide(guided, constant(1.0), 1.0) is guided
+
+
+def test_networks_without_data_are_sampled_for_their_shapes() -> None:
+    with torch.device("meta"):
+        unet, controlnet = DenoisingUNet(UNetConfig(spacing=True, **SMALL)), ControlNet(ControlNetConfig(**STEERING))
+    conditions = {name: value.to("meta") for name, value in CONDITIONS.items()}
+    steered = denoiser(unet, controlnet, conditions=conditions, bits=BITS.to("meta"))
+    end = sample(guide(steered, denoiser(unet, conditions=conditions), 2.0), RectifiedFlow(), X.to("meta"), 2)
+    assert end.is_meta
+    assert end.shape == X.shape
 
 
 def test_guidance_works_on_meta_tensors_too() -> None:

@@ -242,6 +242,9 @@ def test_an_autoencoder_of_label_maps_does_not_take_a_volume(bundle: Bundle) -> 
     latent = encode(bundle.autoencoder, volume)
     with pytest.raises(InvalidRequestError, match="takes 8 channels and gives 125"):
         decode(masks, latent)
+    narrow = dataclasses.replace(latent, mean=latent.mean[:, :3], log_variance=latent.log_variance[:, :3])
+    with pytest.raises(InvalidRequestError, match="3 channels, the autoencoder's have 4: another bundle"):
+        decode(bundle.autoencoder, narrow)
     with pytest.raises(InvalidRequestError, match="of a label map"):
         decode(bundle.autoencoder, dataclasses.replace(latent, content="labels"))
 

@@ -15,7 +15,7 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.dataset import PatchSource, patch_source
 from maisi.data.latents import Latent, LatentSource, LatentStore, latent_scale, write_latent
 from maisi.diffusion.scheduler import RectifiedFlow
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, RunError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.discriminator import DiscriminatorConfig
@@ -30,6 +30,7 @@ from maisi.training.diffusion import DiffusionTraining, loss_weights, train_unet
 from maisi.training.loop import (
     LoopConfig,
     TrainingState,
+    fit,
     load_checkpoint,
     mixed_precision,
     save_checkpoint,
@@ -259,6 +260,23 @@ def test_training_on_stored_latents_is_training_on_those_in_memory(tmp_path: Pat
     ours = train_unet(recipe, stored, scheduler, 1.0, tmp_path / "stored")
     theirs = train_unet(recipe, source(), scheduler, 1.0, tmp_path / "memory")
     assert torch.equal(weights(ours), weights(theirs))
+
+
+def test_a_step_that_is_not_finite_stops_the_run_before_it_is_kept(tmp_path: Path) -> None:
+    network, state = linear("a")
+    state.step = 0
+
+    def take_step(step: int) -> dict[str, float]:
+        with torch.no_grad():
+            network["a"].weight.fill_(float(step))
+        return {"loss": float("nan") if step == 2 else 1.0}
+
+    with pytest.raises(RunError, match=r"step 3 of .* went wrong \(loss nan\)"):
+        fit(state, take_step, LoopConfig(num_steps=5, save_every=1), tmp_path)
+    again, kept = linear("a")
+    load_checkpoint(kept, tmp_path / "checkpoint.safetensors")
+    assert kept.step == 2
+    assert float(again["a"].weight.detach().max()) == 1.0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -88,7 +88,12 @@ def rehearse_both(size: Size3, bundle: Bundle) -> None:
 
 
 def check_latent_size(autoencoder: Autoencoder, latent: LatentBatch, grid: Grid) -> None:
-    """Raise `InvalidRequestError` where a latent is not of the size that a grid has for this autoencoder."""
+    """Raise `InvalidRequestError` where a latent has not the channels and the size of a grid for this autoencoder."""
+    if latent.shape[1] != autoencoder.config.latent_channels:
+        raise InvalidRequestError(
+            f"the latent has {latent.shape[1]} channels, the autoencoder's have {autoencoder.config.latent_channels}: "
+            "another bundle encoded it"
+        )
     expected = tuple(-(-n // autoencoder.factor) for n in grid.shape)
     if tuple(latent.shape[2:]) != expected:
         raise InvalidRequestError(

@@ -6,6 +6,7 @@ number are all the state there is: a run that was killed continues to the result
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, RunError
 from maisi.shapes import Frozen
 from maisi.splitting.cpu.heap import freed_slabs
 from maisi.splitting.cpu.kernels import multiplies_bfloat16
@@ -63,7 +64,8 @@ def fit(
 ) -> None:
     """Run `take_step(n)` until `num_steps` are done, resuming from `folder/checkpoint.safetensors` where there is one.
 
-    Writes `metrics.jsonl` and the checkpoint beside it; `until` stops early (the run can be continued).
+    Writes `metrics.jsonl` and the checkpoint beside it; `until` stops early (the run can be continued). Raises
+    `RunError` at the first step whose metrics are not finite, so that no checkpoint holds what came of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.safetensors"
@@ -89,6 +91,9 @@ def _run(
         started = time.perf_counter()
         metrics = dict(take_step(state.step))
         state.step += 1
+        wrong = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong:
+            raise RunError(f"step {state.step} of {folder} went wrong ({', '.join(wrong)}); no checkpoint holds it")
         pending.append(json.dumps({"step": state.step, **metrics, "seconds": round(time.perf_counter() - started, 3)}))
         if on_step is not None:
             on_step(state.step, metrics)
