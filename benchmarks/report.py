@@ -14,6 +14,7 @@ TABLES = {
     "rounding": ".venv/bin/python benchmarks/rounding.py CT",
     "ranks-*": ".venv/bin/torchrun --nproc-per-node 2 benchmarks/ranks.py",
     "scale": ".venv/bin/python benchmarks/scale.py X Y Z --precision P --memory GIB --folder DIR",
+    "busy-*": ".venv/bin/python benchmarks/busy.py --before SRC",
 }
 HEAD = """# Performance
 
