@@ -3,12 +3,15 @@
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from threading import Barrier
 
 import pytest
 import torch
 
-from maisi.splitting.cpu.parallel import _pool, on_chunks
+from maisi.splitting.cpu import compiled
+from maisi.splitting.cpu.parallel import CHUNK_BYTES, _pool, on_chunks, shared_bytes
+from maisi.splitting.norm import affine, moments, normalise
 
 
 @pytest.mark.parametrize("threads", [2, 5, 9])
@@ -92,3 +95,50 @@ def test_every_process_computes_the_same_bits() -> None:
         return hashlib.sha256(done.stdout.encode()).hexdigest()
 
     assert len({run() for _ in range(3)}) == 1
+
+
+@pytest.fixture
+def threads_after() -> Iterator[None]:
+    """Gives torch its threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_after")
+def test_chunks_are_cachefuls_and_enough_for_all_threads() -> None:
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        for total in (0, 1, 10**5, 3 * 10**6, 10**9):
+            size = shared_bytes(total)
+            assert 0 < size <= CHUNK_BYTES
+            assert size == min(CHUNK_BYTES, max(size, total // (2 * threads)))
+
+
+@pytest.mark.usefixtures("threads_after")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_threads_normalises_to_the_same_bits(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 24, 9, 40, 37, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    ready = affine(moments(x, 8), None, None, 1e-5, 24, 5)
+
+    def found(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            return normalise([x[:, :, :2], x[:, :, 2:]], ready, 2, silu=True)
+
+    one = found(1)
+    assert all(torch.equal(one, found(threads)) for threads in (2, 3, 5))
+
+
+@pytest.mark.usefixtures("threads_after")
+@pytest.mark.skipif(compiled.instruction_set() == "", reason="no compiled kernel")
+def test_any_number_of_threads_packs_the_same_weights() -> None:
+    weight = torch.randn(144, 48, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def found(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            return compiled.pack_weight(weight)
+
+    assert all(torch.equal(found(1), found(threads)) for threads in (2, 3))

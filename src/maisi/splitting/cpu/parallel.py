@@ -14,7 +14,7 @@ import torch
 
 T = TypeVar("T")
 CHUNK_BYTES = 2 << 20  # stays in a core's cache
-SMALL_BYTES = 256 << 10  # of a chunk that takes little longer than to hand it over
+SMALL_BYTES = 512 << 10  # of a chunk that takes little longer than to hand it over
 
 
 def scratch_bytes() -> int:
