@@ -295,18 +295,26 @@ def test_a_file_names_the_ids_in_either_direction(tmp_path: Path, name: str, con
     [
         ("{", "no JSON"),
         ("[1, 2]", "a list where the names"),
-        ('{"labels": {"whole tumor": [1, 2]}}', "whole tumor"),
+        ('{"labels": {"whole tumor": [1, 2]}}', "whole tumor'?: a list"),
         ('{"1": "liver", "spleen": 1}', "more than one name for 1"),
         ('{"1": 2}', "the entry '1': 2"),
         ('{"1": ""}', "the entry"),
         ('{"70000": "liver"}', "70000"),
         ("{}", "a dict where"),
+        ('{"1": null}', "the entry '1': None"),
     ],
 )
 def test_a_file_that_names_no_ids_is_refused_with_what_it_holds(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "names.json").write_text(content)
     with pytest.raises(InvalidConfigError, match=said):
         find_numbering(str(tmp_path / "names.json"), vocabulary)
+
+
+@pytest.mark.parametrize("content", ["1: [", "1: !!python/name:os.system", "a: &a [*a]", "2001-99-99: liver", "\x00"])
+def test_yaml_that_names_no_ids_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "names.yaml").write_text(content)
+    with pytest.raises(InvalidConfigError, match="not a numbering"):
+        find_numbering(str(tmp_path / "names.yaml"), vocabulary)
 
 
 def test_an_unknown_numbering_is_answered_with_the_nearest_and_all() -> None:
