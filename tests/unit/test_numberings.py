@@ -295,18 +295,26 @@ def test_a_file_names_the_ids_in_either_direction(tmp_path: Path, name: str, con
     [
         ("{", "no JSON"),
         ("[1, 2]", "a list where the names"),
-        ('{"labels": {"whole tumor": [1, 2]}}', "whole tumor"),
+        ('{"labels": {"whole tumor": [1, 2]}}', "whole tumor'?: a list"),
         ('{"1": "liver", "spleen": 1}', "more than one name for 1"),
         ('{"1": 2}', "the entry '1': 2"),
         ('{"1": ""}', "the entry"),
         ('{"70000": "liver"}', "70000"),
         ("{}", "a dict where"),
+        ('{"1": null}', "the entry '1': None"),
     ],
 )
 def test_a_file_that_names_no_ids_is_refused_with_what_it_holds(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "names.json").write_text(content)
     with pytest.raises(InvalidConfigError, match=said):
         find_numbering(str(tmp_path / "names.json"), vocabulary)
+
+
+@pytest.mark.parametrize("content", ["1: [", "1: !!python/name:os.system", "a: &a [*a]", "2001-99-99: liver", "\x00"])
+def test_yaml_that_names_no_ids_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "names.yaml").write_text(content)
+    with pytest.raises(InvalidConfigError, match="not a numbering"):
+        find_numbering(str(tmp_path / "names.yaml"), vocabulary)
 
 
 def test_an_unknown_numbering_is_answered_with_the_nearest_and_all() -> None:
@@ -317,7 +325,8 @@ def test_an_unknown_numbering_is_answered_with_the_nearest_and_all() -> None:
 # Other forms, through the door ----------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_totalsegmentators_masks_comes_in_our_ids(tmp_path: Path) -> None:
+@pytest.mark.parametrize("numbering", [None, "totalsegmentator", "maisi"])
+def test_a_folder_of_totalsegmentators_masks_comes_in_our_ids(tmp_path: Path, numbering: str | None) -> None:
     folder = tmp_path / "segmentations"
     folder.mkdir()
     for name, _theirs in (
@@ -328,7 +337,7 @@ def test_a_folder_of_totalsegmentators_masks_comes_in_our_ids(tmp_path: Path) ->
     ):
         mask = (trunk().array == vocabulary.id(name)).astype(np.uint8)
         nib.save(nib.Nifti1Image(mask, GRID.affine), folder / f"{name.replace(' ', '_')}.nii.gz")
-    labels, report = open_labels(folder)
+    labels, report = open_labels(folder, ReadOptions(numbering=numbering))
     lobes = [vocabulary.id(f"{side} lung upper lobe") for side in ("left", "right")]
     assert np.array_equal(labels.array, np.where(np.isin(trunk().array, lobes), 0, trunk().array))
     assert warnings(report) == []
@@ -398,6 +407,19 @@ def test_a_case_may_leave_out_what_its_manifest_calls_background(
     assert labels is not None
     assert set(np.unique(labels.array)) == {0, vocabulary.id("liver")}
     assert "celiac_trunk" in caplog.text
+
+
+def test_a_case_may_leave_out_names_and_numbers_that_are_listed(tmp_path: Path) -> None:
+    case = case_of(tmp_path, _1="liver", _2="flux capacitor")
+    labels = own_labels(case, drop=("flux capacitor", "3"))
+    assert labels is not None
+    assert set(np.unique(labels.array)) == {0, vocabulary.id("liver")}
+    assert own_labels(case, drop=("flux capacitor", "3", "liver")) is None
+
+
+def test_a_case_with_names_for_what_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfigError, match="'x1'"):
+        own_labels(case_of(tmp_path, _x1="liver"))
 
 
 def test_all_names_of_the_shared_manifest_have_a_meaning(shared_cases) -> None:  # type: ignore[no-untyped-def]

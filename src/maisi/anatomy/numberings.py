@@ -193,7 +193,7 @@ def _names_in(path: Path) -> dict[int, str]:
     """The names of the ids that a file declares, without 0."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InvalidConfigError(
             f"{path} is not a numbering: no JSON or YAML ({str(error).splitlines()[0]})"
@@ -212,11 +212,15 @@ def _names_in(path: Path) -> dict[int, str]:
 def _pair(key: Any, value: Any, path: Path) -> tuple[int, str]:
     key_id, value_id = _whole(key), _whole(value)
     if (key_id is None) == (value_id is None):
-        raise _bad_numbering(path, f"the entry {key!r}: {value!r}")
+        raise _bad_numbering(path, f"the entry {_shown(key)}: {_shown(value)}")
     id, name = (key_id, value) if key_id is not None else (value_id, key)
     if id is None or not 0 <= id <= LARGEST_ID or not isinstance(name, str) or not name.strip():
-        raise _bad_numbering(path, f"the entry {key!r}: {value!r}")
+        raise _bad_numbering(path, f"the entry {_shown(key)}: {_shown(value)}")
     return id, name
+
+
+def _shown(said: Any) -> str:
+    return repr(said)[:80] if isinstance(said, str | int | float | None) else f"a {type(said).__name__}"
 
 
 def _whole(said: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Collection
 
 from maisi.anatomy.body import complete_labels, tissue_labels
 from maisi.anatomy.numberings import Numbering, in_our_ids
@@ -25,23 +26,27 @@ REGION_WORDS = {
 }
 
 
-def read_case(case: Case) -> tuple[Volume, LabelMap]:
-    """The volume, and labels of every voxel: the case's own where it has some, coarse tissues elsewhere."""
+def read_case(case: Case, drop: Collection[str] = ()) -> tuple[Volume, LabelMap]:
+    """The volume, and labels of every voxel: the case's own where it has some, coarse tissues elsewhere.
+
+    `drop` is for `own_labels`.
+    """
     if case.image is None:
         raise InvalidRequestError(f"case {case.id!r} has no image")
     volume = read_volume(case.image)
-    own = own_labels(case)
+    own = own_labels(case, drop)
     if own is None:
         return volume, tissue_labels(volume)
     check_same_grid(own, volume)
     return volume, complete_labels(own, volume)
 
 
-def own_labels(case: Case) -> LabelMap | None:
+def own_labels(case: Case, drop: Collection[str] = ()) -> LabelMap | None:
     """The case's labels in our vocabulary; None where it has none of a structure that the vocabulary knows.
 
-    What `label_names` calls background, and names listed in `numberings.yaml` as without a place, is left out, and the
-    log says so. Raises InvalidLabelsError on an id without a name and on a name that nobody knows.
+    Left out is what `label_names` calls background, what `drop` names (names, or numbers that have none), and, with a
+    warning, what `numberings.yaml` lists as without a place. Raises InvalidLabelsError on any other id without a name
+    and on any other name that nobody knows.
     """
     if case.labels_maisi is not None:
         labels, report = open_labels(case.labels_maisi)
@@ -49,16 +54,17 @@ def own_labels(case: Case) -> LabelMap | None:
         return labels
     if case.labels is None:
         return None
-    labels, findings = in_our_ids(read_labels(case.labels), _numbering(case), load_vocabulary(), case.labels)
+    labels, findings = in_our_ids(read_labels(case.labels), _numbering(case, drop), load_vocabulary(), case.labels)
     _warn(case, findings)
     return labels if labels.array.any() else None
 
 
-def _numbering(case: Case) -> Numbering:
+def _numbering(case: Case, drop: Collection[str]) -> Numbering:
     wrong = [key for key in case.label_names if not key.isdecimal()]
     if wrong:
         raise InvalidConfigError(f"case {case.id!r}: label_names has the key {wrong[0]!r}; accepted: whole numbers")
-    names = {int(id): name for id, name in case.label_names.items() if int(id) > 0}
+    said = {**case.label_names, **{id: "background" for id in drop if id.isdecimal()}}
+    names = {int(id): "background" if name in drop else name for id, name in said.items() if int(id) > 0}
     return Numbering(name=f"of case {case.id}", title=f"case {case.id}", names=names)
 
 

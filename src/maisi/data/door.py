@@ -31,8 +31,9 @@ def open_labels(
     """The label map of a file or of a folder of masks in our ids, uint8 along RAS, and what was found in it.
 
     `options.numbering` says whose numbers the file has; without it the names that the file itself holds count, and
-    otherwise our own ids. `vocabulary` is that of a bundle with classes of its own, `load_vocabulary()` without. A map
-    whose structures lie where they cannot is warned of in the report, with the numbering that fits if one does.
+    otherwise our own ids. The masks of a folder have the names of their files. `vocabulary` is that of a bundle with
+    classes of its own; without, the one that ships with the package. A map whose structures lie where they cannot is
+    warned of in the report, with the numbering that fits if one does.
 
     Raises `InvalidLabelsError` for what is no label map, for ids without a name and for names that nobody knows, each
     with its number, count and place.
@@ -42,9 +43,9 @@ def open_labels(
     stored = read_stored_labels(
         path, channels=None if said is None else said.ids, palette=vocabulary.palette, affine=options.affine
     )
-    numbering = said or _own_numbering(stored, path, vocabulary)
-    if stored.is_coloured:
-        numbering = find_numbering(OURS, vocabulary)
+    numbering = _own_numbering(stored, path, vocabulary)
+    if said is not None and not path.is_dir() and not stored.is_coloured:
+        numbering = said
     labels, findings = _translated(stored, numbering, vocabulary, path)
     placed = _out_of_place(stored, labels, numbering, vocabulary)
     return labels, FileReport(path=str(path), kind="labels", findings=(*stored.findings, *findings, *placed))

@@ -24,6 +24,7 @@ from maisi.space.volume import LabelMap, id_counts
 WHOLE_WITHIN = 1e-3  # how far rounding may put an id from its whole number where no scale factor does
 LARGEST_ID = 65535
 _IDS = f"whole numbers from 0 to {LARGEST_ID}"
+_TABLE_CODES = (0, 30)  # NIfTI's codes for extensions of nobody in particular and of Caret
 _MASK = "a mask of zeros and one other value"
 
 
@@ -312,9 +313,8 @@ def _painted(structures: list[_Structure], grid: Grid, folder: Path, num_files: 
 def _names_in_header(image: Any) -> dict[int, str]:
     """What the header calls the ids, as TotalSegmentator and Connectome Workbench write it (a label table in XML)."""
     for extension in image.header.extensions:
-        content = extension.get_content()
-        text = content if isinstance(content, bytes) else str(content).encode()
-        if b"<LabelTable" not in text:
+        text = extension.get_content() if extension.get_code() in _TABLE_CODES else b""
+        if not isinstance(text, bytes) or b"<LabelTable" not in text:
             continue
         try:
             root = ElementTree.fromstring(text.strip(b"\0 \r\n\t"))
