@@ -219,13 +219,11 @@ def _settled(
 def _taken_as_hu(array: np.ndarray, is_padding: np.ndarray | None, folder: Path) -> Finding:
     """The finding that stored values without rescale are HU as they are, or the refusal of others."""
     scanned = array[array >= BELOW_AIR] if is_padding is None else array[(array >= BELOW_AIR) & ~is_padding]
-    low = float(np.percentile(scanned, _LOWEST_SHARE)) if len(scanned) else 0.0
-    if low > _LOOKS_LIKE_AIR:
-        high = float(scanned.max(initial=low))
+    if not len(scanned) or np.percentile(scanned, _LOWEST_SHARE) > _LOOKS_LIKE_AIR:
+        low, high = float(scanned.min(initial=np.inf)), float(scanned.max(initial=-np.inf))
         found = f"slices without RescaleSlope and RescaleIntercept, and stored values from {low:g} to {high:g}, no HU"
-        raise bad_volume(
-            folder, found, "slices with a rescale, or stored HU; --hu-offset, such as -1024, makes them HU"
-        )
+        accepted = "slices with a rescale, or stored HU; --hu-offset, such as -1024, makes them HU"
+        raise bad_volume(folder, found, accepted)
     found = "slices without RescaleSlope and RescaleIntercept, whose stored values look like HU"
     return Finding(topic="values", found=found, decided="taken as HU", is_warning=True)
 
