@@ -100,6 +100,8 @@ def _judged(path: Path, header: Any, fault: str | None) -> Scanned:
         return Scanned(path, "DICOM of no kind", series, "a DICOM file that names neither its class nor its modality")
     if sop_class not in CT_CLASSES and (sop_class or modality != "CT"):
         return Scanned(path, _other_kind(modality, sop_class), series)
+    if modality not in ("", "CT"):
+        return Scanned(path, modality, series, f"an image of the class CT that names the modality {modality}")
     missing = [name for name in ("Rows", "Columns", "BitsAllocated") if not header.get(name)]
     fault = fault or (f"no {', '.join(missing)}" if missing else None)
     samples = header.get("SamplesPerPixel") or 1
