@@ -129,6 +129,40 @@ def test_phases_that_nothing_but_the_time_of_each_slice_tells_apart_are_the_firs
     np.testing.assert_array_equal(read(tmp_path, "repeat=2")[0].array, expected_hu() + 5)
 
 
+def test_phases_of_several_times_each_are_not_cut_at_their_times(tmp_path):
+    for name, start, plus in (("a", 10, 0), ("b", 30, 5)):
+        change = lambda d, k, start=start: setattr(d, "AcquisitionTime", f"10{start + k // 4:02d}00")  # noqa: E731
+        write_stack(tmp_path, name, change, plus=plus)
+    with pytest.raises(InvalidVolumeError, match=r"2 stacks .*repeat=1 \(8 slices.*repeat=2 \(8 slices"):
+        read(tmp_path)
+    np.testing.assert_array_equal(read(tmp_path, "repeat=2")[0].array, expected_hu() + 5)
+
+
+def test_stations_beside_each_other_are_listed(tmp_path):
+    write_stack(tmp_path, "a", constant(AcquisitionNumber=1))
+    for k in range(5):
+        position = FIRST + [40.0, 0, (SLICES + k) * STEP_MM]
+        write_slice(tmp_path / f"b{k}", k, position=position, change=lambda d: setattr(d, "AcquisitionNumber", 2))
+    with pytest.raises(InvalidVolumeError, match=r"acquisition=1 \(8 slices.*acquisition=2 \(5 slices"):
+        read(tmp_path)
+
+
+def test_stations_that_overlap_are_listed(tmp_path):
+    write_stack(tmp_path, "a", constant(AcquisitionNumber=1))
+    write_stack(tmp_path, "b", constant(AcquisitionNumber=2), slices=range(6, 12))
+    with pytest.raises(InvalidVolumeError, match=r"acquisition=1 \(8 slices.*acquisition=2 \(6 slices"):
+        read(tmp_path)
+    np.testing.assert_array_equal(read(tmp_path, "1")[0].array, expected_hu())
+
+
+def test_a_thin_and_a_thick_reconstruction_are_listed(tmp_path):
+    write_stack(tmp_path, "a", constant(SliceThickness=3))
+    write_stack(tmp_path, "b", constant(SliceThickness=6), slices=range(0, SLICES, 2))
+    with pytest.raises(InvalidVolumeError, match=r"thickness=3 \(8 slices, 3 mm.*thickness=6 \(4 slices, 6 mm"):
+        read(tmp_path)
+    np.testing.assert_array_equal(read(tmp_path, "thickness=3")[0].array, expected_hu())
+
+
 def test_a_series_whose_turns_are_numbered_and_timed_stays_one_stack(tmp_path):
     def turn(dataset: Dataset, k: int) -> None:
         dataset.AcquisitionNumber, dataset.AcquisitionTime = k // 4, f"1010{k // 4:02d}"
@@ -150,8 +184,8 @@ def test_what_changes_along_one_stack_is_warned_of(tmp_path):
 
 
 def test_the_one_stack_may_be_named_and_another_name_is_refused(tmp_path):
-    write_stack(tmp_path, "a", constant(AcquisitionNumber=7, ConvolutionKernel="B30f"))
-    for word in ("7", "acquisition=7", "kernel=B30f", "7,b30f", "all"):
+    write_stack(tmp_path, "a", constant(AcquisitionNumber=7, ConvolutionKernel="B30f", SliceThickness=8))
+    for word in ("7", "acquisition=7", "kernel=B30f", "7,b30f", "thickness=8", "all"):
         np.testing.assert_array_equal(read(tmp_path, word)[0].array, expected_hu())
     with pytest.raises(InvalidVolumeError, match=r"no stack named 8; .* one stack of 8 slices; .*acquisition=7"):
         read(tmp_path, "8")

@@ -59,29 +59,34 @@ def _lacks_plug_in(path: Path, uid: UID, reason: str = "") -> InvalidVolumeError
     return bad_volume(path, found, f"uncompressed or RLE pixels, or this coding after: {INSTALL}")
 
 
-def hounsfield(planes: Sequence[Plane]) -> tuple[np.ndarray, int]:
-    """HU `[column row slice]`, float32, of planes of one size, with padding as air, and how many voxels that was.
+def hounsfield(planes: Sequence[Plane]) -> tuple[np.ndarray, np.ndarray | None]:
+    """HU `[column row slice]`, float32, of planes of one size, with padding as air, and where padding is declared.
 
-    Without a rescale the stored values count as they are.
+    Without a rescale the stored values count as they are. The mask is None where no pixel is declared as padding.
     """
     columns, rows = planes[0].size
     array = np.empty((columns, rows, len(planes)), dtype=np.float32)
-    num_padding = 0
+    masks: dict[int, np.ndarray] = {}
     opened: tuple[Path | None, np.ndarray, Any] = (None, array, None)  # the last file, which may hold all planes
     for start in range(0, len(planes), _BLOCK):
         few = planes[start : start + _BLOCK]
         block = np.empty((len(few), rows, columns), dtype=np.float32)
-        for plane, hu in zip(few, block, strict=True):
+        for k, plane in enumerate(few):
             with broken_refused(plane.path):
                 if opened[0] != plane.path:
                     opened = plane.path, *_stored(plane)
-                num_padding += _put_hu(hu, plane, *opened[1:])
+                is_padding = _put_hu(block[k], plane, *opened[1:])
+            if is_padding is not None and is_padding.any():
+                masks[start + k] = is_padding
         array[:, :, start : start + len(few)] = block.T
-    return array, num_padding
+    if not masks:
+        return array, None
+    nothing = np.zeros((rows, columns), bool)
+    return array, np.stack([masks.get(k, nothing) for k in range(len(planes))]).T
 
 
-def _put_hu(hu: np.ndarray, plane: Plane, stored: np.ndarray, dataset: Any) -> int:
-    """Writes a plane's HU `[row column]`, and gives the number of its pixels that are declared as padding."""
+def _put_hu(hu: np.ndarray, plane: Plane, stored: np.ndarray, dataset: Any) -> np.ndarray | None:
+    """Writes a plane's HU `[row column]`, and gives which of its pixels are declared as padding."""
     if plane.frame >= len(stored):
         raise bad_volume(plane.path, f"{len(stored)} frames of pixels", f"at least {plane.frame + 1}")
     slope, intercept = plane.rescale or (1.0, 0.0)
@@ -89,10 +94,9 @@ def _put_hu(hu: np.ndarray, plane: Plane, stored: np.ndarray, dataset: Any) -> i
     is_padding = declared(dataset, pixels, slope, intercept)
     np.multiply(_used_bits(pixels, dataset, is_padding, plane.path), np.float32(slope), out=hu, casting="unsafe")
     hu += np.float32(intercept)
-    if is_padding is None:
-        return 0
-    hu[is_padding] = AIR
-    return int(np.count_nonzero(is_padding))
+    if is_padding is not None:
+        hu[is_padding] = AIR
+    return is_padding
 
 
 def check_rescales(array: np.ndarray, planes: Sequence[Plane], folder: Path) -> None:

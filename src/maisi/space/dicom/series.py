@@ -12,7 +12,7 @@ from maisi.space.checks import bad_volume, check_intensities, check_spacing
 from maisi.space.dicom.alike import continues, groups_of_alike, names, without_scouts
 from maisi.space.dicom.copies import without_copies
 from maisi.space.dicom.opening import broken_refused, syntax_of
-from maisi.space.dicom.padding import AIR, without_undeclared
+from maisi.space.dicom.padding import AIR, BELOW_AIR, without_undeclared
 from maisi.space.dicom.pixels import check_decodable, check_rescales, hounsfield
 from maisi.space.dicom.place import placed
 from maisi.space.dicom.plane import Plane, planes_of
@@ -69,10 +69,9 @@ def _read(folder: Path, options: ReadOptions) -> tuple[Volume, list[Finding]]:
     ]
     planes, grid, place = _placed(planes, folder, beside)
     check_spacing(grid, folder, bad_volume)
-    array, values = _values(planes, folder, options)
-    findings += stacks + place + values
-    if not options.trust_hu:
-        check_intensities(array, folder, "ct")
+    array, is_padding, values = _values(planes, folder, options)
+    array, is_padding, judged = _settled(array, folder, options, is_padding)
+    findings += stacks + place + values + judged
     return Volume(*turn_to_ras(array, grid, AIR, nearest=False)), findings
 
 
@@ -182,39 +181,51 @@ def _check_sheets(scanned: Sequence[Scanned], planes: Sequence[Plane], folder: P
         raise bad_volume(folder, found, "slices with ImagePositionPatient")
 
 
-def _values(planes: Sequence[Plane], folder: Path, options: ReadOptions) -> tuple[np.ndarray, list[Finding]]:
-    """HU `[column row slice]` with padding as air, and what was found of them."""
+def _values(
+    planes: Sequence[Plane], folder: Path, options: ReadOptions
+) -> tuple[np.ndarray, np.ndarray | None, list[Finding]]:
+    """HU `[column row slice]` with declared padding as air, where that is, and what was found of them."""
     without = [plane for plane in planes if plane.rescale is None]
     if without and len(without) < len(planes):
         found = f"{len(without)} of {len(planes)} slices without RescaleSlope and RescaleIntercept"
         raise bad_volume(folder, f"{found}: {listed(names(without, folder))}", "a rescale in every slice, or in none")
-    array, num_padding = hounsfield(planes)
+    array, is_padding = hounsfield(planes)
     check_rescales(array, planes, folder)
-    findings = without_undeclared(array, num_padding)
+    findings = _rescale_findings(planes, folder)
+    if is_padding is not None:
+        count = int(np.count_nonzero(is_padding))
+        found = f"{count} voxels of padding ({count / array.size:.1%})"
+        findings.append(Finding(topic="padding", found=found, decided=f"taken as air, {AIR:g} HU"))
+    is_told = options.trust_hu or options.hu_offset != 0 or options.hu_window is not None
+    if without and not is_told:
+        findings.append(_taken_as_hu(array, is_padding, folder))
+    return array, is_padding, findings
+
+
+def _settled(
+    array: np.ndarray, folder: Path, options: ReadOptions, is_padding: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None, list[Finding]]:
+    """The values with padding as air and with the offset that was asked for, if they are HU."""
+    findings = without_undeclared(array)
     if options.hu_offset:
         array[array != AIR] += np.float32(options.hu_offset)
         decided = f"{options.hu_offset:+g} HU added, as asked"
         findings.append(Finding(topic="values", found="values off the HU scale", decided=decided))
-    elif without and not options.trust_hu:
-        findings.append(_taken_as_hu(array, folder))
-    return array, [*findings, *_rescale_findings(planes, folder)]
+    if not options.trust_hu:
+        check_intensities(array, folder, "ct")
+    return array, is_padding, findings
 
 
-def _taken_as_hu(array: np.ndarray, folder: Path) -> Finding:
+def _taken_as_hu(array: np.ndarray, is_padding: np.ndarray | None, folder: Path) -> Finding:
     """The finding that stored values without rescale are HU as they are, or the refusal of others."""
-    held = array[array != AIR]
-    low = float(np.percentile(held, _LOWEST_SHARE)) if len(held) else 0.0
-    if low > _LOOKS_LIKE_AIR:
-        raise no_rescale(folder, array)
+    scanned = array[array >= BELOW_AIR] if is_padding is None else array[(array >= BELOW_AIR) & ~is_padding]
+    if not len(scanned) or np.percentile(scanned, _LOWEST_SHARE) > _LOOKS_LIKE_AIR:
+        low, high = float(scanned.min(initial=np.inf)), float(scanned.max(initial=-np.inf))
+        found = f"slices without RescaleSlope and RescaleIntercept, and stored values from {low:g} to {high:g}, no HU"
+        accepted = "slices with a rescale, or stored HU; --hu-offset, such as -1024, makes them HU"
+        raise bad_volume(folder, found, accepted)
     found = "slices without RescaleSlope and RescaleIntercept, whose stored values look like HU"
     return Finding(topic="values", found=found, decided="taken as HU", is_warning=True)
-
-
-def no_rescale(folder: Path, array: np.ndarray) -> InvalidVolumeError:
-    """The error for stored values that no rescale makes HU."""
-    low, high = float(array[array != AIR].min(initial=np.inf)), float(array.max())
-    found = f"slices without RescaleSlope and RescaleIntercept, with stored values from {low:g} to {high:g}, no HU"
-    return bad_volume(folder, found, "slices with a rescale, or stored HU")
 
 
 def _rescale_findings(planes: Sequence[Plane], folder: Path) -> list[Finding]:

@@ -25,6 +25,7 @@ ALL = "all"  # the `--acquisition` that takes the slices of a series together
 
 _CLOCKS = ("time", "content")  # differ from slice to slice of one acquisition; tell phases apart, no stations
 _UNIFORM = ("kernel", "thickness", "kvp", "contrast", "phase", "temporal", "frame", "study")  # warned of where joined
+_NUMBERED = ("acquisition", "temporal", "phase", "trigger", "stack")  # what a number alone names in a single stack
 _SHOWN = 20  # stacks that an error lists
 _STATION = 3  # slices that make a stack of their own beside a gap
 
@@ -98,12 +99,18 @@ def positions_along(planes: Sequence[Plane]) -> np.ndarray:
 
 
 def is_even(planes: Sequence[Plane]) -> bool:
-    """Whether the planes follow each other at one distance, to a tenth of it."""
-    along = positions_along(planes)
-    if len(along) < 2:
+    """Whether the planes follow each other on one line at one distance, to a tenth of it and of a pixel."""
+    first = planes[0]
+    ordered = sorted((p.position for p in planes), key=lambda position: float(position @ first.normal))
+    if len(ordered) < 2:
         return False
-    step = along[-1] / (len(along) - 1)
-    return bool(step > SAME_PLACE_MM and np.abs(along - step * np.arange(len(along))).max() <= TOLERANCE_VOXELS * step)
+    steps = np.linspace(ordered[0], ordered[-1], len(ordered))
+    off = np.array(ordered) - steps
+    along = off @ first.normal
+    step = float((ordered[-1] - ordered[0]) @ first.normal) / (len(ordered) - 1)
+    sideways = np.linalg.norm(off - along[:, None] * first.normal, axis=1)
+    is_one_line = sideways.max() <= TOLERANCE_VOXELS * min(first.pixel_mm)
+    return bool(step > SAME_PLACE_MM and np.abs(along).max() <= TOLERANCE_VOXELS * step and is_one_line)
 
 
 def _parts(planes: list[Plane]) -> list[list[Plane]]:
@@ -126,6 +133,9 @@ def _dividing_key(planes: list[Plane]) -> str | None:
     divisions = {key: parts for key, parts in divisions.items() if len(parts) > 1 and min(map(len, parts)) > 1}
     doubles = _num_doubles(planes)
     if doubles:
+        num_places = len(planes) - doubles
+        covering = {k: parts for k, parts in divisions.items() if all(len(part) == num_places for part in parts)}
+        divisions = {k: parts for k, parts in divisions.items() if k not in _CLOCKS or k in covering}
         left = {key: sum(map(_num_doubles, parts)) for key, parts in divisions.items()}
         better = [key for key in divisions if left[key] < doubles]
         return min(better, key=lambda k: (left[k], len(divisions[k]), list(KEYS).index(k)), default=None)
@@ -247,7 +257,9 @@ def _listing(stacks: Sequence[Stack]) -> str:
 def _check_named(planes: list[Plane], acquisition: str | None, folder: Path) -> None:
     assert acquisition is not None
     labels = _constants(planes)
-    if all(_has(labels, word.strip()) for word in acquisition.split(",")):
+    numbered = {key: value for key, value in labels.items() if key in _NUMBERED or not value.replace(".", "").isdigit()}
+    words = [word.strip() for word in acquisition.split(",")]
+    if all(_has(labels if "=" in word else numbered, word) for word in words):
         return
     known = ", ".join(f"{key}={value}" for key, value in labels.items() if value != "none" and key != "orientation")
     found = f"no stack named {acquisition}; the series holds one stack of {len(planes)} slices"
