@@ -162,6 +162,15 @@ def _shifted(values: Values, offset: int, air: int, tissue: int) -> Verdict:
     return Verdict(f"HU {'+' if offset > 0 else '-'} {abs(offset)} ({name}): {places}", f"--hu-offset {-offset}")
 
 
+def _is_inverted(values: Values) -> Verdict | None:
+    air = values.share(*RAW_TISSUE)
+    if air < 0.1 or air < 1.5 * values.share(*DENSE) or values.share(high=TISSUE_AND_MORE) > 0.02:
+        return None
+    if values.at_low >= _PILE and values.low < TISSUE_AND_MORE:
+        return None
+    return Verdict("HU turned upside down: what should be air is bright", "the values multiplied by -1")
+
+
 def _is_wrapped(values: Values) -> Verdict | None:
     if values.share(61000, 65536) < 0.05 or values.share(4500, 61000) > 0.01:
         return None
@@ -251,6 +260,7 @@ def _is_clipped_above(values: Values) -> Verdict | None:
 _RULES: tuple[Callable[[Values], Verdict | None], ...] = (
     _is_raised,
     _is_lowered,
+    _is_inverted,
     _is_wrapped,
     _is_far_off,
     _is_label_map,

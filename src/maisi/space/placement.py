@@ -18,11 +18,12 @@ from maisi.space.tilt import tilt_of
 
 _UNITS = {0: ("unknown", 1.0), 1: ("metre", 1000.0), 2: ("millimetre", 1.0), 3: ("micrometre", 0.001)}
 _CODES = {0: "unknown", 1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI", 5: "template"}
-# Two places are one when they differ as headers are rounded: pixdim to three digits, cosines to three, and less than
-# half a voxel at the corner of the image.
+# Two places are one when they differ as headers are rounded: pixdim to three digits, cosines to three, the first voxel
+# by a tenth of a voxel and the last by half of one.
 _SAME_SPACING = 2e-3
 _SAME_DIRECTION = 2e-3
 _SAME_CORNER_VOXELS = 0.5
+_FARTHEST_MM = 1e5  # no scanner's table is as long
 _STEEPEST_TILT = 45.0  # degrees; gantries tilt by up to 30
 
 
@@ -52,6 +53,11 @@ def nifti_grid(
     else:
         grid = _settled(places["sform"], places["qform"], header, image, scale, path, refuse, findings)
     check_spacing(grid, path, refuse)
+    if np.abs(grid.affine[:3, 3]).max() > _FARTHEST_MM:
+        origin = ", ".join(f"{o:.4g}" for o in grid.origin)
+        raise refuse(
+            path, f"a first voxel at ({origin}) mm", f"a place within {_FARTHEST_MM:g} mm of the world's origin"
+        )
     _check_axes(grid, path, refuse, findings)
     return grid, findings
 
@@ -194,7 +200,8 @@ def _is_same(one: Grid, other: Grid) -> bool:
         return False
     if np.abs(one.affine[:3, :3] / spacing - other.affine[:3, :3] / others).max() > _SAME_DIRECTION:
         return False
-    return one.is_close(other, _SAME_CORNER_VOXELS)
+    apart = float(np.linalg.norm(np.array(one.origin) - np.array(other.origin)))
+    return apart <= TOLERANCE_VOXELS * min(one.spacing) and one.is_close(other, _SAME_CORNER_VOXELS)
 
 
 def _without_shear(grid: Grid) -> Grid:
