@@ -38,10 +38,11 @@ def read_volume(path: str | Path, *, modality: Modality = "ct", series: str | No
 
 def read_image(path: Path, options: ReadOptions) -> tuple[Volume, list[Finding]]:
     """The volume of a NIfTI file, a DICOM folder or a DICOM file, along RAS, and what was found that is not plain."""
-    from maisi.space.dicom import is_dicom, read_series
+    if path.is_dir() or (path.is_file() and suffix_of(path) is None):
+        from maisi.space.dicom import is_dicom, read_series
 
-    if path.is_dir() or (path.is_file() and suffix_of(path) is None and is_dicom(path)):
-        return read_series(path, options)
+        if path.is_dir() or is_dicom(path):
+            return read_series(path, options)
     if options.series is not None or options.acquisition is not None:
         found = f"a file, with series {options.series!r}" if options.series else f"acquisition {options.acquisition!r}"
         raise bad_volume(path, found, "--series and --acquisition together with a DICOM folder")
