@@ -207,7 +207,7 @@ def _is_without_negatives(values: Values) -> Verdict | None:
     if values.low < 0:
         return None
     bright = values.share(DENSE.low)
-    if (values.low <= 20 and values.near_floor >= 0.1 and bright > 0.05) or bright > 0.6:
+    if values.low <= 20 and ((values.near_floor >= 0.1 and bright > 0.05) or bright > 0.6):
         windowed = values.at_high > 0.003
         looks = "an MR, or a window of HU that was stretched" if not windowed else "a window of HU that was stretched"
         remedy = "--modality mr for an MR; --hu-window LOW HIGH, the HU of the lowest and the highest value, for a CT"
