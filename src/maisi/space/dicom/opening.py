@@ -1,7 +1,6 @@
 """One DICOM file opened: with or without preamble and prefix, whole or cut short, and never with a raw message."""
 
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,9 +39,7 @@ _SHOWN = 200  # characters of what pydicom says
 def broken_refused(path: Path) -> Iterator[None]:
     """Turns what pydicom raises on a damaged file into an `InvalidVolumeError` that names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of values that we check ourselves
-            yield
+        yield
     except InvalidVolumeError:
         raise
     except _BROKEN as error:

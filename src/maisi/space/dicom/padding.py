@@ -9,11 +9,12 @@ from maisi.space.reading import Finding
 from maisi.space.volume import OUTSIDE
 
 AIR = OUTSIDE["ct"]
-_BELOW_AIR = -1100.0  # HU; noise in air reaches down to here
+BELOW_AIR = -1100.0  # HU; noise in air reaches down to here
 _BEYOND_METAL = 32000.0  # HU; extended scales end near 30000
 _COMMON = 1e-3  # of all voxels: fewer are streaks or metal
 _STRAY = 1e-3  # of all voxels: more that are neither padding nor above air, and the scale is another than HU
 _SPIKE = 0.1  # of the voxels below air: a value that so many share is padding
+_SLICES = 0.5  # of the slices: a reconstruction circle is in all
 _TISSUE = (-900.0, 3100.0)  # HU; a padding value in here may be that of real voxels too
 
 
@@ -35,16 +36,13 @@ def declared(dataset: Any, stored: np.ndarray, slope: float, intercept: float) -
     return _joined_to_edge(mask)
 
 
-def without_undeclared(array: np.ndarray, known: int) -> list[Finding]:
+def without_undeclared(array: np.ndarray) -> list[Finding]:
     """What was found of padding; HU that are padding by their value (-2000, -3024, 62512) become -1024, in place.
 
-    Such a value is shared by many voxels and far from all that a CT holds. `known` voxels were declared as padding.
+    Such a value is shared by many voxels and far from all that a CT holds.
     """
     findings = []
-    if known:
-        found = f"{known} voxels of padding ({known / array.size:.1%})"
-        findings.append(Finding(topic="padding", found=found, decided=f"taken as air, {AIR:g} HU"))
-    for spikes in (_spikes(array, array < _BELOW_AIR), _spikes(array, array > _BEYOND_METAL)):
+    for spikes in (_spikes(array, array < BELOW_AIR), _spikes(array, array > _BEYOND_METAL)):
         if spikes:
             mask = np.isin(array, spikes)
             count = int(np.count_nonzero(mask))
@@ -76,4 +74,6 @@ def _spikes(array: np.ndarray, beyond: np.ndarray) -> list[float]:
         return []
     values, counts = np.unique(array[beyond], return_counts=True)
     common = counts >= max(_SPIKE * counts.sum(), _COMMON * array.size)
+    if beyond.any(axis=(0, 1)).mean() < _SLICES:
+        return []
     return [] if counts[~common].sum() > _STRAY * array.size else values[common].tolist()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.tag import Tag
 
 from maisi.space.checks import bad_volume
 
@@ -50,7 +51,9 @@ TAGS = sorted(  # what is read of a header
         *(name for names in KEYS.values() for name in names),
     }
 )
+_TAG = {name: Tag(name) for name in TAGS}  # a look-up by keyword takes four times as long
 _NO_HU = {"Z_EFF", "ED", "EDW", "PCT", "MGML", "OD"}  # PS3.3 C.11.1.1.2: effective atomic number, densities, ...
+_LARGEST_SLOPE, _LARGEST_INTERCEPT = 1000.0, 40000.0  # HU; scanners write 1 and -1024, or -8192 at the most
 _ORTHOGONAL = 0.01  # largest cosine between rows and columns that is rounding
 
 
@@ -114,7 +117,9 @@ def _plane(header: Any, path: Path, syntax: str, frame: int, groups: list[Any]) 
 
 def _value(items: list[Any], name: str) -> Any:
     """The value of an attribute in the first item that has one."""
-    return next((value for item in items if (value := item.get(name)) not in (None, "")), None)
+    tag = _TAG[name]
+    found = (item[tag].value for item in items if tag in item)
+    return next((value for value in found if value not in (None, "")), None)
 
 
 def _numbers(items: list[Any], name: str, count: int, path: Path) -> list[float]:
@@ -153,8 +158,10 @@ def _rescale(items: list[Any], path: Path) -> tuple[float, float] | None:
     if len(present) == 1:
         raise bad_volume(path, f"{present[0]} alone", "both RescaleSlope and RescaleIntercept")
     (slope,), (intercept,) = (_numbers(items, name, 1, path) for name in present)
-    if slope <= 0:
-        raise bad_volume(path, f"the RescaleSlope {slope:g}", "a slope above 0")
+    if not 0 < slope <= _LARGEST_SLOPE:
+        raise bad_volume(path, f"the RescaleSlope {slope:g}", f"a slope above 0, up to {_LARGEST_SLOPE:g}")
+    if abs(intercept) > _LARGEST_INTERCEPT:
+        raise bad_volume(path, f"the RescaleIntercept {intercept:g}", f"one within {_LARGEST_INTERCEPT:g} HU of 0")
     return slope, intercept
 
 

@@ -92,6 +92,8 @@ def _judged(path: Path, header: Any, fault: str | None) -> Scanned:
             path, "DICOM of two kinds", series, f"a DICOM file of two classes, {' and '.join(sorted(classes))}"
         )
     sop_class = UID(next(iter(classes), ""))
+    if sop_class and (not sop_class.is_valid or (not sop_class.is_private and sop_class.name == sop_class)):
+        return Scanned(path, "DICOM of no kind", series, f"a DICOM file of the unknown class {str(sop_class)[:40]!r}")
     if sop_class == MediaStorageDirectoryStorage:
         return Scanned(path, "DICOMDIR")
     if not sop_class and not modality:
@@ -100,6 +102,9 @@ def _judged(path: Path, header: Any, fault: str | None) -> Scanned:
         return Scanned(path, _other_kind(modality, sop_class), series)
     missing = [name for name in ("Rows", "Columns", "BitsAllocated") if not header.get(name)]
     fault = fault or (f"no {', '.join(missing)}" if missing else None)
+    samples = header.get("SamplesPerPixel") or 1
+    if samples not in (1, 3, 4):
+        fault = fault or f"{samples} samples a pixel"
     return Scanned(path, _ct_kind(header), series or ("" if fault else "without UID"), fault, header)
 
 

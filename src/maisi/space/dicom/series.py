@@ -1,5 +1,6 @@
 """One CT series of a folder as a `Volume`, with what was found on the way."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from maisi.space.checks import bad_volume, check_intensities, check_spacing
 from maisi.space.dicom.alike import continues, groups_of_alike, names, without_scouts
 from maisi.space.dicom.copies import without_copies
 from maisi.space.dicom.opening import broken_refused, syntax_of
-from maisi.space.dicom.padding import AIR, without_undeclared
-from maisi.space.dicom.pixels import check_decodable, hounsfield
+from maisi.space.dicom.padding import AIR, BELOW_AIR, without_undeclared
+from maisi.space.dicom.pixels import check_decodable, check_rescales, hounsfield
 from maisi.space.dicom.place import placed
 from maisi.space.dicom.plane import Plane, planes_of
 from maisi.space.dicom.scan import WITHOUT_POSITION, Scanned, check_whole, listed, relative, scan, summary
@@ -48,21 +49,29 @@ def read_series(folder: str | Path, options: ReadOptions | None = None) -> tuple
     folder, options = Path(folder), options or ReadOptions()
     if options.modality != "ct":
         raise bad_volume(folder, f"DICOM read as {options.modality}", "DICOM of CT; MR as .nii or .nii.gz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pydicom warns of values that are checked here
+        return _read(folder, options)
+
+
+def _read(folder: Path, options: ReadOptions) -> tuple[Volume, list[Finding]]:
     scanned = scan(folder)
     planes, findings = _series(scanned, folder, options.series)
     check_decodable(planes)
-    planes, copies = without_copies(planes, folder, lambda plane: hounsfield([plane], folder).array)
+    planes, copies = without_copies(planes, folder, lambda plane: hounsfield([plane])[0])
     planes, scouts = without_scouts(planes)
     findings += copies + _passed_over("CT scout without a mark", names(scouts, folder))
     planes, stacks = chosen_stack(planes, options.acquisition, folder)
     _check_sheets(scanned, planes, folder)
-    beside = [*names(scouts, folder), *(relative(f.path, folder) for f in scanned if f.kind == WITHOUT_POSITION)]
+    beside = [
+        *names(scouts, folder),
+        *(relative(f.path, folder) for f in scanned if f.header is not None and f.kind != "CT"),
+    ]
     planes, grid, place = _placed(planes, folder, beside)
     check_spacing(grid, folder, bad_volume)
-    array, values = _values(planes, folder, options)
-    findings += stacks + place + values
-    if not options.trust_hu:
-        check_intensities(array, folder, "ct")
+    array, is_padding, values = _values(planes, folder, options)
+    array, is_padding, judged = _settled(array, folder, options, is_padding)
+    findings += stacks + place + values + judged
     return Volume(*turn_to_ras(array, grid, AIR, nearest=False)), findings
 
 
@@ -172,47 +181,66 @@ def _check_sheets(scanned: Sequence[Scanned], planes: Sequence[Plane], folder: P
         raise bad_volume(folder, found, "slices with ImagePositionPatient")
 
 
-def _values(planes: Sequence[Plane], folder: Path, options: ReadOptions) -> tuple[np.ndarray, list[Finding]]:
-    """HU `[column row slice]` with padding as air, and what was found of them."""
+def _values(
+    planes: Sequence[Plane], folder: Path, options: ReadOptions
+) -> tuple[np.ndarray, np.ndarray | None, list[Finding]]:
+    """HU `[column row slice]` with declared padding as air, where that is, and what was found of them."""
     without = [plane for plane in planes if plane.rescale is None]
     if without and len(without) < len(planes):
         found = f"{len(without)} of {len(planes)} slices without RescaleSlope and RescaleIntercept"
         raise bad_volume(folder, f"{found}: {listed(names(without, folder))}", "a rescale in every slice, or in none")
-    decoded = hounsfield(planes, folder)
-    array = decoded.array
-    known = 0 if decoded.is_padding is None else int(np.count_nonzero(decoded.is_padding))
-    findings = without_undeclared(array, known)
+    array, is_padding = hounsfield(planes)
+    check_rescales(array, planes, folder)
+    findings = _rescale_findings(planes, folder)
+    if is_padding is not None:
+        count = int(np.count_nonzero(is_padding))
+        found = f"{count} voxels of padding ({count / array.size:.1%})"
+        findings.append(Finding(topic="padding", found=found, decided=f"taken as air, {AIR:g} HU"))
+    is_told = options.trust_hu or options.hu_offset != 0 or options.hu_window is not None
+    if without and not is_told:
+        findings.append(_taken_as_hu(array, is_padding, folder))
+    return array, is_padding, findings
+
+
+def _settled(
+    array: np.ndarray, folder: Path, options: ReadOptions, is_padding: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None, list[Finding]]:
+    """The values with padding as air and with the offset that was asked for, if they are HU."""
+    findings = without_undeclared(array)
     if options.hu_offset:
         array[array != AIR] += np.float32(options.hu_offset)
         decided = f"{options.hu_offset:+g} HU added, as asked"
         findings.append(Finding(topic="values", found="values off the HU scale", decided=decided))
-    elif without and not options.trust_hu:
-        findings.append(_taken_as_hu(array, folder))
-    return array, [*findings, *_rescale_findings(planes)]
+    if not options.trust_hu:
+        check_intensities(array, folder, "ct")
+    return array, is_padding, findings
 
 
-def _taken_as_hu(array: np.ndarray, folder: Path) -> Finding:
+def _taken_as_hu(array: np.ndarray, is_padding: np.ndarray | None, folder: Path) -> Finding:
     """The finding that stored values without rescale are HU as they are, or the refusal of others."""
-    held = array[array != AIR]
-    low = float(np.percentile(held, _LOWEST_SHARE)) if len(held) else 0.0
-    if low > _LOOKS_LIKE_AIR:
-        raise no_rescale(folder, array)
+    scanned = array[array >= BELOW_AIR] if is_padding is None else array[(array >= BELOW_AIR) & ~is_padding]
+    if not len(scanned) or np.percentile(scanned, _LOWEST_SHARE) > _LOOKS_LIKE_AIR:
+        low, high = float(scanned.min(initial=np.inf)), float(scanned.max(initial=-np.inf))
+        found = f"slices without RescaleSlope and RescaleIntercept, and stored values from {low:g} to {high:g}, no HU"
+        accepted = "slices with a rescale, or stored HU; --hu-offset, such as -1024, makes them HU"
+        raise bad_volume(folder, found, accepted)
     found = "slices without RescaleSlope and RescaleIntercept, whose stored values look like HU"
     return Finding(topic="values", found=found, decided="taken as HU", is_warning=True)
 
 
-def no_rescale(folder: Path, array: np.ndarray) -> InvalidVolumeError:
-    """The error for stored values that no rescale makes HU."""
-    low, high = float(array[array != AIR].min(initial=np.inf)), float(array.max())
-    found = f"slices without RescaleSlope and RescaleIntercept, with stored values from {low:g} to {high:g}, no HU"
-    return bad_volume(folder, found, "slices with a rescale, or stored HU")
-
-
-def _rescale_findings(planes: Sequence[Plane]) -> list[Finding]:
+def _rescale_findings(planes: Sequence[Plane], folder: Path) -> list[Finding]:
     findings = []
-    rescales = sorted({plane.rescale for plane in planes if plane.rescale is not None})
-    if len(rescales) > 1:
-        pairs = listed([f"{slope:g} and {intercept:g}" for slope, intercept in rescales])
+    by_rescale: dict[tuple[float, float], list[Plane]] = defaultdict(list)
+    for plane in planes:
+        if plane.rescale is not None:
+            by_rescale[plane.rescale].append(plane)
+    if len(by_rescale) > 1:
+        pairs = listed(
+            [
+                f"{slope:g} and {intercept:g} ({_few(same, folder)})"
+                for (slope, intercept), same in sorted(by_rescale.items())
+            ]
+        )
         found = f"slope and intercept that change from slice to slice: {pairs}"
         findings.append(Finding(topic="values", found=found, decided="each slice by its own", is_warning=True))
     inverted = [plane for plane in planes if plane.photometric == "MONOCHROME1"]
@@ -220,3 +248,8 @@ def _rescale_findings(planes: Sequence[Plane]) -> list[Finding]:
         found = f"{len(inverted)} slices in MONOCHROME1, to be shown inverted"
         findings.append(Finding(topic="values", found=found, decided="HU as stored: it changes their display alone"))
     return findings
+
+
+def _few(planes: Sequence[Plane], folder: Path) -> str:
+    """Up to three planes by the names of their files, more by their number."""
+    return ", ".join(names(planes, folder)) if len(planes) <= 3 else f"{len(planes)} slices"

@@ -98,12 +98,18 @@ def positions_along(planes: Sequence[Plane]) -> np.ndarray:
 
 
 def is_even(planes: Sequence[Plane]) -> bool:
-    """Whether the planes follow each other at one distance, to a tenth of it."""
-    along = positions_along(planes)
-    if len(along) < 2:
+    """Whether the planes follow each other on one line at one distance, to a tenth of it and of a pixel."""
+    first = planes[0]
+    ordered = sorted((p.position for p in planes), key=lambda position: float(position @ first.normal))
+    if len(ordered) < 2:
         return False
-    step = along[-1] / (len(along) - 1)
-    return bool(step > SAME_PLACE_MM and np.abs(along - step * np.arange(len(along))).max() <= TOLERANCE_VOXELS * step)
+    steps = np.linspace(ordered[0], ordered[-1], len(ordered))
+    off = np.array(ordered) - steps
+    along = off @ first.normal
+    step = float((ordered[-1] - ordered[0]) @ first.normal) / (len(ordered) - 1)
+    sideways = np.linalg.norm(off - along[:, None] * first.normal, axis=1)
+    is_one_line = sideways.max() <= TOLERANCE_VOXELS * min(first.pixel_mm)
+    return bool(step > SAME_PLACE_MM and np.abs(along).max() <= TOLERANCE_VOXELS * step and is_one_line)
 
 
 def _parts(planes: list[Plane]) -> list[list[Plane]]:
@@ -126,6 +132,9 @@ def _dividing_key(planes: list[Plane]) -> str | None:
     divisions = {key: parts for key, parts in divisions.items() if len(parts) > 1 and min(map(len, parts)) > 1}
     doubles = _num_doubles(planes)
     if doubles:
+        num_places = len(planes) - doubles
+        covering = {k: parts for k, parts in divisions.items() if all(len(part) == num_places for part in parts)}
+        divisions = {k: parts for k, parts in divisions.items() if k not in _CLOCKS or k in covering}
         left = {key: sum(map(_num_doubles, parts)) for key, parts in divisions.items()}
         better = [key for key in divisions if left[key] < doubles]
         return min(better, key=lambda k: (left[k], len(divisions[k]), list(KEYS).index(k)), default=None)
