@@ -71,15 +71,15 @@ def _about(subject: str) -> dict[str, Any]:
 
 def _about_image(path: Path) -> dict[str, Any]:
     """A CT, or where it is none, a label map; the refusal of both where it is neither."""
+    from maisi.data.door import open_labels
     from maisi.errors import InvalidLabelsError, InvalidVolumeError
     from maisi.space.files import read_volume
-    from maisi.space.label_files import read_labels
 
     try:
         return _about_volume(read_volume(path))
     except InvalidVolumeError as no_volume:
         try:
-            return _about_labels(read_labels(path))
+            return _about_labels(open_labels(path)[0])
         except InvalidLabelsError as no_labels:
             if path.is_dir():
                 raise no_volume from no_labels
