@@ -38,7 +38,8 @@ _HOMES = {
     "maisi.phantom.draw": ("draw_phantom",),
     "maisi.phantom.render": ("render_phantom",),
     "maisi.pipelines.requests": ("GenerateRequest",),
-    "maisi.space.files": ("read_labels", "read_volume", "write_labels", "write_volume"),
+    "maisi.space.files": ("read_volume", "write_labels", "write_volume"),
+    "maisi.space.label_files": ("read_labels",),
     "maisi.space.grid": ("Grid",),
     "maisi.space.resample": ("crop", "fit", "pad", "resample", "with_spacing"),
     "maisi.space.volume": ("LabelMap", "Volume"),
@@ -77,8 +78,9 @@ if TYPE_CHECKING:
     from maisi.pipelines.preview import preview
     from maisi.pipelines.produce import produce
     from maisi.pipelines.requests import GenerateRequest
-    from maisi.space.files import read_labels, read_volume, write_labels, write_volume
+    from maisi.space.files import read_volume, write_labels, write_volume
     from maisi.space.grid import Grid
+    from maisi.space.label_files import read_labels
     from maisi.space.resample import crop, fit, pad, resample, with_spacing
     from maisi.space.volume import LabelMap, Volume
     from maisi.splitting.slabs import SlabTensor

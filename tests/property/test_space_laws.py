@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maisi.space.files import read_labels, read_volume, write_labels, write_volume
+from maisi.space.files import read_volume, write_labels, write_volume
 from maisi.space.grid import Grid
 from maisi.space.intensity import from_unit, to_unit
+from maisi.space.label_files import read_labels
 from maisi.space.resample import crop, fit, pad, resample, with_spacing
 from maisi.space.volume import LabelMap, Volume
 

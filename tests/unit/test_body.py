@@ -8,8 +8,9 @@ from maisi.anatomy.morphology import close_mask, dilate, erode, without_specks
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.errors import InvalidLabelsError, InvalidVolumeError
 from maisi.phantom.draw import draw_phantom
-from maisi.space.files import read_labels, read_volume
+from maisi.space.files import read_volume
 from maisi.space.grid import Grid
+from maisi.space.label_files import read_labels
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap, Volume
 

@@ -57,9 +57,8 @@ def test_labels_with_names_of_their_own_come_in_our_vocabulary(tmp_path: Path) -
     ids = np.zeros(GRID.shape, np.uint8)
     ids[10:14, 10:14, :] = 1
     ids[20:24, 10:14, :] = 2
-    ids[20:24, 16:18, :] = 3  # without a name
     write_labels(LabelMap(ids, GRID), tmp_path / "labels.nii.gz")
-    case = Case(id="a", labels=tmp_path / "labels.nii.gz", label_names={"1": "Brainstem", "2": "no such thing"})
+    case = Case(id="a", labels=tmp_path / "labels.nii.gz", label_names={"1": "Brainstem", "2": "celiac_trunk"})
     labels = own_labels(case)
     assert labels is not None
     assert set(np.unique(labels.array)) == {0, vocabulary.id("brainstem")}

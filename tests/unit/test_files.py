@@ -17,8 +17,9 @@ import pytest
 from isal import igzip
 
 from maisi.errors import InvalidLabelsError, InvalidVolumeError, StorageError
-from maisi.space.files import read_image, read_labels, read_volume, write_labels, write_volume
+from maisi.space.files import read_image, read_volume, write_labels, write_volume
 from maisi.space.grid import Grid
+from maisi.space.label_files import read_labels
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 from maisi.storage.atomic import write_atomically
@@ -377,12 +378,12 @@ def test_a_missing_file_an_empty_folder_and_a_folder_read_as_mr_are_refused(tmp_
 
 BAD_LABELS = {
     "fractions": (lambda p: save(p, np.full(SHAPE, 2.5, "f4")), "values that are not whole, such as 2.5"),
-    "negative": (lambda p: save(p, np.full(SHAPE, -1, "i2")), "ids from -1 to -1"),
-    "too large": (lambda p: save(p, np.full(SHAPE, 65536, "i4")), "ids from 65536 to 65536"),
-    "NaN": (lambda p: save(p, np.full(SHAPE, np.nan, "f4")), "ids from nan to nan"),
-    "rgb": (_rgb, r"colour \(RGB\)"),
-    "2-D": (lambda p: save(p, np.ones((12, 10), "u1")), "2-D image of 12x10"),
-    "4-D": (lambda p: save(p, np.ones((12, 10, 8, 2), "u1")), "12x10x8x2"),
+    "negative": (lambda p: save(p, np.full(SHAPE, -1, "i2")), "no ids, such as -1"),
+    "too large": (lambda p: save(p, np.full(SHAPE, 65536, "i4")), "no ids, such as 65536"),
+    "NaN": (lambda p: save(p, np.full(SHAPE, np.nan, "f4")), "no ids, such as nan"),
+    "rgb": (_rgb, r"colours \(RGB\)"),
+    "2-D": (lambda p: save(p, np.ones((12, 10), "u1")), "2-D array of 12x10"),
+    "4-D": (lambda p: save(p, np.ones((12, 10, 8, 2), "u1")), "a fourth axis of 2"),
     "corrupt": (_flipped, "truncated or corrupt gzip"),
 }
 

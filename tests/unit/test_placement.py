@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from made_scans import AFFINE, SHAPE, save_scan, trunk, world_of
 
 from maisi.errors import InvalidVolumeError
-from maisi.space.files import read_image, read_labels
+from maisi.space.files import read_image
 from maisi.space.grid import Grid
+from maisi.space.label_files import read_labels
 from maisi.space.reading import Finding, ReadOptions
 
 MIRROR = np.diag([-1.0, 1, 1, 1])

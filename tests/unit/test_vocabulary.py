@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.errors import InvalidLabelsError
-from maisi.space.files import read_labels
+from maisi.anatomy.vocabulary import ClassDeclaration, extended, load_vocabulary
+from maisi.errors import InvalidConfigError, InvalidLabelsError
 
 vocabulary = load_vocabulary()
 
@@ -91,20 +90,69 @@ def test_unknown_ids_are_refused_with_what_is_accepted() -> None:
     assert vocabulary.check_ids(np.array([[0, 6], [1, 6]])) == (1, 6)
 
 
-def test_foreign_labels_are_translated_and_a_name_nobody_knows_is_refused() -> None:
-    foreign = np.array([[[0, 7], [300, 7]]], np.uint16)
-    assert vocabulary.translate(foreign, {7: "Mandible", 300: "SpinalCord"}).tolist() == [[[0, 137], [121, 137]]]
-    with pytest.raises(InvalidLabelsError, match="celiac"):
-        vocabulary.translate(foreign, {7: "celiac_trunk", 300: "SpinalCord"})
-    dropped = vocabulary.translate(foreign, {7: "celiac_trunk", 300: "SpinalCord"}, drop=["celiac_trunk"])
-    assert dropped.tolist() == [[[0, 0], [121, 0]]]
-    with pytest.raises(InvalidLabelsError, match="300 has no name"):
-        vocabulary.translate(foreign, {7: "Mandible"})
+def test_ids_are_found_in_arrays_of_any_type() -> None:
+    ids = np.zeros((4, 3, 2), np.uint8)
+    ids[1, 1, 1], ids[3, 0, 0] = 200, 6
+    for dtype in (np.uint8, np.uint16, np.int64, np.float32):
+        assert vocabulary.check_ids(ids.astype(dtype)) == (6, 200)
 
 
-def test_totalsegmentator_names_give_the_ids_of_real_label_maps(shared_data, shared_cases) -> None:  # type: ignore[no-untyped-def]
-    case = next(case for case in shared_cases if case["id"] == "totalseg_example_ct")
-    theirs, ours = (read_labels(shared_data / case[key]).array for key in ("labels", "labels_maisi"))
-    translated = vocabulary.translate(theirs, {int(id): name for id, name in case["label_names"].items()})
-    labelled = theirs != 0
-    assert (translated[labelled] == ours[labelled]).all()
+def test_a_bundle_extends_the_vocabulary_by_classes_of_its_own() -> None:
+    ours = extended(
+        vocabulary, {160: "stent", 161: ClassDeclaration(name="pleural effusion", host="lungs", hu=(10, 5))}
+    )
+    assert ours.id("stent") == 160
+    assert ours.find("Pleural_Effusion") == 161
+    assert ours.check_ids(np.array([0, 1, 160, 161])) == (1, 160, 161)
+    assert ours.group("declared") == (160, 161)
+    assert ours.structure(161).hu == (10, 5)
+    assert ours.structure("stent").hu == vocabulary.structure("body").hu
+    assert len({structure.colour for structure in ours.structures}) == len(vocabulary.structures) + 2
+    assert tuple(ours.palette[160]) == ours.structure(160).colour
+    assert not vocabulary.knows("stent")
+
+
+def test_every_free_id_can_be_declared_each_with_a_colour_of_its_own() -> None:
+    free = [id for id in range(1, 256) if id not in vocabulary.ids or vocabulary.structure(id).is_dummy]
+    ours = extended(vocabulary, {id: f"class {id}" for id in free})
+    assert ours.ids == tuple(range(1, 256))
+    assert len({structure.colour for structure in ours.structures}) == 255
+
+
+def test_an_id_that_maisi_reserves_and_never_fills_can_be_declared() -> None:
+    ours = extended(vocabulary, {2: "pleural effusion"})
+    assert ours.name(2) == "pleural effusion"
+    assert 2 not in ours.group("dummies")
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ({1: "stent"}, "id 1, which is liver; free: 2, 16, 18"),
+        ({256: "stent"}, "256, which does not fit 8 bits"),
+        ({0: "stent"}, "id 0"),
+        ({160: "Kidney_Left"}, "knows that name already"),
+        ({160: "stent", 161: "Stent"}, "knows that name already"),
+        ({160: " "}, "cannot be called"),
+        ({160: ClassDeclaration(name="stent", host="no such host")}, "no such host"),
+        ({160: ClassDeclaration(name="stent", groups=("dummies",))}, "dummies"),
+        ({160: ClassDeclaration(name="stent", region="knee")}, "knee"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused(classes: dict[int, str | ClassDeclaration], said: str) -> None:
+    with pytest.raises(InvalidConfigError, match=said):
+        extended(vocabulary, classes)
+
+
+def test_places_name_structures_that_exist_and_are_boxes() -> None:
+    assert set(vocabulary.places) <= set(vocabulary.names)
+    for place in vocabulary.places.values():
+        assert all(low < high for low, high in (place.x, place.y, place.z, place.ml))
+        assert min(place.half) > 0
+
+
+def test_a_left_structure_lies_where_its_right_one_does_in_a_mirror() -> None:
+    left, right = (vocabulary.places_by_id[vocabulary.id(f"{side} kidney")] for side in ("left", "right"))
+    assert left.x == (-right.x[1], -right.x[0])
+    assert left.x[1] < 0 < right.x[0]
+    assert (left.y, left.z, left.half, left.ml) == (right.y, right.z, right.half, right.ml)

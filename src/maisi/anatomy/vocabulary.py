@@ -1,6 +1,7 @@
 """The vocabulary of anatomy: every structure that a label map may hold, read from `vocabulary.yaml`."""
 
 from collections.abc import Collection, Iterable, Mapping
+from colorsys import hsv_to_rgb
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from maisi.errors import InvalidLabelsError
+from maisi.errors import InvalidConfigError, InvalidLabelsError
 from maisi.shapes import Frozen
+from maisi.space.volume import id_counts
 
 BACKGROUND = 0
 DUMMIES = "dummies"
+DECLARED = "declared"  # the group of classes that a bundle adds
+MIN_ID, MAX_ID = 1, 255  # ids are shown to the network as 8 bits
+GOLDEN_RATIO = 0.618034  # its multiples spread over the circle of hues
 
 
 class Structure(Frozen):
@@ -73,6 +78,33 @@ class BodyRules(Frozen):
     speck_ml: float
 
 
+class Place(Frozen):
+    """Where the middle of a structure lies in an adult (mm, RAS, from the first lumbar vertebra), and its size."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    z: tuple[float, float]
+    half: tuple[float, float, float]  # how far the structure reaches from its middle
+    ml: tuple[float, float]  # usual volume, largest believable one
+
+    @property
+    def mirrored(self) -> "Place":
+        """The place of the same structure on the other side."""
+        return self.model_copy(update={"x": (-self.x[1], -self.x[0])})
+
+
+class PlaceRules(Frozen):
+    """How far the structures of a label map may differ from their places; see `vocabulary.yaml`."""
+
+    part: float
+    turned: float
+    fragment: float
+    tiny: float
+    near: float
+    far: float
+    slack_mm: float
+
+
 class Vocabulary(Frozen):
     """All structures and the rules of the body; names are looked up in it, never written as numbers elsewhere."""
 
@@ -80,6 +112,8 @@ class Vocabulary(Frozen):
     regions: dict[str, Region]
     tissues: dict[str, tuple[float, float]]
     body: BodyRules
+    place_rules: PlaceRules
+    places: dict[str, Place]
     structures: tuple[Structure, ...]
 
     @cached_property
@@ -97,8 +131,25 @@ class Vocabulary(Frozen):
             elsewhere = () if structure.is_dummy else (structure.totalseg, structure.vista, *structure.aliases)
             for name in (structure.name, *elsewhere):
                 if name is not None:
-                    names.setdefault(_folded(name), structure.id)
+                    names.setdefault(folded(name), structure.id)
         return names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of every structure, by ascending id."""
+        return tuple(self._by_id[id].name for id in self.ids)
+
+    @cached_property
+    def places_by_id(self) -> dict[int, Place]:
+        """Where structures lie; a left one without a row of its own mirrors the right one."""
+        found = {}
+        for structure in self.structures:
+            side, _, rest = structure.name.partition(" ")
+            opposite = self.places.get(f"right {rest}") if side == "left" else None
+            place = self.places.get(structure.name) or (opposite.mirrored if opposite else None)
+            if place is not None:
+                found[structure.id] = place
+        return found
 
     @cached_property
     def ids(self) -> tuple[int, ...]:
@@ -125,7 +176,7 @@ class Vocabulary(Frozen):
                 raise InvalidLabelsError(_unknown_name(key, self._by_name))
             return self._by_name[key]
         if int(key) not in self._by_id:
-            raise InvalidLabelsError(f"label id {key} is not in the vocabulary; ids are {_ranges(self.ids)}")
+            raise InvalidLabelsError(f"label id {key} is not in the vocabulary; ids are {id_ranges(self.ids)}")
         return self._by_id[int(key)]
 
     def id(self, name: str) -> int:
@@ -138,14 +189,14 @@ class Vocabulary(Frozen):
 
     def find(self, name: str) -> int:
         """The id of a structure by any of its names (TotalSegmentator, VISTA-3D, OpenKBP, ...), in any case."""
-        found = self._by_alias.get(_folded(name))
+        found = self._by_alias.get(folded(name))
         if found is None:
             raise InvalidLabelsError(_unknown_name(name, self._by_alias))
         return found
 
     def knows(self, name: str) -> bool:
         """Whether `find` has an answer."""
-        return _folded(name) in self._by_alias
+        return folded(name) in self._by_alias
 
     def group(self, name: str) -> tuple[int, ...]:
         """The ids of a group, ascending; raises InvalidLabelsError."""
@@ -159,9 +210,9 @@ class Vocabulary(Frozen):
             raise InvalidLabelsError(_unknown_name(name, [*self._by_name, *self.groups], kind="structure or group"))
         return self.group(name) if name in self.groups else (self.id(name),)
 
-    def check_ids(self, labels: np.ndarray | Iterable[int]) -> tuple[int, ...]:
+    def check_ids(self, labels: np.ndarray) -> tuple[int, ...]:
         """The ids present besides 0, ascending; raises InvalidLabelsError on an id that is not in the vocabulary."""
-        present = np.unique(labels if isinstance(labels, np.ndarray) else np.array(list(labels)))
+        present = np.flatnonzero(id_counts(labels)) if labels.dtype in (np.uint8, np.uint16) else np.unique(labels)
         if present.dtype.kind == "f" and not np.array_equal(present, np.round(present)):
             fraction = present[present != np.round(present)][0]
             raise InvalidLabelsError(f"labels must be whole numbers; found {fraction}")
@@ -169,26 +220,76 @@ class Vocabulary(Frozen):
         if unknown:
             shown = ", ".join(map(str, unknown[:12])) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else "")
             raise InvalidLabelsError(
-                f"label ids {shown} are not in the vocabulary; accepted are 0 (background) and {_ranges(self.ids)}"
+                f"label ids {shown} are not in the vocabulary; accepted are 0 (background) and {id_ranges(self.ids)}"
             )
         return tuple(int(id) for id in present if id != BACKGROUND)
 
-    def translate(self, labels: np.ndarray, names: Mapping[int, str], *, drop: Collection[str] = ()) -> np.ndarray:
-        """Labels numbered by someone else in our ids, uint8.
 
-        `names` says what each foreign id is; those named in `drop` become background. Raises InvalidLabelsError on
-        a foreign id without a name and on a name that `find` does not know.
-        """
-        present, where = np.unique(labels, return_inverse=True)
-        ours = np.zeros(len(present), np.uint8)
-        for k, id in enumerate(present):
-            if int(id) == BACKGROUND:
-                continue
-            if int(id) not in names:
-                raise InvalidLabelsError(f"label id {id} has no name; named are {_ranges(sorted(names))}")
-            name = names[int(id)]
-            ours[k] = BACKGROUND if name in drop else self.find(name)
-        return ours[where].reshape(labels.shape)
+class ClassDeclaration(Frozen):
+    """A class that a bundle adds to the vocabulary: its name, and what is known of how it looks."""
+
+    name: str
+    region: str = "any"
+    groups: tuple[str, ...] = (DECLARED,)
+    host: str | None = None  # the structure or group that it grows in
+    colour: tuple[int, int, int] | None = None  # derived from the id where none is given
+    hu: tuple[float, float] | None = None  # mean and standard deviation; those of the body where none are given
+
+
+def extended(vocabulary: Vocabulary, classes: Mapping[int, str | ClassDeclaration]) -> Vocabulary:
+    """The vocabulary with the classes of a bundle, on ids from 1 to 255 that are free or that MAISI never fills.
+
+    Raises InvalidConfigError for an id that is taken or does not fit 8 bits, for a name that the vocabulary knows
+    already, by whatever spelling, and for a host, group or region that there is not.
+    """
+    structures = {structure.id: structure for structure in vocabulary.structures}
+    names = {folded(structure.name) for structure in vocabulary.structures}
+    for id, declared in sorted(classes.items()):
+        declaration = ClassDeclaration(name=declared) if isinstance(declared, str) else declared
+        name = declaration.name.strip()
+        taken = structures.get(id)
+        if not MIN_ID <= id <= MAX_ID or (taken is not None and not taken.is_dummy):
+            by = f"is {taken.name}" if taken is not None else f"does not fit {MAX_ID.bit_length()} bits"
+            free = [k for k in range(MIN_ID, MAX_ID + 1) if k not in structures or structures[k].is_dummy]
+            raise InvalidConfigError(f"class {name!r} cannot have the id {id}, which {by}; free: {id_ranges(free)}")
+        if not name or folded(name) in names or vocabulary.knows(name):
+            raise InvalidConfigError(f"class {id} cannot be called {name!r}: the vocabulary knows that name already")
+        names.add(folded(name))
+        colour = declaration.colour or _derived_colour(id, {each.colour for each in structures.values()})
+        structures[id] = _declared(vocabulary, id, name, declaration, colour)
+    kept = {field: getattr(vocabulary, field) for field in Vocabulary.model_fields}
+    return Vocabulary(**{**kept, "structures": tuple(structures[id] for id in sorted(structures))})
+
+
+def _declared(
+    vocabulary: Vocabulary, id: int, name: str, declaration: ClassDeclaration, colour: tuple[int, int, int]
+) -> Structure:
+    unknown = [f"group {g!r}" for g in declaration.groups if g not in {*vocabulary.groups, DECLARED} - {DUMMIES}]
+    if declaration.region not in {*vocabulary.regions, "any"}:
+        unknown.append(f"region {declaration.region!r}")
+    if declaration.host is not None and declaration.host not in {*vocabulary.groups, *vocabulary.names}:
+        unknown.append(f"host {declaration.host!r}")
+    if unknown:
+        raise InvalidConfigError(f"class {name!r} names the {unknown[0]}, which is not in the vocabulary")
+    return Structure(
+        id=id,
+        name=name,
+        groups=declaration.groups,
+        region=declaration.region,
+        host=declaration.host,
+        colour=colour,
+        hu=declaration.hu or vocabulary.structure("body").hu,
+    )
+
+
+def _derived_colour(id: int, taken: Collection[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """A bright colour that only this id gives and no structure of the vocabulary has."""
+    hue, shade = (id * GOLDEN_RATIO) % 1.0, 0
+    while True:
+        red, green, blue = (round(255 * c) for c in hsv_to_rgb(hue, 0.75, 1.0 - 0.02 * shade))
+        if (red, green, blue) not in taken:
+            return red, green, blue
+        shade += 1
 
 
 @lru_cache(maxsize=1)
@@ -199,17 +300,19 @@ def load_vocabulary() -> Vocabulary:
     return Vocabulary.model_validate(yaml.load(text, Loader=loader))
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A name as names are compared: in small letters, with spaces for underscores."""
     return " ".join(name.replace("_", " ").lower().split())
 
 
 def _unknown_name(name: str, known: Iterable[str], kind: str = "structure") -> str:
-    close = get_close_matches(_folded(name), list(known), n=3, cutoff=0.5)
+    close = get_close_matches(folded(name), list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see vocabulary.yaml"
     return f"unknown {kind} {name!r}; {hint}"
 
 
-def _ranges(ids: Iterable[int]) -> str:
+def id_ranges(ids: Iterable[int]) -> str:
+    """Ascending ids in words: 1-153, 200-204."""
     spans: list[list[int]] = []
     for id in ids:
         if spans and id == spans[-1][1] + 1:

@@ -37,6 +37,10 @@ def generate(
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Label map to follow; without it one is drawn.")
     ] = None,
+    numbering: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Whose numbers the labels have.", show_default="maisi"),
+    ] = None,
     enclose: Annotated[bool, typer.Option("--enclose", help="Draw a body around labels that have none.")] = False,
     count: Annotated[int | None, typer.Option("--count", "-n", help="Samples.", show_default="1")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same samples.", show_default="0")] = None,
@@ -72,6 +76,7 @@ def generate(
         "size": size,
         "spacing": spacing,
         "labels": labels,
+        "numbering": numbering,
         "enclose": enclose or None,
         "count": count,
         "seed": seed,

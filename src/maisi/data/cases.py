@@ -1,16 +1,22 @@
 """A case of a manifest as volume, labels in our vocabulary, and region span."""
 
+import logging
 import re
-
-import numpy as np
+from collections.abc import Collection
 
 from maisi.anatomy.body import complete_labels, tissue_labels
+from maisi.anatomy.numberings import Numbering, in_our_ids
 from maisi.anatomy.regions import BodyRegion, RegionSpan, region_span
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.data.door import open_labels
 from maisi.data.manifest import Case
-from maisi.errors import InvalidRequestError
-from maisi.space.files import read_labels, read_volume
+from maisi.errors import InvalidConfigError, InvalidRequestError
+from maisi.space.files import read_volume
+from maisi.space.label_files import read_labels
+from maisi.space.reading import Finding
 from maisi.space.volume import LabelMap, Volume, check_same_grid
+
+logger = logging.getLogger(__name__)
 
 REGION_WORDS = {
     BodyRegion.HEAD: r"head|neck|brain|skull",
@@ -20,29 +26,52 @@ REGION_WORDS = {
 }
 
 
-def read_case(case: Case) -> tuple[Volume, LabelMap]:
-    """The volume, and labels of every voxel: the case's own where it has some, coarse tissues elsewhere."""
+def read_case(case: Case, drop: Collection[str] = ()) -> tuple[Volume, LabelMap]:
+    """The volume, and labels of every voxel: the case's own where it has some, coarse tissues elsewhere.
+
+    `drop` is for `own_labels`.
+    """
     if case.image is None:
         raise InvalidRequestError(f"case {case.id!r} has no image")
     volume = read_volume(case.image)
-    own = own_labels(case)
+    own = own_labels(case, drop)
     if own is None:
         return volume, tissue_labels(volume)
     check_same_grid(own, volume)
     return volume, complete_labels(own, volume)
 
 
-def own_labels(case: Case) -> LabelMap | None:
-    """The case's labels in our vocabulary; ids without a name, and names it does not know, are left out."""
+def own_labels(case: Case, drop: Collection[str] = ()) -> LabelMap | None:
+    """The case's labels in our vocabulary; None where it has none of a structure that the vocabulary knows.
+
+    Left out is what `label_names` calls background, what `drop` names (names, or numbers that have none), and, with a
+    warning, what `numberings.yaml` lists as without a place. Raises InvalidLabelsError on any other id without a name
+    and on any other name that nobody knows.
+    """
     if case.labels_maisi is not None:
-        return read_labels(case.labels_maisi)
+        labels, report = open_labels(case.labels_maisi)
+        _warn(case, report.findings)
+        return labels
     if case.labels is None:
         return None
-    labels, vocabulary = read_labels(case.labels), load_vocabulary()
-    names = {int(id): case.label_names.get(str(id), "") for id in np.unique(labels.array)}
-    foreign = {name for name in names.values() if not vocabulary.knows(name)}
-    ours = vocabulary.translate(labels.array, names, drop=foreign)
-    return LabelMap(ours, labels.grid) if ours.any() else None
+    labels, findings = in_our_ids(read_labels(case.labels), _numbering(case, drop), load_vocabulary(), case.labels)
+    _warn(case, findings)
+    return labels if labels.array.any() else None
+
+
+def _numbering(case: Case, drop: Collection[str]) -> Numbering:
+    wrong = [key for key in case.label_names if not key.isdecimal()]
+    if wrong:
+        raise InvalidConfigError(f"case {case.id!r}: label_names has the key {wrong[0]!r}; accepted: whole numbers")
+    said = {**case.label_names, **{id: "background" for id in drop if id.isdecimal()}}
+    names = {int(id): "background" if name in drop else name for id, name in said.items() if int(id) > 0}
+    return Numbering(name=f"of case {case.id}", title=f"case {case.id}", names=names)
+
+
+def _warn(case: Case, findings: tuple[Finding, ...]) -> None:
+    for finding in findings:
+        if finding.is_warning:
+            logger.warning("case %s: %s; %s", case.id, finding.found, finding.decided)
 
 
 def case_span(case: Case, labels: LabelMap) -> RegionSpan:

@@ -114,7 +114,9 @@ def label_source(request: GenerateRequest, bundle: Bundle) -> LabelSource:
         raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
     grid = (request.size, request.spacing, bundle.limits, bundle.size_multiple, request.force)
     if request.labels is not None:
-        return file_source(request.labels, *grid, region=request.region, enclose=request.enclose)
+        return file_source(
+            request.labels, *grid, region=request.region, enclose=request.enclose, numbering=request.numbering
+        )
     return phantom_source(request.region or DEFAULT_REGION, *grid)
 
 

@@ -12,11 +12,12 @@ from maisi.anatomy.body import enclosed
 from maisi.anatomy.regions import RegionSpan, region_span
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Limits
+from maisi.data.door import open_labels
 from maisi.errors import InvalidGridError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.shapes import Size3, Spacing3
-from maisi.space.files import read_labels
 from maisi.space.grid import Grid
+from maisi.space.reading import ReadOptions
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap
 
@@ -93,6 +94,7 @@ def file_source(
     force: bool = False,
     region: str | None = None,
     enclose: bool = False,
+    numbering: str | None = None,
 ) -> GivenLabels:
     """The labels of a file on a grid that the bundle can generate.
 
@@ -101,7 +103,10 @@ def file_source(
     show, unless a region is named. With `enclose`, a map without body gets one around its structures. Raises
     `InvalidGridError` for what the bundle does not take, `InvalidLabelsError` for ids that the vocabulary lacks.
     """
-    labels = read_labels(path)
+    labels, report = open_labels(path, ReadOptions(numbering=numbering))
+    for finding in report.findings:
+        level = logging.WARNING if finding.is_warning else logging.INFO
+        logger.log(level, "%s: %s; %s", path, finding.found, finding.decided)
     vocabulary = load_vocabulary()
     present, body = vocabulary.check_ids(labels.array), vocabulary.id("body")
     span = RegionSpan.named(region) if region is not None else region_span(labels)

@@ -67,6 +67,7 @@ class GenerateRequest(ComputeRequest):
     size: Size3 | None = None
     spacing: Spacing3 | None = None
     labels: Path | None = None
+    numbering: str | None = None
     enclose: bool = False
     modality: str = "ct"
     count: int = Field(default=1, ge=1)

@@ -18,7 +18,8 @@ from maisi.pipelines.execution import fitted
 from maisi.pipelines.generate import generate, label_source, sample_generators
 from maisi.pipelines.requests import CodecRequest, GenerateRequest
 from maisi.shapes import Frozen
-from maisi.space.files import read_labels, read_volume
+from maisi.space.files import read_volume
+from maisi.space.label_files import read_labels
 
 WHOLE_MAP = 20  # structures from which a label map is taken to name all that it shows
 OnCase = Callable[[str], None]

@@ -1,6 +1,7 @@
 """Volumes and label maps in and out of files, checked at the door. Inside is RAS+, mm, HU; outside is anything."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +11,7 @@ from isal import igzip
 from maisi.space.checks import Refusal, bad_labels, bad_volume
 from maisi.space.grid import Grid
 from maisi.space.nifti import SUFFIXES, check_bytes, check_one_volume, decoded, open_nifti, suffix_of
-from maisi.space.orientation import turn_to_ras, turn_volume
+from maisi.space.orientation import turn_volume
 from maisi.space.placement import nifti_grid
 from maisi.space.reading import Finding, ReadOptions
 from maisi.space.values import settle_values
@@ -18,8 +19,6 @@ from maisi.space.volume import LabelMap, Modality, Volume
 from maisi.storage.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
-
-_INTEGER_TOLERANCE = 1e-3  # how far a stored scale factor may put an id from its integer
 
 
 def read_volume(path: str | Path, *, modality: Modality = "ct", series: str | None = None) -> Volume:
@@ -61,27 +60,11 @@ def read_nifti_volume(path: Path, options: ReadOptions) -> tuple[Volume, list[Fi
     return turn_volume(array, grid, options.modality, padding), [*findings, *placing, *judged]
 
 
-def log_findings(path: str | Path, findings: list[Finding]) -> None:
+def log_findings(path: str | Path, findings: Iterable[Finding]) -> None:
     """Nothing; what was found is logged, a warning as such."""
     for finding in findings:
         level = logging.WARNING if finding.is_warning else logging.INFO
         logger.log(level, "%s: %s; %s", path, finding.found, finding.decided)
-
-
-def read_labels(path: str | Path) -> LabelMap:
-    """The label map of a `.nii` or `.nii.gz` file turned to RAS: uint8 where all ids are below 256, else uint16.
-
-    Raises `InvalidLabelsError` for what is not one 3-D map of whole numbers from 0 to 65535.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise bad_labels(path, "a folder", "one .nii or .nii.gz file of structure ids")
-    image = open_nifti(path, bad_labels)
-    check_one_volume(image, path, bad_labels)
-    ids = _ids(decoded(image, path, bad_labels), path)
-    grid, findings = nifti_grid(image, path, bad_labels)
-    log_findings(path, findings)
-    return LabelMap(*turn_to_ras(ids, grid, 0, nearest=True))
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:
@@ -105,21 +88,6 @@ def _writable(path: Path, refuse: Refusal) -> Path:
     if suffix_of(path) is None:
         raise refuse(path, f"the name ending {path.suffix or '(none)'!r} to write", " or ".join(SUFFIXES))
     return path
-
-
-def _ids(values: np.ndarray, path: Path) -> np.ndarray:
-    """The values as uint8 or uint16, if they are ids."""
-    low, high = values.min(), values.max()
-    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
-        raise bad_labels(path, f"ids from {low:g} to {high:g}", "whole numbers from 0 to 65535")
-    if values.dtype.kind == "f":
-        whole = np.rint(values)
-        worst = float(np.abs(values - whole).max())
-        if worst > _INTEGER_TOLERANCE:
-            example = float(values.flat[np.abs(values - whole).argmax()])
-            raise bad_labels(path, f"values that are not whole, such as {example:g}", "whole numbers from 0 to 65535")
-        values = whole
-    return values.astype(np.uint8 if high < 255.5 else np.uint16)
 
 
 def _write_nifti(array: np.ndarray, grid: Grid, path: Path) -> None:

@@ -6,7 +6,7 @@ method 3 the sform.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from maisi.space.checks import Refusal, check_spacing
 from maisi.space.grid import TOLERANCE_VOXELS, Grid
 from maisi.space.reading import Finding
 from maisi.space.tilt import tilt_of
+
+Form: TypeAlias = Literal["sform", "qform"]
 
 _UNITS = {0: ("unknown", 1.0), 1: ("metre", 1000.0), 2: ("millimetre", 1.0), 3: ("micrometre", 0.001)}
 _CODES = {0: "unknown", 1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI", 5: "template"}
@@ -31,15 +33,13 @@ _STEEPEST_TILT = 45.0  # degrees; gantries tilt by up to 30
 class _Place:
     """One of a file's two places: its code, and its affine in mm, or why it has none."""
 
-    name: Literal["sform", "qform"]
+    name: Form
     code: int
     grid: Grid | None
     fault: str = ""
 
 
-def nifti_grid(
-    image: Any, path: Path, refuse: Refusal, affine: Literal["sform", "qform"] | None = None
-) -> tuple[Grid, list[Finding]]:
+def nifti_grid(image: Any, path: Path, refuse: Refusal, affine: Form | None = None) -> tuple[Grid, list[Finding]]:
     """The grid of the file's axes, in mm along RAS+, and what was not plain about it.
 
     `affine` chooses between sform and qform where they disagree; without it a disagreement is refused, with both.
@@ -117,7 +117,7 @@ def _rotation(vector: np.ndarray) -> np.ndarray:
     )
 
 
-def _placed(name: Literal["sform", "qform"], code: int, matrix: np.ndarray, image: Any, scale: float) -> _Place:
+def _placed(name: Form, code: int, matrix: np.ndarray, image: Any, scale: float) -> _Place:
     matrix[:3] *= scale
     try:
         return _Place(name, code, Grid(image.shape[:3], matrix))

@@ -74,3 +74,11 @@ def _check_on_grid(array: np.ndarray, grid: Grid) -> None:
         raise InvalidGridError(f"an array of shape {array.shape} does not fit a grid of {grid.shape}")
     if not grid.is_ras:
         raise InvalidGridError(f"arrays are held along RAS, got {grid}; read files with maisi.space.files")
+
+
+def id_counts(ids: np.ndarray) -> np.ndarray:
+    """How often each id occurs in an array of uint8 or uint16, int64 by id up to the largest one."""
+    counts = np.zeros(int(ids.max(initial=0)) + 1, np.int64)
+    for plane in np.atleast_2d(ids):  # plane by plane: bincount widens what it counts
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    return counts

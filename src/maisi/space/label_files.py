@@ -1,0 +1,361 @@
+"""What label maps are stored as: ids, scaled ids, colours, channels of zeros and ones, a folder of masks.
+
+All of it comes in as one map of ids along RAS. Whose numbers these are is asked elsewhere, in `anatomy.numberings`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from maisi.space.checks import bad_labels
+from maisi.space.files import log_findings
+from maisi.space.grid import Grid
+from maisi.space.nifti import check_bytes, open_nifti, suffix_of
+from maisi.space.orientation import turn_to_ras
+from maisi.space.placement import Form, nifti_grid
+from maisi.space.reading import Finding
+from maisi.space.volume import LabelMap, id_counts
+
+WHOLE_WITHIN = 1e-3  # how far rounding may put an id from its whole number where no scale factor does
+LARGEST_ID = 65535
+_IDS = f"whole numbers from 0 to {LARGEST_ID}"
+_TABLE_CODES = (0, 30)  # NIfTI's codes for extensions of nobody in particular and of Caret
+_MASK = "a mask of zeros and one other value"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLabels:
+    """The ids of a label file, what the file itself calls them (where it does), and what was not plain about it."""
+
+    labels: LabelMap
+    names: Mapping[int, str] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    is_coloured: bool = False  # the ids are those of the palette given
+
+
+def read_labels(path: str | Path) -> LabelMap:
+    """The ids of a `.nii` or `.nii.gz` file turned to RAS: uint8 where all ids are below 256, else uint16.
+
+    Raises `InvalidLabelsError` for what is not one 3-D map of whole numbers from 0 to 65535.
+    """
+    stored = read_stored_labels(path)
+    log_findings(path, stored.findings)
+    return stored.labels
+
+
+def read_stored_labels(
+    path: str | Path,
+    *,
+    channels: Sequence[int] | None = None,
+    palette: np.ndarray | None = None,
+    affine: Form | None = None,
+) -> StoredLabels:
+    """The label map of a file or of a folder of masks, turned to RAS: uint8 where all ids are below 256, else uint16.
+
+    `channels` are the ids of the channels of a one-hot file, in order; a first channel more is its background.
+    `palette` says which colour is which id, uint8 `(ids, 3)`. `affine` says which of a file's two places counts where
+    they disagree. In a folder each file is one structure, named after it,
+    and gets a number; where structures overlap the smaller one is kept. Raises `InvalidLabelsError` for what is none
+    of these, with what was found where, and what is accepted.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, affine)
+    image = open_nifti(path, bad_labels)
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) < 3 or min(shape[:3]) < 2 or sum(n > 1 for n in shape[3:]) > 1:
+        raise bad_labels(path, f"a {len(shape)}-D array of {_size(shape)}", "3-D, at least 2 voxels on each axis")
+    grid, placing = nifti_grid(image, path, bad_labels, affine)
+    stored = _stored_labels(image, shape, grid, path, channels, palette)
+    return replace(stored, findings=(*check_bytes(image), *placing, *stored.findings))
+
+
+def _stored_labels(
+    image: Any,
+    shape: tuple[int, ...],
+    grid: Grid,
+    path: Path,
+    channels: Sequence[int] | None,
+    palette: np.ndarray | None,
+) -> StoredLabels:
+    """The labels of an image, by what its voxels are."""
+    extra = int(np.prod(shape[3:], dtype=int))
+    dtype = image.get_data_dtype()
+    if dtype.fields:
+        return _coloured(_decoded(image, path), grid, path, palette)
+    if dtype.kind not in "iuf":
+        raise bad_labels(path, f"voxels of the type {dtype}", "whole numbers, or colours of our palette")
+    if extra > 1:
+        return _of_channels(_Channels(image, shape, path), grid, path, channels, palette)
+    ids, findings = _whole_ids(image, grid, path)
+    return StoredLabels(_turned(ids, grid), _names_in_header(image), findings)
+
+
+def _whole_ids(image: Any, grid: Grid, path: Path) -> tuple[np.ndarray, tuple[Finding, ...]]:
+    """The ids in file order, and the scale factor if they were stored with one."""
+    slope, inter = (float(n) for n in (image.dataobj.slope, image.dataobj.inter))
+    stored = _decoded(image, path, scaled=False).reshape(grid.shape)
+    is_scaled = slope != 1 or inter != 0
+    if not is_scaled and stored.dtype.kind in "iu":
+        if stored.min() < 0 or stored.max() > LARGEST_ID:
+            _refuse_range(stored, grid, path)
+        return stored.astype(np.uint8 if stored.max() < 256 else np.uint16, copy=False), ()
+    is_coarse = slope < 1 and stored.dtype.kind in "iu"
+    tolerance = max(WHOLE_WITHIN, slope / 2) if is_coarse else WHOLE_WITHIN
+    ids = np.empty(stored.shape, np.uint16, order="F" if stored.flags.f_contiguous else "C")
+    worst = 0.0
+    for k in range(stored.shape[2]):
+        values = stored[:, :, k].astype(np.float64) * slope + inter
+        whole = np.rint(values)
+        if not (whole.min() >= 0 and whole.max() <= LARGEST_ID):  # NaN is neither
+            _refuse_range(values[:, :, None], grid, path, k)
+        beside = np.abs(values - whole)
+        worst = max(worst, float(beside.max()))
+        if worst > tolerance * (1 + 1e-6):
+            example = float(values[beside > tolerance].flat[0])
+            what = f"values that are not whole, such as {example:g} at {_at(beside > tolerance, grid, k)}"
+            raise bad_labels(path, what, f"{_IDS} (to within half the scale factor)")
+        ids[:, :, k] = whole
+    if ids.max() < 256:
+        ids = ids.astype(np.uint8)
+    if not is_scaled or worst == 0:
+        return ids, ()
+    found = f"ids stored with a scale factor of {slope:g}, up to {worst:.2g} beside whole numbers"
+    return ids, (Finding(topic="format", found=found, decided="rounded to the nearest whole number"),)
+
+
+def _refuse_range(values: np.ndarray, grid: Grid, path: Path, first_plane: int = 0) -> None:
+    with np.errstate(invalid="ignore"):
+        wrong = ~((np.rint(values) >= 0) & (np.rint(values) <= LARGEST_ID))
+    k = int(np.argmax(wrong.any(axis=(0, 1))))
+    example = float(values[:, :, k][wrong[:, :, k]].flat[0])
+    where = _at(wrong[:, :, k], grid, first_plane + k)
+    raise bad_labels(path, f"{np.count_nonzero(wrong)} voxels that are no ids, such as {example:g} at {where}", _IDS)
+
+
+def _coloured(voxels: np.ndarray, grid: Grid, path: Path, palette: np.ndarray | None) -> StoredLabels:
+    """The ids whose colours the voxels have."""
+    red, green, blue = (voxels[name].reshape(grid.shape) for name in list(voxels.dtype.names or "RGB")[:3])
+    return _of_colours(red, green, blue, grid, path, palette)
+
+
+def _of_colours(
+    red: np.ndarray, green: np.ndarray, blue: np.ndarray, grid: Grid, path: Path, palette: np.ndarray | None
+) -> StoredLabels:
+    accepted = "one number a voxel, or the colours of our own palette (black is background)"
+    if palette is None:
+        raise bad_labels(path, "colours (RGB) instead of ids", accepted)
+    table = np.full(2**24, LARGEST_ID, np.uint16)
+    codes = palette.astype(np.int64) @ (65536, 256, 1)
+    table[codes[::-1]] = np.arange(len(palette))[::-1]  # the lowest id of a colour
+    table[0] = 0
+    ids = np.empty(grid.shape, np.uint16)
+    for k in range(grid.shape[2]):
+        code = (red[:, :, k].astype(np.int32) << 16) | (green[:, :, k].astype(np.int32) << 8) | blue[:, :, k]
+        ids[:, :, k] = table[code]
+        foreign = ids[:, :, k] == LARGEST_ID
+        if foreign.any():
+            number = int(code[foreign].flat[0])
+            colour = (number >> 16, number >> 8 & 255, number & 255)
+            what = f"colours (RGB) instead of ids, such as {colour} at {_at(foreign, grid, k)}, which is no structure's"
+            raise bad_labels(path, what, accepted)
+    finding = Finding(
+        topic="format", found="colours (RGB) of our palette", decided="turned into the ids they stand for"
+    )
+    labels = _turned(ids.astype(np.uint8) if ids.max() < 256 else ids, grid)
+    return StoredLabels(labels, findings=(finding,), is_coloured=True)
+
+
+class _Channels:
+    """The channels of a file with a fourth (or fifth) axis, decoded one at a time."""
+
+    def __init__(self, image: Any, shape: tuple[int, ...], path: Path) -> None:
+        self.image, self.shape, self.path = image, shape, path
+        self.num = int(np.prod(shape[3:], dtype=int))
+
+    def __getitem__(self, channel: int) -> np.ndarray:
+        place = tuple(channel if n > 1 else 0 for n in self.shape[3:])
+        try:
+            return np.asarray(self.image.dataobj[(slice(None), slice(None), slice(None), *place)])
+        except (ImageFileError, HeaderDataError, ValueError, OSError) as error:
+            raise bad_labels(self.path, f"voxels that cannot be decoded ({error})", "a valid NIfTI file") from error
+
+
+def _of_channels(
+    found: _Channels, grid: Grid, path: Path, channels: Sequence[int] | None, palette: np.ndarray | None
+) -> StoredLabels:
+    """The ids of a one-hot file; of the three colours of an RGB file where the values are more than zeros and ones."""
+    if found.num == 3 and max(float(found[c].max()) for c in range(3)) > 1:
+        values = [found[c] for c in range(3)]
+        if all(v.min() >= 0 and v.max() <= 255 for v in values) and all((v == np.rint(v)).all() for v in values):
+            red, green, blue = (v.astype(np.uint8) for v in values)
+            return _of_colours(red, green, blue, grid, path, palette)
+    what = f"a fourth axis of {found.num}"
+    if channels is None:
+        raise bad_labels(path, what, "3-D; one-hot channels together with --numbering NAME or FILE, which names them")
+    if found.num - len(channels) not in (0, 1):
+        raise bad_labels(
+            path,
+            what,
+            f"as many channels as the numbering has ids ({len(channels)}), or one more, the background first",
+        )
+    ids = [0, *channels] if found.num > len(channels) else list(channels)
+    array = np.zeros(grid.shape, np.uint16)
+    taken = np.zeros(grid.shape, bool)
+    for channel, id in enumerate(ids):
+        mask = _mask(found[channel], path, f"channel {channel}", largest=1.0)
+        _refuse_overlap(mask & taken, grid, path, channel)
+        taken |= mask
+        array[mask] = id
+    finding = Finding(
+        topic="format", found=f"{found.num} one-hot channels", decided=f"ids {ids[0]} to {ids[-1]} in order"
+    )
+    labels = _turned(array.astype(np.uint8) if array.max() < 256 else array, grid)
+    return StoredLabels(labels, findings=(finding,))
+
+
+def _refuse_overlap(both: np.ndarray, grid: Grid, path: Path, channel: int) -> None:
+    if both.any():
+        k = int(np.argmax(both.any(axis=(0, 1))))
+        what = f"{np.count_nonzero(both)} voxels that channel {channel} and one before it claim, such as "
+        raise bad_labels(path, what + _at(both[:, :, k], grid, k), "channels that do not overlap")
+
+
+def _mask(values: np.ndarray, path: Path, what: str, largest: float | None = None) -> np.ndarray:
+    """Where one structure is; any other single value than 1 is as good unless `largest` says otherwise."""
+    high = float(values.max())
+    if largest is not None and high not in (0.0, largest):
+        raise bad_labels(path, f"values up to {high:g} in {what}", "zeros and ones in each channel")
+    mask = values == high if high > 0 else np.zeros(values.shape, bool)
+    if not np.isfinite(high) or high < 0 or np.count_nonzero(values) != np.count_nonzero(mask):
+        others = values[(values != 0) & ~mask]
+        example = float(others.flat[0]) if others.size else high
+        raise bad_labels(path, f"values such as {example:g} and {high:g} in {what}", _MASK)
+    return mask
+
+
+@dataclass(frozen=True, eq=False)
+class _Structure:
+    """One mask of a folder: the box around it and what is in it."""
+
+    name: str
+    corner: tuple[int, ...]
+    mask: np.ndarray
+    num_voxels: int
+
+
+def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
+    """The structures of a folder of masks, numbered by name; where they overlap the smaller one is kept."""
+    paths = [path for path in sorted(folder.iterdir()) if _stem(path) is not None]
+    if not paths:
+        inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and any(map(_stem, path.iterdir()))]
+        hint = f"; its folder {inner[0]} has some" if inner else ""
+        raise bad_labels(folder, f"a folder without masks{hint}", "a folder with one .nii or .nii.gz mask a structure")
+    grid, first = None, paths[0]
+    structures: list[_Structure] = []
+    findings: list[Finding] = []
+    for path in paths:
+        image = open_nifti(path, bad_labels)
+        own, placing = nifti_grid(image, path, bad_labels, affine)
+        findings += [finding for finding in placing if finding not in findings]
+        if grid is not None and not own.is_close(grid):
+            raise bad_labels(path, f"another grid ({own}) than {first.name} has ({grid})", "masks on one grid")
+        grid = own
+        values = _decoded(image, path)
+        if values.dtype.kind not in "iuf" or values.size != np.prod(own.shape):
+            raise bad_labels(path, f"a {values.ndim}-D array of {_size(values.shape)}, {values.dtype}", _MASK)
+        structures += _boxed(str(_stem(path)), _mask(values.reshape(own.shape), path, "it"))
+    assert grid is not None
+    stored = _painted(structures, grid, folder, len(paths))
+    return replace(stored, findings=(*findings, *stored.findings))
+
+
+def _boxed(name: str, mask: np.ndarray) -> list[_Structure]:
+    """The structure in its box; none of an empty mask."""
+    if not mask.any():
+        return []
+    spans = []
+    for axis in range(3):
+        along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        spans.append(slice(int(along[0]), int(along[-1]) + 1))
+    box = mask[tuple(spans)].copy()
+    return [_Structure(name, tuple(span.start for span in spans), box, int(np.count_nonzero(box)))]
+
+
+def _painted(structures: list[_Structure], grid: Grid, folder: Path, num_files: int) -> StoredLabels:
+    names = {number: each.name for number, each in enumerate(structures, start=1)}
+    ids = np.zeros(grid.shape, np.uint16)
+    num_lost: dict[str, int] = {}
+    for number, each in sorted(enumerate(structures, start=1), key=lambda pair: -pair[1].num_voxels):
+        part = ids[tuple(slice(a, a + n) for a, n in zip(each.corner, each.mask.shape, strict=True))]
+        covered = id_counts(part[each.mask])
+        for id in np.flatnonzero(covered[1:]) + 1:
+            pair = f"{each.name} over {names[int(id)]}"
+            num_lost[pair] = num_lost.get(pair, 0) + int(covered[id])
+        part[each.mask] = number
+    empty = num_files - len(structures)
+    found = f"a folder of {num_files} masks" + (f", {empty} of them empty" if empty else "")
+    findings = [Finding(topic="format", found=found, decided="one structure a file, named after it")]
+    if num_lost:
+        worst = sorted(num_lost.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{pair} ({count})" for pair, count in worst[:6]) + (", ..." if len(worst) > 6 else "")
+        findings.append(
+            Finding(
+                topic="format",
+                found=f"{sum(num_lost.values())} voxels that several masks claim: {shown}",
+                decided="the smaller structure is kept",
+                is_warning=True,
+            )
+        )
+    labels = _turned(ids.astype(np.uint8) if len(names) < 256 else ids, grid)
+    return StoredLabels(labels, names, tuple(findings))
+
+
+def _names_in_header(image: Any) -> dict[int, str]:
+    """What the header calls the ids, as TotalSegmentator and Connectome Workbench write it (a label table in XML)."""
+    for extension in image.header.extensions:
+        text = extension.get_content() if extension.get_code() in _TABLE_CODES else b""
+        if not isinstance(text, bytes) or b"<LabelTable" not in text:
+            continue
+        try:
+            root = ElementTree.fromstring(text.strip(b"\0 \r\n\t"))
+        except ElementTree.ParseError:
+            continue
+        labels = [(label.get("Key", ""), (label.text or "").strip()) for label in root.iter("Label")]
+        return {int(key): name for key, name in labels if key.isdigit() and int(key) > 0 and name}
+    return {}
+
+
+def _decoded(image: Any, path: Path, scaled: bool = True) -> np.ndarray:
+    """The voxels in file order, with the header's scale factor or without."""
+    try:
+        return np.asanyarray(image.dataobj) if scaled else np.asanyarray(image.dataobj.get_unscaled())
+    except (ImageFileError, HeaderDataError, ValueError, OSError) as error:
+        raise bad_labels(path, f"voxels that cannot be decoded ({error})", "a valid NIfTI file") from error
+
+
+def _turned(ids: np.ndarray, grid: Grid) -> LabelMap:
+    return LabelMap(*turn_to_ras(ids, grid, 0, nearest=True))
+
+
+def _stem(path: Path) -> str | None:
+    """The name of a mask's file without its ending; None for other files."""
+    ending = suffix_of(path)
+    return path.name[: -len(ending)] if ending and not path.name.startswith(".") else None
+
+
+def _at(wrong: np.ndarray, grid: Grid, k: int) -> str:
+    """Where the first of them is in plane k, in words."""
+    i, j = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    x, y, z = grid.world(np.array([i, j, k]))
+    return f"voxel ({i}, {j}, {k}) of the file, ({x:.1f}, {y:.1f}, {z:.1f}) mm"
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(str(n) for n in shape)
