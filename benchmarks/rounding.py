@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from maisi.bundle.bundle import load_bundle
+from maisi.data.latents import Latent
 from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.blocks import ResBlock
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
-from maisi.data.latents import Latent
 from maisi.pipelines.codec import decode, encode
 from maisi.space.files import read_volume
 from maisi.space.grid import Grid

@@ -30,6 +30,7 @@ NOT_HU = {
     "a window in 16 bits": (lambda: stretched(-1000, 1000, 65535), "stretched", "--hu-window LOW HIGH"),
     "an MR": (mr, "an MR", "--modality mr"),
     "an MR in 8 bits": (lambda: mr() // 4, "an MR", "--modality mr"),
+    "upside down": (lambda: -trunk(), "upside down", "multiplied by -1"),
     "signed as unsigned": (unsigned, "signed values read as unsigned", "signed 16-bit"),
     "a clipped window": (lambda: np.clip(trunk(), -160, 240), "HU clipped at -160", "go down to air"),
     "a label map": (lambda: np.digitize(trunk(noise_hu=0), [-900, -200, 0, 80, 300]), "a label map", "label maps"),

@@ -40,9 +40,8 @@ def open_labels(
     """
     path, vocabulary = Path(path), vocabulary or load_vocabulary()
     said = None if options.numbering is None else find_numbering(options.numbering, vocabulary)
-    stored = read_stored_labels(
-        path, channels=None if said is None else said.ids, palette=vocabulary.palette, affine=options.affine
-    )
+    channels = None if said is None else said.ids
+    stored = read_stored_labels(path, channels=channels, palette=vocabulary.palette, affine=options.affine)
     numbering = _own_numbering(stored, path, vocabulary)
     if said is not None and not path.is_dir() and not stored.is_coloured:
         numbering = said

@@ -1,6 +1,7 @@
 """Volumes and label maps in and out of files, checked at the door. Inside is RAS+, mm, HU; outside is anything."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
@@ -36,10 +37,11 @@ def read_volume(path: str | Path, *, modality: Modality = "ct", series: str | No
 
 def read_image(path: Path, options: ReadOptions) -> tuple[Volume, list[Finding]]:
     """The volume of a NIfTI file, a DICOM folder or a DICOM file, along RAS, and what was found that is not plain."""
-    from maisi.space.dicom import is_dicom, read_series
+    if path.is_dir() or (path.is_file() and suffix_of(path) is None):
+        from maisi.space.dicom import is_dicom, read_series
 
-    if path.is_dir() or (path.is_file() and suffix_of(path) is None and is_dicom(path)):
-        return read_series(path, options)
+        if path.is_dir() or is_dicom(path):
+            return read_series(path, options)
     if options.series is not None or options.acquisition is not None:
         found = f"a file, with series {options.series!r}" if options.series else f"acquisition {options.acquisition!r}"
         raise bad_volume(path, found, "--series and --acquisition together with a DICOM folder")
@@ -58,7 +60,7 @@ def read_nifti_volume(path: Path, options: ReadOptions) -> tuple[Volume, list[Fi
     return turn_volume(array, grid, options.modality, padding), [*findings, *placing, *judged]
 
 
-def log_findings(path: str | Path, findings: list[Finding]) -> None:
+def log_findings(path: str | Path, findings: Iterable[Finding]) -> None:
     """Nothing; what was found is logged, a warning as such."""
     for finding in findings:
         level = logging.WARNING if finding.is_warning else logging.INFO

@@ -29,14 +29,14 @@ RAW_TISSUE = Place(824, 1224)  # fat and soft tissue, 1000 or 1024 too high; in 
 SHIFTED_TISSUE = Place(-1224, -824)  # fat and soft tissue, 1024 too low; in HU air and inflated lung
 FAT_AND_LESS = -60.0  # fat, lung and air lie below: 18 % or more of what was measured in each of 121 real scans
 TISSUE_AND_MORE = -500.0  # what is denser than lung lies above
-EMPTY_LUNG = -940.0  # even emphysema (below -950 in part) is denser in the median of a lung
+EMPTY_LUNG = -970.0  # no lung is as empty in its median, emphysema (below -950 in part) included
 BELOW_AIR = -1200.0  # nothing measured lies below: air at -1000 with the noise of thin slices ends above
 ABOVE_METAL = 4000.0  # 12-bit scanners end at 3071; above are metal on an extended scale and what is no HU
 OFFSETS = (8192, 32768, -8192, -32768)  # of scanners that count from 0, beside 1024 and 1000
 
-_SAMPLE = 500_000  # voxels that are looked at, at most
+_SAMPLE = 200_000  # voxels that are looked at, at most
 _BLOCK = 64  # edge of the block whose neighbours are compared
-_FEWEST = 800  # voxels from which a refusal can be sure
+_FEWEST = 800  # measured voxels from which a refusal can be sure
 _ENDS = 0.001  # share of the voxels at either end that says nothing
 _PILE = 0.005  # share of the voxels at one lowest value from which it was clamped or masked, not measured
 
@@ -103,8 +103,11 @@ class Values:
         if self.low < 0 or self.high > 65535 or not np.array_equal(block, np.rint(block)):
             return False
         here, beside = block[:-1], block[1:]
-        inside = here > self.low
-        return bool(inside.any()) and float((here == beside)[inside].mean()) > 0.75
+        apart = np.abs(here - beside)
+        same = float((apart == 0)[here > self.low].mean()) if (here > self.low).any() else 0.0
+        steps = apart[(here > self.low) & (beside > self.low) & (apart > 0)]
+        is_stepwise = steps.size > 0 and float((steps <= 2).mean()) > 0.5  # measured values go up and down by little
+        return same > 0.75 or (same > 0.4 and not is_stepwise)
 
     @staticmethod
     def _within(ordered: np.ndarray, place: Place) -> float:
@@ -118,7 +121,7 @@ def judge(array: np.ndarray, padding: np.ndarray | None = None) -> Verdict | Non
     if not values.measured.size:
         return Verdict("nothing but what was not scanned", "an image with content")
     verdict = next((found for rule in _RULES if (found := rule(values)) is not None), None)
-    if verdict is not None and values.ordered.size < _FEWEST:
+    if verdict is not None and values.measured.size < _FEWEST:
         return replace(verdict, is_sure=False)
     return verdict
 
@@ -162,6 +165,15 @@ def _shifted(values: Values, offset: int, air: int, tissue: int) -> Verdict:
     return Verdict(f"HU {'+' if offset > 0 else '-'} {abs(offset)} ({name}): {places}", f"--hu-offset {-offset}")
 
 
+def _is_inverted(values: Values) -> Verdict | None:
+    air, tissue = values.share(*RAW_TISSUE), values.share(TISSUE.low, -20)
+    if air < 0.1 or air < 1.5 * values.share(*DENSE) or tissue < 0.05 or values.share(high=TISSUE_AND_MORE) > 0.02:
+        return None
+    if values.at_low >= _PILE and values.low < TISSUE_AND_MORE:
+        return None
+    return Verdict("HU turned upside down: what should be air is bright", "the values multiplied by -1")
+
+
 def _is_wrapped(values: Values) -> Verdict | None:
     if values.share(61000, 65536) < 0.05 or values.share(4500, 61000) > 0.01:
         return None
@@ -195,7 +207,7 @@ def _is_without_negatives(values: Values) -> Verdict | None:
     if values.low < 0:
         return None
     bright = values.share(DENSE.low)
-    if (values.low <= 20 and values.near_floor >= 0.1 and bright > 0.05) or bright > 0.6:
+    if values.low <= 20 and ((values.near_floor >= 0.1 and bright > 0.05) or bright > 0.6):
         windowed = values.at_high > 0.003
         looks = "an MR, or a window of HU that was stretched" if not windowed else "a window of HU that was stretched"
         remedy = "--modality mr for an MR; --hu-window LOW HIGH, the HU of the lowest and the highest value, for a CT"
@@ -251,6 +263,7 @@ def _is_clipped_above(values: Values) -> Verdict | None:
 _RULES: tuple[Callable[[Values], Verdict | None], ...] = (
     _is_raised,
     _is_lowered,
+    _is_inverted,
     _is_wrapped,
     _is_far_off,
     _is_label_map,

@@ -14,11 +14,12 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from maisi.space.checks import bad_labels
+from maisi.space.files import log_findings
 from maisi.space.grid import Grid
-from maisi.space.nifti import SUFFIXES, open_nifti
+from maisi.space.nifti import check_bytes, open_nifti, suffix_of
 from maisi.space.orientation import turn_to_ras
-from maisi.space.placement import nifti_grid
-from maisi.space.reading import AffineChoice, Finding
+from maisi.space.placement import Form, nifti_grid
+from maisi.space.reading import Finding
 from maisi.space.volume import LabelMap, id_counts
 
 WHOLE_WITHIN = 1e-3  # how far rounding may put an id from its whole number where no scale factor does
@@ -43,7 +44,9 @@ def read_labels(path: str | Path) -> LabelMap:
 
     Raises `InvalidLabelsError` for what is not one 3-D map of whole numbers from 0 to 65535.
     """
-    return read_stored_labels(path).labels
+    stored = read_stored_labels(path)
+    log_findings(path, stored.findings)
+    return stored.labels
 
 
 def read_stored_labels(
@@ -51,14 +54,15 @@ def read_stored_labels(
     *,
     channels: Sequence[int] | None = None,
     palette: np.ndarray | None = None,
-    affine: AffineChoice | None = None,
+    affine: Form | None = None,
 ) -> StoredLabels:
     """The label map of a file or of a folder of masks, turned to RAS: uint8 where all ids are below 256, else uint16.
 
     `channels` are the ids of the channels of a one-hot file, in order; a first channel more is its background.
-    `palette` says which colour is which id, uint8 `(ids, 3)`; `affine` which of a NIfTI's two places counts. In a
-    folder each file is one structure, named after it, and gets a number; where structures overlap the smaller one is
-    kept. Raises `InvalidLabelsError` for what is none of these, with what was found where, and what is accepted.
+    `palette` says which colour is which id, uint8 `(ids, 3)`. `affine` says which of a file's two places counts where
+    they disagree. In a folder each file is one structure, named after it,
+    and gets a number; where structures overlap the smaller one is kept. Raises `InvalidLabelsError` for what is none
+    of these, with what was found where, and what is accepted.
     """
     path = Path(path)
     if path.is_dir():
@@ -68,11 +72,11 @@ def read_stored_labels(
     if len(shape) < 3 or min(shape[:3]) < 2 or sum(n > 1 for n in shape[3:]) > 1:
         raise bad_labels(path, f"a {len(shape)}-D array of {_size(shape)}", "3-D, at least 2 voxels on each axis")
     grid, placing = nifti_grid(image, path, bad_labels, affine)
-    stored = _stored(image, shape, grid, path, channels, palette)
-    return replace(stored, findings=(*placing, *stored.findings))
+    stored = _stored_labels(image, shape, grid, path, channels, palette)
+    return replace(stored, findings=(*check_bytes(image), *placing, *stored.findings))
 
 
-def _stored(
+def _stored_labels(
     image: Any,
     shape: tuple[int, ...],
     grid: Grid,
@@ -80,7 +84,7 @@ def _stored(
     channels: Sequence[int] | None,
     palette: np.ndarray | None,
 ) -> StoredLabels:
-    """The label map of a file whose place is known."""
+    """The labels of an image, by what its voxels are."""
     extra = int(np.prod(shape[3:], dtype=int))
     dtype = image.get_data_dtype()
     if dtype.fields:
@@ -246,7 +250,7 @@ class _Structure:
     num_voxels: int
 
 
-def _read_folder(folder: Path, affine: AffineChoice | None) -> StoredLabels:
+def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
     """The structures of a folder of masks, numbered by name; where they overlap the smaller one is kept."""
     paths = [path for path in sorted(folder.iterdir()) if _stem(path) is not None]
     if not paths:
@@ -255,9 +259,11 @@ def _read_folder(folder: Path, affine: AffineChoice | None) -> StoredLabels:
         raise bad_labels(folder, f"a folder without masks{hint}", "a folder with one .nii or .nii.gz mask a structure")
     grid, first = None, paths[0]
     structures: list[_Structure] = []
+    findings: list[Finding] = []
     for path in paths:
         image = open_nifti(path, bad_labels)
-        own, _ = nifti_grid(image, path, bad_labels, affine)
+        own, placing = nifti_grid(image, path, bad_labels, affine)
+        findings += [finding for finding in placing if finding not in findings]
         if grid is not None and not own.is_close(grid):
             raise bad_labels(path, f"another grid ({own}) than {first.name} has ({grid})", "masks on one grid")
         grid = own
@@ -266,7 +272,8 @@ def _read_folder(folder: Path, affine: AffineChoice | None) -> StoredLabels:
             raise bad_labels(path, f"a {values.ndim}-D array of {_size(values.shape)}, {values.dtype}", _MASK)
         structures += _boxed(str(_stem(path)), _mask(values.reshape(own.shape), path, "it"))
     assert grid is not None
-    return _painted(structures, grid, folder, len(paths))
+    stored = _painted(structures, grid, folder, len(paths))
+    return replace(stored, findings=(*findings, *stored.findings))
 
 
 def _boxed(name: str, mask: np.ndarray) -> list[_Structure]:
@@ -339,7 +346,7 @@ def _turned(ids: np.ndarray, grid: Grid) -> LabelMap:
 
 def _stem(path: Path) -> str | None:
     """The name of a mask's file without its ending; None for other files."""
-    ending = next((suffix for suffix in reversed(SUFFIXES) if path.name.lower().endswith(suffix)), None)
+    ending = suffix_of(path)
     return path.name[: -len(ending)] if ending and not path.name.startswith(".") else None
 
 

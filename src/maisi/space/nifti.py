@@ -1,6 +1,9 @@
 """NIfTI files opened with care: what a file really is, whether it is whole, and voxels as numbers."""
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip, igzip_lib
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.spatialimages import HeaderDataError
 
 from maisi.space.checks import Refusal
@@ -75,26 +79,34 @@ def open_nifti(path: Path, refuse: Refusal) -> Any:
         found, advice = _other_than_nifti(content)
         raise refuse(path, found, f"NIfTI-1 or NIfTI-2 in one file, .nii or .nii.gz{advice}")
     try:
-        with warnings.catch_warnings():  # of what is refused or told below
-            warnings.simplefilter("ignore")
+        with _quiet():
             image = cls.from_bytes(content)
-            shape, size = image.shape, image.get_data_dtype().itemsize
+            shape = image.shape
     except _BROKEN as error:
         raise refuse(path, f"a broken NIfTI header ({_one_line(error)})", "a valid NIfTI file") from error
-    expected = image.dataobj.offset + size * int(np.prod([max(0, int(n)) for n in shape], dtype=object))
     if min(shape, default=0) < 1:
         raise refuse(path, f"a broken NIfTI header (an image of {_times(shape)})", "a valid NIfTI file")
-    if len(content) < expected:
-        raise refuse(path, f"{len(content)} of {expected} bytes: the file is truncated", "a complete file")
+    _check_size(image, len(content), path, refuse)
     return image
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of nibabel on stderr about a header: what matters of it is refused or told by the report."""
+    level = nibabel_logger.level
+    nibabel_logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        nibabel_logger.setLevel(level)
+
+
 def check_bytes(image: Any) -> list[Finding]:
-    """A warning where the header speaks of fewer bytes than the file holds, or skips some before the voxels."""
-    content = image.file_map["image"].fileobj
-    size = content.seek(0, 2)
-    start = int(image.dataobj.offset)
-    expected = start + image.get_data_dtype().itemsize * int(np.prod(image.shape, dtype=object))
+    """Warnings of bytes that the header does not speak of, after the voxels or before them."""
+    size = image.file_map["image"].fileobj.seek(0, 2)
+    start, expected = int(image.dataobj.offset), _num_bytes(image)
     findings = []
     if size > expected:
         findings.append(_warned(f"{size - expected} bytes after the last voxel", "left out"))
@@ -102,6 +114,26 @@ def check_bytes(image: Any) -> list[Finding]:
     if start >= after_header + 16:
         findings.append(_warned(f"{start - after_header} bytes between header and voxels", "passed over"))
     return findings
+
+
+def _check_size(image: Any, num_bytes: int, path: Path, refuse: Refusal) -> None:
+    """Nothing, or the refusal of a header that does not fit the bytes that are there."""
+    start, header = int(image.dataobj.offset), int(image.header["sizeof_hdr"])
+    if start < header + 4:
+        raise refuse(path, f"voxels from byte {start} on, inside the header", f"a vox_offset of {header + 4} or more")
+    expected = _num_bytes(image)
+    if num_bytes < expected:
+        raise refuse(path, f"{num_bytes} of {expected} bytes: the file is truncated", "a complete file")
+    plane = image.get_data_dtype().itemsize * int(np.prod(sorted(image.shape[:3])[:2], dtype=object))
+    if num_bytes - expected >= plane:
+        found = f"{num_bytes - expected} bytes after the last voxel of {_times(image.shape)}"
+        raise refuse(path, f"{found}: the header tells less than is there", "a header of the size of its voxels")
+
+
+def _num_bytes(image: Any) -> int:
+    """How long a file must be to hold the voxels that its header speaks of."""
+    num_voxels = int(np.prod(image.shape, dtype=object))
+    return int(image.dataobj.offset) + int(image.get_data_dtype().itemsize) * num_voxels
 
 
 def stored_facts(path: Path, refuse: Refusal) -> dict[str, Any]:

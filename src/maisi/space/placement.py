@@ -6,7 +6,7 @@ method 3 the sform.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,13 +16,16 @@ from maisi.space.grid import TOLERANCE_VOXELS, Grid
 from maisi.space.reading import Finding
 from maisi.space.tilt import tilt_of
 
+Form: TypeAlias = Literal["sform", "qform"]
+
 _UNITS = {0: ("unknown", 1.0), 1: ("metre", 1000.0), 2: ("millimetre", 1.0), 3: ("micrometre", 0.001)}
 _CODES = {0: "unknown", 1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI", 5: "template"}
-# Two places are one when they differ as headers are rounded: pixdim to three digits, cosines to three, and less than
-# half a voxel at the corner of the image.
+# Two places are one when they differ as headers are rounded: pixdim to three digits, cosines to three, the first voxel
+# by a tenth of a voxel and the last by half of one.
 _SAME_SPACING = 2e-3
 _SAME_DIRECTION = 2e-3
 _SAME_CORNER_VOXELS = 0.5
+_FARTHEST_MM = 1e5  # no scanner's table is as long
 _STEEPEST_TILT = 45.0  # degrees; gantries tilt by up to 30
 
 
@@ -30,15 +33,13 @@ _STEEPEST_TILT = 45.0  # degrees; gantries tilt by up to 30
 class _Place:
     """One of a file's two places: its code, and its affine in mm, or why it has none."""
 
-    name: Literal["sform", "qform"]
+    name: Form
     code: int
     grid: Grid | None
     fault: str = ""
 
 
-def nifti_grid(
-    image: Any, path: Path, refuse: Refusal, affine: Literal["sform", "qform"] | None = None
-) -> tuple[Grid, list[Finding]]:
+def nifti_grid(image: Any, path: Path, refuse: Refusal, affine: Form | None = None) -> tuple[Grid, list[Finding]]:
     """The grid of the file's axes, in mm along RAS+, and what was not plain about it.
 
     `affine` chooses between sform and qform where they disagree; without it a disagreement is refused, with both.
@@ -52,6 +53,11 @@ def nifti_grid(
     else:
         grid = _settled(places["sform"], places["qform"], header, image, scale, path, refuse, findings)
     check_spacing(grid, path, refuse)
+    if np.abs(grid.affine[:3, 3]).max() > _FARTHEST_MM:
+        origin = ", ".join(f"{o:.4g}" for o in grid.origin)
+        raise refuse(
+            path, f"a first voxel at ({origin}) mm", f"a place within {_FARTHEST_MM:g} mm of the world's origin"
+        )
     _check_axes(grid, path, refuse, findings)
     return grid, findings
 
@@ -111,7 +117,7 @@ def _rotation(vector: np.ndarray) -> np.ndarray:
     )
 
 
-def _placed(name: Literal["sform", "qform"], code: int, matrix: np.ndarray, image: Any, scale: float) -> _Place:
+def _placed(name: Form, code: int, matrix: np.ndarray, image: Any, scale: float) -> _Place:
     matrix[:3] *= scale
     try:
         return _Place(name, code, Grid(image.shape[:3], matrix))
@@ -194,7 +200,8 @@ def _is_same(one: Grid, other: Grid) -> bool:
         return False
     if np.abs(one.affine[:3, :3] / spacing - other.affine[:3, :3] / others).max() > _SAME_DIRECTION:
         return False
-    return one.is_close(other, _SAME_CORNER_VOXELS)
+    apart = float(np.linalg.norm(np.array(one.origin) - np.array(other.origin)))
+    return apart <= TOLERANCE_VOXELS * min(one.spacing) and one.is_close(other, _SAME_CORNER_VOXELS)
 
 
 def _without_shear(grid: Grid) -> Grid:
