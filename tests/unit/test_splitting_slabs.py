@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from maisi.errors import InvalidPlanError, UnsupportedOperationError
 from maisi.splitting import SlabTensor, gather
-from maisi.splitting.execute import Settings
+from maisi.splitting.interpret import SplitSettings
 from maisi.splitting.schedule import make_schedule
 
 WEIGHT = torch.Generator().manual_seed(7)
@@ -214,8 +214,8 @@ def test_recomputing_and_disk_change_nothing(tmp_path) -> None:
         assert len(stored) == 2
         for chosen in ([stored[0]], stored[:2], stored):
             for settings in (
-                Settings(step_bytes=3000, recompute=frozenset(chosen)),
-                Settings(step_bytes=3000, on_disk=frozenset(chosen), folder=tmp_path),
+                SplitSettings(step_bytes=3000, recompute=frozenset(chosen)),
+                SplitSettings(step_bytes=3000, on_disk=frozenset(chosen), folder=tmp_path),
             ):
                 split = network(SlabTensor.split(x, axis=axis, settings=settings)).gather()
                 torch.testing.assert_close(split, whole, rtol=0, atol=2e-6 * float(whole.abs().max()))

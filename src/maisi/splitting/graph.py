@@ -50,7 +50,11 @@ class Node:
         """Bytes of one row of the result."""
         return self.layout.row_numel * self.dtype.itemsize
 
-    in_place = False  # writes its result over an input that nobody else needs
+    reads_pieces = False  # takes stored rows as they lie, in pieces
+
+    def overwrites(self, owned: Sequence[bool]) -> bool:
+        """True where the result is written over an input that nobody else needs."""
+        return False
 
     @cached_property
     def unrounded(self) -> "Node":
@@ -125,18 +129,28 @@ class Pointwise(Node):
         self._function, self._into, self._rounds = function, into, rounds
         self.flops_per_row = flops // max(layout.rows, 1)
         self.view = view
-        self.in_place = into is not None
 
     @cached_property
     def unrounded(self) -> Node:
         return self.inputs[0] if self._rounds else self
 
+    def overwrites(self, owned: Sequence[bool]) -> bool:
+        return self._over(owned) is not None
+
+    def _over(self, owned: Sequence[bool]) -> int | None:
+        """Which of the inputs takes the result."""
+        if self._into is None or torch.is_grad_enabled():
+            return None
+        wanted = self.layout.shape, self.dtype
+        fits = (
+            free and (node.layout.shape, node.dtype) == wanted for node, free in zip(self.inputs, owned, strict=True)
+        )
+        return next((i for i, does in enumerate(fits) if does), None)
+
     def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
-        if self._into is not None and not torch.is_grad_enabled():
-            shape = self.layout.local_shape(stop - start)
-            for tensor, free in zip(inputs, owned, strict=True):
-                if free and isinstance(tensor, Tensor) and tensor.shape == shape and tensor.dtype == self.dtype:
-                    return self._into(inputs, tensor)
+        over = self._over(owned)
+        if self._into is not None and over is not None and not torch.is_grad_enabled():
+            return self._into(inputs, inputs[over])
         return self._function(inputs, stop - start)
 
 
@@ -281,6 +295,8 @@ class MomentsOf(Summary):
 
 class Normalised(Node):
     """Group normalisation with known moments, and the SiLU after it where that is all that reads it."""
+
+    reads_pieces = True
 
     def __init__(
         self,
