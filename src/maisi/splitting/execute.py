@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maisi.splitting.cpu.filters import kept_filters
 from maisi.splitting.cpu.heap import freed_slabs
+from maisi.splitting.fuse import fuse
 from maisi.splitting.graph import Leaf, Node, Summary
 from maisi.splitting.interpret import Rows, SplitSettings, StepWalk, Walked, carry_out
 from maisi.splitting.layout import Range
@@ -30,7 +31,8 @@ def kept_between_calls() -> Iterator[None]:
 
 def evaluate(outputs: Sequence[Node], settings: SplitSettings) -> list[Tensor]:
     """The dense tensors of the outputs; on ranks, every rank gets all of them."""
-    schedule = make_schedule(outputs, settings.recompute)
+    fused = fuse(outputs)
+    schedule = make_schedule(fused, settings.recompute)
     with contextlib.ExitStack() as stack:
         stack.enter_context(freed_slabs(kept=settings.step_bytes is None))
         folder = stack.enter_context(run_folder(settings.folder)) if settings.on_disk else None
@@ -39,8 +41,8 @@ def evaluate(outputs: Sequence[Node], settings: SplitSettings) -> list[Tensor]:
         if settings.ranks is not None:
             stack.enter_context(together(settings.ranks))
         carry_out(schedule, settings, run)
-        found = {node: run.result(node) for node in dict.fromkeys(outputs)}
-        return [found[node] for node in outputs]
+        found = {node: run.result(node) for node in dict.fromkeys(fused)}
+        return [found[node] for node in fused]
 
 
 @contextlib.contextmanager

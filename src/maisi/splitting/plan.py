@@ -240,7 +240,7 @@ def search(forecast: Forecast, places: Places, limit: float) -> Found:
 
 
 def smallest(forecast: Forecast, places: Places) -> SplitSettings:
-    """The settings of the smallest peak, whatever the time; no budget leads the searches, so they end where they did."""
+    """The settings of the smallest peak, whatever the time; no budget leads the searches, so all end in the same."""
     best = SplitSettings(LEAST_STEP_BYTES, folder=places.folder)
     least: float = forecast.usage(best).peak_bytes
     for _ in range(MOST_SEARCHES):

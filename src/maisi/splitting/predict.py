@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from maisi.splitting.cpu.parallel import scratch_bytes
+from maisi.splitting.fuse import fuse
 from maisi.splitting.graph import Leaf, Node, Summary, Whole
 from maisi.splitting.interpret import Rows, SplitSettings, StepWalk, Walked, carry_out
 from maisi.splitting.layout import Range
@@ -53,7 +54,7 @@ class Forecast:
     """What carrying out some outputs takes, for any settings; a sweep that settings leave as it was is walked once."""
 
     def __init__(self, outputs: Sequence[Node]) -> None:
-        self.outputs = list(outputs)
+        self.outputs = fuse(outputs)
         self._known: Known = {}
 
     def schedule(self, settings: SplitSettings) -> Schedule:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maisi.errors import InvalidPlanError
 from maisi.splitting.execute import evaluate
-from maisi.splitting.graph import Leaf, Node, Normalised
+from maisi.splitting.graph import Leaf, Node
 from maisi.splitting.interpret import SplitSettings
 from maisi.splitting.layout import Layout
 from maisi.splitting.ops import ELEMENTWISE, HANDLERS, Deferred, refuse, walk
@@ -127,7 +127,10 @@ def call(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
             raise refuse(name, "it would have to change the tensors that share memory with this one")
         name, func = out_of_place(name, func)
         kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
-    node = written(func, name, args, kwargs)
+    handler = HANDLERS.get(name)
+    if handler is None:
+        raise refuse(name, "it is not among the supported operations")
+    node = handler(func, name, args, kwargs)
     if in_place:
         if node.dtype != target.node.dtype or node.layout.shape != target.node.layout.shape:
             raise refuse(name, "in place it would change the shape or type of its tensor")
@@ -136,16 +139,6 @@ def call(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
     if isinstance(node, tuple):
         return tuple(SlabTensor(part, first.home, first.settings, first.device) for part in node)
     return SlabTensor(node, first.home, first.settings, first.device)
-
-
-def written(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
-    """The node of an operation."""
-    if name == "silu" and isinstance(args[0], SlabTensor) and isinstance(args[0].node, Normalised):
-        return args[0].node.activated()
-    handler = HANDLERS.get(name)
-    if handler is None:
-        raise refuse(name, "it is not among the supported operations")
-    return handler(func, name, args, kwargs)
 
 
 def out_of_place(name: str, func: Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
