@@ -10,7 +10,7 @@ from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.splitting import SlabTensor, gather
-from maisi.splitting.execute import Settings
+from maisi.splitting.interpret import SplitSettings
 
 LEVELS = {
     "channels": (4, 8, 8),
@@ -129,7 +129,7 @@ def test_any_split_denoises_as_the_whole(data: st.DataObject, updown: bool) -> N
 def test_the_size_of_a_step_changes_nothing(data: st.DataObject, step_bytes: int) -> None:
     x, axis, _, dtype = drawn(data, 1, 7, 4)
     network = AUTOENCODERS["trilinear"].to(dtype)
-    split = network.decode(SlabTensor.split(x, axis=axis, settings=Settings(step_bytes=step_bytes)))
+    split = network.decode(SlabTensor.split(x, axis=axis, settings=SplitSettings(step_bytes=step_bytes)))
     assert_equal(split.gather(), network.decode(x))
 
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from maisi.errors import InvalidPlanError, UnsupportedOperationError
 from maisi.splitting import SlabTensor, gather
-from maisi.splitting.execute import Settings
+from maisi.splitting.fuse import fuse
+from maisi.splitting.interpret import SplitSettings
 from maisi.splitting.schedule import make_schedule
 
 WEIGHT = torch.Generator().manual_seed(7)
@@ -209,13 +210,13 @@ def test_recomputing_and_disk_change_nothing(tmp_path) -> None:
     whole = network(x)
     for axis in range(3):
         slab = SlabTensor.split(x, axis=axis)
-        schedule = make_schedule([network(slab).node])
+        schedule = make_schedule(fuse([network(slab).node]))
         stored = [schedule.keys[node] for node in schedule.nodes if node in schedule.stored]
         assert len(stored) == 2
         for chosen in ([stored[0]], stored[:2], stored):
             for settings in (
-                Settings(step_bytes=3000, recompute=frozenset(chosen)),
-                Settings(step_bytes=3000, on_disk=frozenset(chosen), folder=tmp_path),
+                SplitSettings(step_bytes=3000, recompute=frozenset(chosen)),
+                SplitSettings(step_bytes=3000, on_disk=frozenset(chosen), folder=tmp_path),
             ):
                 split = network(SlabTensor.split(x, axis=axis, settings=settings)).gather()
                 torch.testing.assert_close(split, whole, rtol=0, atol=2e-6 * float(whole.abs().max()))

@@ -4,6 +4,7 @@ A node knows the global shape of its result, which rows of its inputs give which
 them. Nothing is computed until the result is gathered; `schedule` then decides what is stored and in which order.
 """
 
+import copy
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 from maisi.splitting.cpu.kernels import ConvMemory
 from maisi.splitting.halo import Magnify, Transposed, Window, pad_rows
 from maisi.splitting.layout import Layout, Range
-from maisi.splitting.norm import Moments, affine, merge, moments, normalise, wide
+from maisi.splitting.norm import Moments, affine, merge, moments, normalise
 
 _numbers = count()
 
@@ -50,12 +51,17 @@ class Node:
         """Bytes of one row of the result."""
         return self.layout.row_numel * self.dtype.itemsize
 
-    in_place = False  # writes its result over an input that nobody else needs
+    reads_pieces = False  # takes stored rows as they lie, in pieces
 
-    @cached_property
-    def unrounded(self) -> "Node":
-        """The same in a wider number format, where that needs no more work than rounding it; else itself."""
-        return self
+    def overwrites(self, owned: Sequence[bool]) -> bool:
+        """True where the result is written over an input that nobody else needs."""
+        return False
+
+    def on(self, inputs: Sequence["Node"]) -> "Node":
+        """The same operation on other inputs of the same shapes and formats."""
+        other = copy.copy(self)
+        other.inputs, other.number, other._consumers = tuple(inputs), next(_numbers), []
+        return other
 
     def held_bytes(self, start: int, stop: int) -> int:
         """Memory behind the result, for the planner."""
@@ -118,25 +124,31 @@ class Pointwise(Node):
         into: Callable[[Sequence[Tensor], Tensor], Tensor] | None = None,
         flops: int = 0,
         view: bool = False,
-        rounds: bool = False,
+        converts: bool = False,
     ) -> None:
-        """`rounds`: does nothing else to its only input."""
+        """`converts`: gives its only input in another number format."""
         super().__init__(name, inputs, layout, dtype, inputs[0].cuts)
-        self._function, self._into, self._rounds = function, into, rounds
+        self._function, self._into, self.converts = function, into, converts
         self.flops_per_row = flops // max(layout.rows, 1)
         self.view = view
-        self.in_place = into is not None
 
-    @cached_property
-    def unrounded(self) -> Node:
-        return self.inputs[0] if self._rounds else self
+    def overwrites(self, owned: Sequence[bool]) -> bool:
+        return self._over(owned) is not None
+
+    def _over(self, owned: Sequence[bool]) -> int | None:
+        """Which of the inputs takes the result."""
+        if self._into is None or torch.is_grad_enabled():
+            return None
+        wanted = self.layout.shape, self.dtype
+        fits = (
+            free and (node.layout.shape, node.dtype) == wanted for node, free in zip(self.inputs, owned, strict=True)
+        )
+        return next((i for i, does in enumerate(fits) if does), None)
 
     def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
-        if self._into is not None and not torch.is_grad_enabled():
-            shape = self.layout.local_shape(stop - start)
-            for tensor, free in zip(inputs, owned, strict=True):
-                if free and isinstance(tensor, Tensor) and tensor.shape == shape and tensor.dtype == self.dtype:
-                    return self._into(inputs, tensor)
+        over = self._over(owned)
+        if self._into is not None and over is not None and not torch.is_grad_enabled():
+            return self._into(inputs, inputs[over])
         return self._function(inputs, stop - start)
 
 
@@ -157,17 +169,26 @@ class Windowed(Node):
         pad_value: float = 0.0,
         memory: Callable[[int], ConvMemory] | None = None,
         release: Callable[[], None] | None = None,
-        unrounded: Callable[[], "Windowed"] | None = None,
+        products: torch.dtype | None = None,
+        again: Callable[[Node, torch.dtype], "Windowed"] | None = None,
     ) -> None:
-        """`function(slab, padding)` applies the operation with that much padding of its own along the rows."""
+        """`function(slab, padding)` applies the operation with that much padding of its own along the rows.
+
+        `again` makes it of another source, for a result in another format; `products` is the format of its arithmetic.
+        """
         super().__init__(name, (source,), layout, dtype, cuts)
         self.window, self._function, self._pad_value = window, function, pad_value
-        self._memory, self._release, self._unrounded = memory, release, unrounded
+        self._memory, self._release = memory, release
+        self.products, self._again = products or dtype, again
         self.flops_per_row = flops // max(layout.rows, 1)
 
-    @cached_property
-    def unrounded(self) -> Node:
-        return self if self._unrounded is None else self._unrounded()
+    def on(self, inputs: Sequence[Node]) -> Node:
+        return super().on(inputs) if self._again is None else self._again(inputs[0], self.dtype)
+
+    def giving(self, dtype: torch.dtype) -> "Windowed":
+        """The same with a result in another format."""
+        assert self._again is not None
+        return self._again(self.inputs[0], dtype)
 
     def need(self, start: int, stop: int) -> list[Range]:
         return [self.window.need(start, stop, self.inputs[0].rows)]
@@ -280,7 +301,9 @@ class MomentsOf(Summary):
 
 
 class Normalised(Node):
-    """Group normalisation with known moments, and the SiLU after it where that is all that reads it."""
+    """Group normalisation with known moments, and SiLU after it if `silu`."""
+
+    reads_pieces = True
 
     def __init__(
         self,
@@ -296,20 +319,11 @@ class Normalised(Node):
         super().__init__("group_norm", (source, stats), source.layout, dtype or source.dtype, source.cuts)
         self.weight, self.bias, self.eps, self.silu = weight, bias, eps, silu
 
-    @cached_property
-    def unrounded(self) -> Node:
-        return self if wide(self.dtype) == self.dtype else self._with(self.silu, wide(self.dtype))
-
-    def _with(self, silu: bool, dtype: torch.dtype) -> "Normalised":
+    def giving(self, dtype: torch.dtype, silu: bool) -> "Normalised":
+        """The same with a result in another format, or with SiLU."""
         source, stats = self.inputs
         assert isinstance(stats, MomentsOf)
         return Normalised(source, stats, self.weight, self.bias, self.eps, silu, dtype)
-
-    def activated(self) -> "Normalised | Pointwise":
-        """The same followed by SiLU."""
-        if self.silu:
-            return Pointwise("silu", [self], self.layout, self.dtype, lambda x, rows: F.silu(x[0]), into=silu_into)
-        return self._with(True, self.dtype)
 
     def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
         pieces, stats = inputs

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from maisi.errors import InvalidPlanError
 from maisi.shapes import Frozen
-from maisi.splitting.execute import Settings
-from maisi.splitting.graph import Node
-from maisi.splitting.meter import Usage, predict
+from maisi.splitting.interpret import SplitSettings
 from maisi.splitting.ops import mapped, walk
+from maisi.splitting.predict import Forecast, Usage
 from maisi.splitting.ranks import Ranks
-from maisi.splitting.schedule import make_schedule
 from maisi.splitting.slabs import SlabTensor, gather
 
 logger = logging.getLogger(__name__)
@@ -37,8 +35,8 @@ SECONDS_PER_STEP = 2e-3
 MOVE_STEP_BYTES = 16 << 20  # below this a tensor goes elsewhere before steps get smaller
 MAX_MOVES = 24  # stored tensors that a plan may put on disk or compute again
 AIMS = (1.0, 0.6, 0.3)  # moves are chosen one by one; aiming lower finds combinations that aiming at the budget misses
-MOST_MOVES = 2 * MAX_MOVES  # where the smallest peak is looked for
-DESCENT = 0.9  # of the peak, that a move towards the smallest one aims at
+MOST_SEARCHES = 8  # for the smallest peak
+DESCENT = 0.6  # of the smallest peak so far, that the next search aims at
 SAFETY_BYTES = 12 << 20
 SAFETY = 1.05  # allocators round up and fragment
 
@@ -73,9 +71,9 @@ class MemoryPlan(Frozen):
         """Extra floating point operations relative to an unsplit pass."""
         return self.flops / max(self.unsplit_flops, 1) - 1
 
-    def settings(self) -> Settings:
+    def settings(self) -> SplitSettings:
         """The plan as the executor reads it."""
-        return Settings(
+        return SplitSettings(
             step_bytes=self.step_bytes,
             recompute=frozenset(t.name for t in self.tensors if t.place == "recomputed"),
             on_disk=frozenset(t.name for t in self.tensors if t.place == "disk"),
@@ -182,56 +180,74 @@ def plan_axis(
     """The fastest plan along one axis that was found, or none; and its peak, or the smallest that any plan has."""
     with torch.no_grad():
         x = SlabTensor.split(torch.empty(tuple(shape), dtype=dtype, device="meta"), axis=axis)
-        outputs = [value.node for value in walk(network(x)) if isinstance(value, SlabTensor)]
+        forecast = Forecast([value.node for value in walk(network(x)) if isinstance(value, SlabTensor)])
     limit = limit_of(budget)
-    settings = fastest(outputs, places, limit)
+    settings = search(forecast, places, limit).fastest
     if settings is None:
-        settings = smallest(outputs, places)
-        peak = predict(outputs, settings).peak_bytes
+        settings = smallest(forecast, places)
+        peak = forecast.usage(settings).peak_bytes
         if peak > limit:
             return None, peak
-    plan = describe(outputs, settings, shape, dtype, axis, budget)
+    plan = describe(forecast, settings, shape, dtype, axis, budget)
     return plan, plan.peak_bytes
 
 
-def fastest(outputs: list[Node], places: Places, limit: float) -> Settings | None:
-    """The settings of the least time within a limit among those that a search comes to, if any are."""
-    feasible: list[tuple[float, Settings]] = []
+@dataclass
+class Found:
+    """What a search came to: the least time within its limit, if any, and the smallest peak."""
+
+    fastest: SplitSettings | None = None
+    smallest: SplitSettings | None = None
+    seconds: float = math.inf
+    peak: float = math.inf
+
+    def note(self, settings: SplitSettings, usage: Usage, seconds: float, limit: float) -> bool:
+        """True where the settings are within the limit."""
+        if usage.peak_bytes < self.peak:
+            self.smallest, self.peak = settings, usage.peak_bytes
+        if usage.peak_bytes > limit:
+            return False
+        if seconds < self.seconds:
+            self.fastest, self.seconds = settings, seconds
+        return True
+
+
+def search(forecast: Forecast, places: Places, limit: float) -> Found:
+    """Moves tensors one by one, and tries the largest step within the limit each time, until steps are large enough."""
+    found = Found()
     sizes = step_sizes(limit)
     move_step = next((size for size in sizes if size * 64 <= limit), MOVE_STEP_BYTES)
     move_step = max(move_step, MOVE_STEP_BYTES)
     for aim in AIMS:
-        settings = Settings(sizes[0], folder=places.folder)
+        settings = SplitSettings(sizes[0], folder=places.folder)
         for _ in range(MAX_MOVES):
+            largest = None
             for step_bytes in sizes:
                 settings = replace(settings, step_bytes=step_bytes)
-                usage = predict(outputs, settings)
-                if usage.peak_bytes <= limit:
-                    feasible.append((places.seconds(usage), settings))
+                usage = forecast.usage(settings)
+                if found.note(settings, usage, places.seconds(usage), limit):
+                    largest = step_bytes
                     break
-            if feasible and (feasible[-1][1].step_bytes or 0) >= move_step:
+            if largest is not None and largest >= move_step:
                 break
-            moved = best_move(outputs, replace(settings, step_bytes=move_step), places, limit * aim)
+            moved = best_move(forecast, replace(settings, step_bytes=move_step), places, limit * aim)
             if moved is None:
                 break
             settings = moved
-        if feasible:
+        if found.fastest is not None:
             break
-    return min(feasible, key=lambda entry: entry[0])[1] if feasible else None
+    return found
 
 
-def smallest(outputs: list[Node], places: Places) -> Settings:
-    """The settings of the smallest peak, whatever the time: a search that no budget leads, so it ends where it did."""
-    settings = Settings(LEAST_STEP_BYTES, folder=places.folder)
-    best, least = settings, predict(outputs, settings).peak_bytes
-    for _ in range(MOST_MOVES):
-        moved = best_move(outputs, settings, places, DESCENT * predict(outputs, settings).peak_bytes)
-        if moved is None:
+def smallest(forecast: Forecast, places: Places) -> SplitSettings:
+    """The settings of the smallest peak, whatever the time; no budget leads the searches, so all end in the same."""
+    best = SplitSettings(LEAST_STEP_BYTES, folder=places.folder)
+    least: float = forecast.usage(best).peak_bytes
+    for _ in range(MOST_SEARCHES):
+        found = search(forecast, places, DESCENT * least)
+        if found.smallest is None or found.peak >= least:
             break
-        settings = moved
-        peak = predict(outputs, settings).peak_bytes
-        if peak < least:
-            best, least = settings, peak
+        best, least = found.smallest, found.peak
     return best
 
 
@@ -243,9 +259,9 @@ def step_sizes(limit: float) -> list[int]:
     return [largest >> shift for shift in range(20) if largest >> shift >= LEAST_STEP_BYTES]
 
 
-def best_move(outputs: list[Node], settings: Settings, places: Places, limit: float) -> Settings | None:
+def best_move(forecast: Forecast, settings: SplitSettings, places: Places, limit: float) -> SplitSettings | None:
     """The settings with one more tensor kept elsewhere or computed again that lowers the peaks for the least time."""
-    before = predict(outputs, settings)
+    before = forecast.usage(settings)
     best, best_cost = None, float("inf")
     for name in before.alive:
         moves = [replace(settings, recompute=settings.recompute | {name})]
@@ -254,7 +270,7 @@ def best_move(outputs: list[Node], settings: Settings, places: Places, limit: fl
         if places.host_bytes:
             moves.append(replace(settings, on_host=settings.on_host | {name}))
         for move in moves:
-            after = predict(outputs, move)
+            after = forecast.usage(move)
             gain = before.excess(limit) - after.excess(limit)
             cost = (places.seconds(after) - places.seconds(before)) / max(gain, 1)
             if gain > abs(limit) / 500 and cost < best_cost and after.host_bytes <= (places.host_bytes or 0):
@@ -263,15 +279,15 @@ def best_move(outputs: list[Node], settings: Settings, places: Places, limit: fl
 
 
 def describe(
-    outputs: list[Node],
-    settings: Settings,
+    forecast: Forecast,
+    settings: SplitSettings,
     shape: Sequence[int],
     dtype: torch.dtype,
     axis: int,
     budget: int | None,
 ) -> MemoryPlan:
     """The plan as data."""
-    schedule, usage = make_schedule(outputs, settings.recompute), predict(outputs, settings)
+    schedule, usage = forecast.schedule(settings), forecast.usage(settings)
     tensors = []
     for node, name in schedule.keys.items():
         recomputed = name in settings.recompute
@@ -292,7 +308,7 @@ def describe(
         disk_bytes=usage.disk_bytes,
         host_bytes=usage.host_bytes,
         flops=usage.flops,
-        unsplit_flops=predict(outputs, Settings()).flops,
+        unsplit_flops=forecast.usage(SplitSettings()).flops,
         tensors=tuple(tensors),
         folder=settings.folder if settings.on_disk else None,
     )

@@ -8,7 +8,7 @@ complete only after a sweep, so what they read again is stored (or, if a plan sa
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from maisi.splitting.graph import Leaf, Node, Summary
 from maisi.splitting.layout import Range
@@ -54,7 +54,7 @@ class Step:
 
 @dataclass
 class Schedule:
-    """Sweeps in order, and after which of them a stored node is read no more."""
+    """Sweeps in order, and after which of them a stored node or a summary is read no more."""
 
     nodes: list[Node]
     stored: set[Node]
@@ -242,12 +242,12 @@ def reads_besides(targets: Sequence[tuple[Node, list[Node]]], wide: Node, narrow
 
 
 def last_reads(sweeps: Sequence[Sweep], stored: set[Node]) -> dict[Node, int]:
-    """Index of the last sweep that reads each stored node."""
-    last = {}
+    """Index of the last sweep that reads each stored node and each summary, or that makes it where none does."""
+    last: dict[Node, int] = {}
     for i, sweep in enumerate(sweeps):
-        for source in sweep.sources:
-            if source in stored:
-                last[source] = i
+        last |= {summary: i for target in sweep.targets for summary in target.summaries}
+        last |= {source: i for source in sweep.sources if source in stored}
+        last |= {source: i for node in sweep.order for source in node.inputs if isinstance(source, Summary)}
     return last
 
 
@@ -277,8 +277,8 @@ def hull(known: Range | None, more: Range) -> Range:
     return min(known[0], more[0]), max(known[1], more[1])
 
 
-def make_steps(sweep: Sweep, borders: Sequence[int]) -> list[Step]:
-    """All steps of a sweep between borders, each knowing what the one before it leaves."""
+def make_steps(sweep: Sweep, borders: Sequence[int]) -> list[tuple[Step, Step | None]]:
+    """All steps of a sweep between borders, each knowing what the one before it leaves, with the one that follows."""
     steps = []
     have: dict[Node, Range] = {}
     for start, stop in pairwise(borders):
@@ -292,4 +292,4 @@ def make_steps(sweep: Sweep, borders: Sequence[int]) -> list[Step]:
             low, high = step.demand.get(source, (0, 0))
             if low < high:
                 floor[source] = min(floor[source], low)
-    return steps
+    return list(zip_longest(steps, steps[1:]))

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from maisi.errors import InvalidPlanError
-from maisi.splitting.execute import Settings, evaluate
-from maisi.splitting.graph import Leaf, Node, Normalised
+from maisi.splitting.execute import evaluate
+from maisi.splitting.graph import Leaf, Node
+from maisi.splitting.interpret import SplitSettings
 from maisi.splitting.layout import Layout
 from maisi.splitting.ops import ELEMENTWISE, HANDLERS, Deferred, refuse, walk
 from maisi.splitting.ranks import Ranks
@@ -43,11 +44,11 @@ class SlabTensor(Deferred):
 
     node: Node
     home: int
-    settings: Settings
+    settings: SplitSettings
     gradients: bool
 
     @staticmethod
-    def __new__(cls, node: Node, home: int, settings: Settings, device: torch.device) -> "SlabTensor":
+    def __new__(cls, node: Node, home: int, settings: SplitSettings, device: torch.device) -> "SlabTensor":
         slab = torch.Tensor._make_wrapper_subclass(cls, node.layout.shape, dtype=node.dtype, device=device)
         slab.node, slab.home, slab.settings, slab.gradients = node, home, settings, torch.is_grad_enabled()
         return slab
@@ -61,7 +62,7 @@ class SlabTensor(Deferred):
         *,
         sizes: Sequence[int] | None = None,
         ranks: Ranks | None = None,
-        settings: Settings | None = None,
+        settings: SplitSettings | None = None,
     ) -> "SlabTensor":
         """The tensor (b, c, x, y, z) as `parts` slabs along a spatial axis (0 = x), or slabs of the given sizes.
 
@@ -78,9 +79,9 @@ class SlabTensor(Deferred):
         if sizes is not None and parts not in (None, len(sizes)):
             raise InvalidPlanError(f"{parts} parts and {len(sizes)} sizes; give one of them")
         if ranks is not None:
-            settings = replace(settings or Settings(), ranks=ranks)
+            settings = replace(settings or SplitSettings(), ranks=ranks)
         leaf = Leaf(x, Layout(tuple(x.shape), 2 + axis, rows), cuts)
-        return cls(leaf, 2 + axis, settings or Settings(), x.device)
+        return cls(leaf, 2 + axis, settings or SplitSettings(), x.device)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -126,7 +127,10 @@ def call(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
             raise refuse(name, "it would have to change the tensors that share memory with this one")
         name, func = out_of_place(name, func)
         kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
-    node = written(func, name, args, kwargs)
+    handler = HANDLERS.get(name)
+    if handler is None:
+        raise refuse(name, "it is not among the supported operations")
+    node = handler(func, name, args, kwargs)
     if in_place:
         if node.dtype != target.node.dtype or node.layout.shape != target.node.layout.shape:
             raise refuse(name, "in place it would change the shape or type of its tensor")
@@ -135,16 +139,6 @@ def call(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
     if isinstance(node, tuple):
         return tuple(SlabTensor(part, first.home, first.settings, first.device) for part in node)
     return SlabTensor(node, first.home, first.settings, first.device)
-
-
-def written(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
-    """The node of an operation."""
-    if name == "silu" and isinstance(args[0], SlabTensor) and isinstance(args[0].node, Normalised):
-        return args[0].node.activated()
-    handler = HANDLERS.get(name)
-    if handler is None:
-        raise refuse(name, "it is not among the supported operations")
-    return handler(func, name, args, kwargs)
 
 
 def out_of_place(name: str, func: Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
