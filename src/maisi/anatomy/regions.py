@@ -58,13 +58,13 @@ class RegionSpan:
         return eye[self.top.value], eye[self.bottom.value]
 
 
-def region_span(labels: LabelMap) -> RegionSpan:
+def region_span(labels: LabelMap, vocabulary: Vocabulary | None = None) -> RegionSpan:
     """The span of regions that a label map shows.
 
     The markers of `vocabulary.yaml` decide, as they do for the released networks; where none is present the region of
     every other structure does. Raises InvalidLabelsError when nothing present tells a region.
     """
-    vocabulary = load_vocabulary()
+    vocabulary = vocabulary or load_vocabulary()
     present = set(vocabulary.check_ids(labels.array))
     marked = [region for region in BodyRegion if present & _marker_ids(vocabulary, region)]
     found = marked or _regions_of(vocabulary, present)

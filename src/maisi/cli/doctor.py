@@ -23,6 +23,7 @@ def doctor(as_json: AsJson = False) -> None:
     from maisi import __version__
     from maisi.compute.compute import Compute
     from maisi.compute.machine import fill_defaults
+    from maisi.compute.threads import available_cores, default_threads
     from maisi.runs.record import machine, versions
 
     found = versions()
@@ -32,7 +33,12 @@ def doctor(as_json: AsJson = False) -> None:
         "versions": {"maisi": __version__, **found},
         "machine": machine(),
         "processor_features": _features(),
-        "threads": {"torch": torch.get_num_threads(), "cores": _cores(), "of_the_machine": os.cpu_count()},
+        "threads": {
+            "torch": torch.get_num_threads(),
+            "cores": available_cores(),
+            "default": default_threads(),
+            "of_the_machine": os.cpu_count(),
+        },
         "precision": {"default": fill_defaults(Compute()).precision},
         "torch_build": {
             "cuda": torch.version.cuda or "no",
@@ -83,10 +89,6 @@ def _features() -> list[str]:
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "").split()
     return [name for name in known if name in flags]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from maisi.compute.compute import Compute
+from maisi.compute.threads import default_threads
 from maisi.splitting.ranks import Ranks
 
 
@@ -29,8 +30,7 @@ def process_for(compute: Compute) -> Iterator[Ranks | None]:
 
 
 def set_threads(compute: Compute) -> None:
-    """Let torch compute with the threads of a request, if it names some."""
+    """Let torch compute with the threads of a request, else with those that the machine has to spare."""
     import torch
 
-    if compute.threads is not None:
-        torch.set_num_threads(compute.threads)
+    torch.set_num_threads(compute.threads or default_threads())

@@ -11,14 +11,15 @@ import torch
 
 from maisi.anatomy.body import enclosed
 from maisi.anatomy.regions import RegionSpan, region_span
-from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.bundle.bundle import Limits
 from maisi.data.door import open_labels
 from maisi.errors import InvalidGridError, InvalidLabelsError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.shapes import Size3, Spacing3
-from maisi.space.files import SUFFIXES
+from maisi.space.files import log_findings
 from maisi.space.grid import Grid
+from maisi.space.nifti import SUFFIXES
 from maisi.space.reading import FileReport, ReadOptions
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap
@@ -123,6 +124,7 @@ class LabelRules:
     region: str | None = None
     enclose: bool = False
     reading: ReadOptions = ReadOptions()
+    vocabulary: Vocabulary | None = None  # of a bundle with classes of its own
 
 
 @dataclass(frozen=True)
@@ -171,10 +173,11 @@ def file_source(path: Path, rules: LabelRules) -> GivenLabels:
     show, unless a region is named. With `enclose`, a map without body gets one around its structures. Raises
     `InvalidGridError` for what the bundle does not take, `InvalidLabelsError` for ids that the vocabulary lacks.
     """
-    labels, report = open_labels(path, rules.reading)
-    vocabulary = load_vocabulary()
+    vocabulary = rules.vocabulary or load_vocabulary()
+    labels, report = open_labels(path, rules.reading, vocabulary)
+    log_findings(path, report.findings)
     present, body = vocabulary.check_ids(labels.array), vocabulary.id("body")
-    span = RegionSpan.named(rules.region) if rules.region is not None else region_span(labels)
+    span = RegionSpan.named(rules.region) if rules.region is not None else region_span(labels, vocabulary)
     spacing = rules.grid.spacing or _fitting_spacing(labels.grid, rules.grid)
     size = rules.grid.size or _cover(labels.grid.fov_mm, spacing, rules.grid.multiple)
     check_grid(size, spacing, rules.grid)

@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 import torch
 
+from maisi.anatomy.vocabulary import Vocabulary, extended, load_vocabulary
 from maisi.bundle.bundle import Bundle, find_bundle, load_bundle, packaged_names
 from maisi.compute.compute import Compute
 from maisi.compute.fit import check_format, check_scratch, precision_of
@@ -30,6 +31,7 @@ from maisi.pipelines.labels import (
     region_grid,
 )
 from maisi.pipelines.requests import DEFAULT_REGION, DecodeRequest, EncodeRequest, GenerateRequest, PlanRequest
+from maisi.space.files import log_findings
 from maisi.space.reading import FileReport
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import Volume
@@ -149,13 +151,19 @@ def label_sources(request: GenerateRequest, bundle: Bundle) -> list[LabelSource]
         raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
     rules = GridRules(bundle.limits, bundle.size_multiple, request.size, request.spacing, request.force)
     if request.labels is not None:
-        placed = LabelRules(rules, request.region, request.enclose, request.reading)
+        placed = LabelRules(rules, request.region, request.enclose, request.reading, bundle_vocabulary(bundle))
         if request.labels.is_dir() and not is_one_map(request.labels):
             return list(folder_sources(request.labels, placed))
         return [file_source(request.labels, placed)]
     region = request.region or DEFAULT_REGION
     grid = region_grid(region, rules)
     return [NoLabels(region, grid) if request.unlabelled else PhantomLabels(region, grid)]
+
+
+def bundle_vocabulary(bundle: Bundle) -> Vocabulary:
+    """The vocabulary with the classes that a bundle declares beyond it."""
+    classes = bundle.info.classes
+    return extended(load_vocabulary(), classes) if classes else load_vocabulary()
 
 
 def _without_foreign_labels(request: GenerateRequest, bundle: Bundle) -> GenerateRequest:
@@ -225,6 +233,7 @@ def prepare_encode(request: EncodeRequest, bundle: Bundle | None = None) -> Prep
     bundle = bundle_of(request, bundle)
     check_modality(bundle, request.reading.modality, request.force)
     volume, report = open_volume(request.source, request.reading)
+    log_findings(request.source, report.findings)
     if request.spacing is not None:
         volume = resample(volume, with_spacing(volume.grid, request.spacing))
     for sentence in bundle.limits.violations((1, 1, 1), volume.grid.spacing):

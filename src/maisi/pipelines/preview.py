@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maisi.anatomy.vocabulary import Structure, load_vocabulary
+from maisi.anatomy.vocabulary import Structure, Vocabulary, load_vocabulary
 from maisi.errors import InvalidGridError
 from maisi.shapes import Size3
 from maisi.space.grid import Grid
@@ -56,10 +56,17 @@ class Panel:
     name: str = ""
 
 
-def preview(volume: Volume, labels: LabelMap | None = None, title: str = "", point: Size3 | None = None) -> Image.Image:
+def preview(
+    volume: Volume,
+    labels: LabelMap | None = None,
+    title: str = "",
+    point: Size3 | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> Image.Image:
     """Three planes of a volume; with labels a second row that shows them in colour, and a legend of the largest.
 
-    The planes go through `point` (a voxel); without it through the one that `telling_point` finds.
+    The planes go through `point` (a voxel); without it through the one that `telling_point` finds. `vocabulary` is that
+    of a bundle with classes of its own.
     """
     if labels is not None and not labels.grid.is_close(volume.grid):
         raise InvalidGridError(f"volume and labels are not on one grid: {volume.grid} and {labels.grid}")
@@ -72,10 +79,10 @@ def preview(volume: Volume, labels: LabelMap | None = None, title: str = "", poi
     legend: list[Structure] = []
     if labels is not None:
         shown = [_plane(labels.array, axis, point) for _, axis, _ in PLANES]
-        legend = _largest(shown)
+        legend = _largest(shown, vocabulary or load_vocabulary())
         rows.append(
             [
-                _panel(_painted(g, ids), volume.grid, k, scale)
+                _panel(_painted(g, ids, vocabulary or load_vocabulary()), volume.grid, k, scale)
                 for k, (g, ids) in enumerate(zip(greys, shown, strict=True))
             ]
         )
@@ -163,9 +170,8 @@ def _grey(values: np.ndarray, curve: tuple[tuple[float, float], ...]) -> np.ndar
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _painted(grey: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def _painted(grey: np.ndarray, ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """The picture with every structure in its colour; what merely fills the body is left grey."""
-    vocabulary = load_vocabulary()
     fillers = [vocabulary.id(name) for name in _FILLERS]
     colours = vocabulary.palette[np.minimum(ids, 255)].astype(np.float32)
     opacity = np.where((ids == 0) | np.isin(ids, fillers), 0.0, _OVERLAY)[..., None]
@@ -202,10 +208,9 @@ def _column_scale(grid: Grid) -> float:
 # The sheet ------------------------------------------------------------------------------------------------------------
 
 
-def _largest(planes: Sequence[np.ndarray]) -> list[Structure]:
+def _largest(planes: Sequence[np.ndarray], vocabulary: Vocabulary) -> list[Structure]:
     """The structures with the most pixels in the planes, largest first."""
     counts = np.bincount(np.concatenate([plane.ravel() for plane in planes]), minlength=256)
-    vocabulary = load_vocabulary()
     fillers = {vocabulary.id(name) for name in _FILLERS}
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] > 0]
     return [vocabulary.structure(i) for i in order if i in vocabulary.ids and i not in fillers][:MAX_LEGEND]

@@ -62,6 +62,7 @@ class LatentRecipe(Frozen):
     tissues_only: float = Field(default=0.3, ge=0, le=1)
     without_fat: float = Field(default=0.5, ge=0, le=1)  # fat as plain body, as in label maps made elsewhere
     exclude: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()  # names of labels, or numbers without a name, that count as background
     num_phantoms: int = Field(default=0, ge=0)
     weights: dict[str, float]
 
@@ -216,7 +217,7 @@ def _encoded(
 
 def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, count: int) -> list[Latent]:
     rng = np.random.default_rng([recipe.seed, *case.id.encode()])
-    volume, labels = read_case(case)
+    volume, labels = read_case(case, recipe.latents.drop)
     tissues = tissue_labels(volume)
     made = []
     for i in range(count):

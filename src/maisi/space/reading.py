@@ -6,14 +6,12 @@ from pydantic import Field
 
 from maisi.shapes import Frozen, Modality
 
-AffineChoice = Literal["sform", "qform"]
-
 
 class ReadOptions(Frozen):
     """What a user says about a file that the file does not say itself, or says twice."""
 
     modality: Modality = Field(default="ct", description="What the image shows: ct or mr.")
-    affine: AffineChoice | None = Field(
+    affine: Literal["sform", "qform"] | None = Field(
         default=None, description="Which of a NIfTI's two places counts where they disagree."
     )
     series: str | None = Field(default=None, description="The series (UID) to take of a DICOM folder with several.")

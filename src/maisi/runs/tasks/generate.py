@@ -5,7 +5,7 @@ from pathlib import Path
 from maisi.bundle.bundle import Bundle
 from maisi.pipelines.generate import Sample, draw_one, fitted
 from maisi.pipelines.labels import LabelSource
-from maisi.pipelines.prepare import Prepared, prepare_generate
+from maisi.pipelines.prepare import Prepared, bundle_vocabulary, prepare_generate
 from maisi.pipelines.preview import preview, write_png
 from maisi.pipelines.requests import GenerateRequest
 from maisi.runs.task import Checked, Run, Task
@@ -65,7 +65,8 @@ def write_sample(sample: Sample, request: GenerateRequest, bundle: Bundle, files
         write_labels(sample.labels, files["labels"])
     ends = dict.fromkeys(region.name.lower() for region in (sample.span.top, sample.span.bottom))
     title = f"{bundle.name} · {' to '.join(ends)} · seed {request.seed} · sample {sample.index}"
-    write_png(preview(sample.volume, sample.labels, title), files["preview"])
+    picture = preview(sample.volume, sample.labels, title, vocabulary=bundle_vocabulary(bundle))
+    write_png(picture, files["preview"])
 
 
 GENERATE = Task("generate", GenerateRequest, check, work, inputs, on_ranks=True)
