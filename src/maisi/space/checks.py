@@ -7,7 +7,6 @@ import numpy as np
 
 from maisi.errors import InvalidLabelsError, InvalidRequestError, InvalidVolumeError
 from maisi.space.grid import Grid
-from maisi.space.hounsfield import judge
 
 Refusal = Callable[[Path, str, str], InvalidRequestError]
 
@@ -40,13 +39,3 @@ def check_content(array: np.ndarray, path: Path) -> None:
         raise bad_volume(path, f"{num_bad} voxels that are NaN or infinite", "finite values")
     if low == high:
         raise bad_volume(path, f"the same value {low:g} in every voxel", "an image with content")
-
-
-def check_intensities(array: np.ndarray, path: Path, modality: str) -> None:
-    """Nothing, or an `InvalidVolumeError` for values that are not finite, all the same or, for CT, surely no HU."""
-    check_content(array, path)
-    verdict = judge(array) if modality == "ct" else None
-    if verdict is not None and verdict.is_sure:
-        low, high = float(array.min()), float(array.max())
-        found = f"values from {low:g} to {high:g}, which are not HU of a CT; they look like {verdict.looks_like}"
-        raise bad_volume(path, found, f"CT in HU; {verdict.remedy}")

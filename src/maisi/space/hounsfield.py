@@ -118,8 +118,10 @@ class Values:
 def judge(array: np.ndarray, padding: np.ndarray | None = None) -> Verdict | None:
     """None where finite values `[x y z]` look like HU, else why not; `padding` marks voxels that were not scanned."""
     values = Values(array, padding)
-    if not values.measured.size:
+    if not values.ordered.size:
         return Verdict("nothing but what was not scanned", "an image with content")
+    if not values.measured.size:
+        return Verdict("one value in every voxel that was scanned", "an image with content", is_sure=False)
     verdict = next((found for rule in _RULES if (found := rule(values)) is not None), None)
     if verdict is not None and values.measured.size < _FEWEST:
         return replace(verdict, is_sure=False)
@@ -207,7 +209,8 @@ def _is_without_negatives(values: Values) -> Verdict | None:
     if values.low < 0:
         return None
     bright = values.share(DENSE.low)
-    if values.low <= 20 and ((values.near_floor >= 0.1 and bright > 0.05) or bright > 0.6):
+    has_floor = values.low <= 20 and values.near_floor >= 0.1 and bright > 0.05
+    if has_floor or (values.low <= 50 and bright > 0.6):
         windowed = values.at_high > 0.003
         looks = "an MR, or a window of HU that was stretched" if not windowed else "a window of HU that was stretched"
         remedy = "--modality mr for an MR; --hu-window LOW HIGH, the HU of the lowest and the highest value, for a CT"

@@ -23,24 +23,34 @@ class Padding:
 def find_padding(array: np.ndarray) -> Padding | None:
     """The padding of finite HU `[x y z]`, or None.
 
-    Padding is what is darker than any air (below -1200 HU), one value brighter than any metal in the corners (63536),
-    and one value that is no air in all eight corners, as far as it reaches from there, where air or fat is elsewhere.
+    Padding is what is darker than any air (below -1200 HU), one value brighter than any metal that reaches the faces of
+    the volume (63536), and one value that is no air in all eight corners, as far as it reaches from there, where air or
+    fat is elsewhere.
     """
-    low = float(array.min())
+    low, high = float(array.min()), float(array.max())
     if low < BELOW_AIR:
         return _below_air(array)
+    if high >= _BEYOND_METAL:
+        return _beyond_metal(array)
     corners = array[:: max(1, array.shape[0] - 1), :: max(1, array.shape[1] - 1), :: max(1, array.shape[2] - 1)].ravel()
-    value = float(np.median(corners))
-    if np.count_nonzero(corners == value) < corners.size / 2 or AIR.low <= value < AIR.high or value == low:
+    value = float(corners[0])
+    if (corners != value).any() or AIR.low <= value < AIR.high or value == low:
         return None
     mask = array == value
-    if value >= _BEYOND_METAL:
-        return Padding(mask, value)
-    if (corners != value).any() or mask.mean() < _SMALLEST_SHARE:
-        return None
-    if np.count_nonzero(array < FAT_AND_LESS) < 0.02 * np.count_nonzero(~mask):
+    is_scan = np.count_nonzero(array < FAT_AND_LESS) >= 0.02 * np.count_nonzero(~mask)
+    if mask.mean() < _SMALLEST_SHARE or not is_scan:
         return None
     return Padding(_from_corners(mask), value, is_doubtful=True)
+
+
+def _beyond_metal(array: np.ndarray) -> Padding | None:
+    """What is brighter than metal where it is one value and lies on the faces of the volume in most planes."""
+    mask = array >= _BEYOND_METAL
+    values, counts = np.unique(array[mask], return_counts=True)
+    if counts.max() < 0.9 * counts.sum() or counts.sum() < _SMALLEST_SHARE * array.size:
+        return None
+    faces = [np.moveaxis(mask, axis, 0)[[0, -1]].mean() for axis in range(3)]
+    return Padding(mask, float(values[counts.argmax()])) if max(faces) > 0.05 else None
 
 
 def _below_air(array: np.ndarray) -> Padding | None:

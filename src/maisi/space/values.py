@@ -75,7 +75,7 @@ def _padding(array: np.ndarray, marked: np.ndarray | None, findings: list[Findin
     if padding is None:
         return marked
     num = int(np.count_nonzero(padding.mask))
-    found = f"{num} voxels ({num / array.size:.1%}) that were not scanned, most at {padding.value:g}"
+    found = f"{num} voxels ({num / array.size:.1%}) that were not scanned, most at {padding.value:g} HU"
     if padding.is_doubtful:
         found = f"one value, {padding.value:g}, from the corners inwards in {num} voxels ({num / array.size:.1%})"
     finding = Finding(topic="padding", found=found, decided="taken as air", is_warning=padding.is_doubtful)

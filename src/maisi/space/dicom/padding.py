@@ -1,20 +1,14 @@
-"""Pixels outside the reconstruction circle, which hold no HU: declared by the file, or by their values alone."""
+"""Pixels outside the reconstruction circle, which hold no HU: as the file declares them."""
 
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from maisi.space.reading import Finding
 from maisi.space.volume import OUTSIDE
 
 AIR = OUTSIDE["ct"]
 BELOW_AIR = -1100.0  # HU; noise in air reaches down to here
-_BEYOND_METAL = 32000.0  # HU; extended scales end near 30000
-_COMMON = 1e-3  # of all voxels: fewer are streaks or metal
-_STRAY = 1e-3  # of all voxels: more that are neither padding nor above air, and the scale is another than HU
-_SPIKE = 0.1  # of the voxels below air: a value that so many share is padding
-_SLICES = 0.5  # of the slices: a reconstruction circle is in all
 _TISSUE = (-900.0, 3100.0)  # HU; a padding value in here may be that of real voxels too
 
 
@@ -36,23 +30,6 @@ def declared(dataset: Any, stored: np.ndarray, slope: float, intercept: float) -
     return _joined_to_edge(mask)
 
 
-def without_undeclared(array: np.ndarray) -> list[Finding]:
-    """What was found of padding; HU that are padding by their value (-2000, -3024, 62512) become -1024, in place.
-
-    Such a value is shared by many voxels and far from all that a CT holds.
-    """
-    findings = []
-    for spikes in (_spikes(array, array < BELOW_AIR), _spikes(array, array > _BEYOND_METAL)):
-        if spikes:
-            mask = np.isin(array, spikes)
-            count = int(np.count_nonzero(mask))
-            values = ", ".join(f"{value:g}" for value in spikes)
-            found = f"{count} voxels ({count / array.size:.1%}) of {values} HU, padding that the files do not declare"
-            findings.append(Finding(topic="padding", found=found, decided=f"taken as air, {AIR:g} HU"))
-            array[mask] = AIR
-    return findings
-
-
 def _as_stored(value: Any, stored: np.ndarray) -> int | None:
     """A padding value in the range of the stored type: 63536 of signed 16-bit pixels is -2000."""
     if value is None or value == "":
@@ -66,14 +43,3 @@ def _joined_to_edge(mask: np.ndarray) -> np.ndarray:
     regions, _ = ndimage.label(mask)
     edges = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
     return np.isin(regions, np.unique(edges[edges > 0]))
-
-
-def _spikes(array: np.ndarray, beyond: np.ndarray) -> list[float]:
-    """The values that many voxels share among those beyond what a CT holds; none where these spread as HU would."""
-    if np.count_nonzero(beyond) < _COMMON * array.size:
-        return []
-    values, counts = np.unique(array[beyond], return_counts=True)
-    common = counts >= max(_SPIKE * counts.sum(), _COMMON * array.size)
-    if beyond.any(axis=(0, 1)).mean() < _SLICES:
-        return []
-    return [] if counts[~common].sum() > _STRAY * array.size else values[common].tolist()

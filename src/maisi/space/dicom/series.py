@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from maisi.errors import InvalidVolumeError
-from maisi.space.checks import bad_volume, check_intensities, check_spacing
+from maisi.space.checks import bad_volume, check_spacing
 from maisi.space.dicom.alike import continues, groups_of_alike, names, without_scouts
 from maisi.space.dicom.copies import without_copies
 from maisi.space.dicom.opening import broken_refused, syntax_of
-from maisi.space.dicom.padding import AIR, BELOW_AIR, without_undeclared
+from maisi.space.dicom.padding import AIR, BELOW_AIR
 from maisi.space.dicom.pixels import check_decodable, check_rescales, hounsfield
 from maisi.space.dicom.place import placed
 from maisi.space.dicom.plane import Plane, planes_of
 from maisi.space.dicom.scan import WITHOUT_POSITION, Scanned, check_whole, listed, relative, scan, summary
 from maisi.space.dicom.stacks import chosen_stack
 from maisi.space.grid import Grid
-from maisi.space.orientation import turn_to_ras
+from maisi.space.orientation import turn_volume
 from maisi.space.reading import Finding, ReadOptions
+from maisi.space.values import settle_values
 from maisi.space.volume import Volume
 
 _LOOKS_LIKE_AIR = -500.0  # HU; a hundredth of a CT of a patient at the least is lung, gas or the air around
@@ -70,9 +71,9 @@ def _read(folder: Path, options: ReadOptions) -> tuple[Volume, list[Finding]]:
     planes, grid, place = _placed(planes, folder, beside)
     check_spacing(grid, folder, bad_volume)
     array, is_padding, values = _values(planes, folder, options)
-    array, is_padding, judged = _settled(array, folder, options, is_padding)
+    array, is_padding, judged = settle_values(array, folder, options, is_padding)
     findings += stacks + place + values + judged
-    return Volume(*turn_to_ras(array, grid, AIR, nearest=False)), findings
+    return turn_volume(array, grid, "ct", is_padding), findings
 
 
 def _series(scanned: Sequence[Scanned], folder: Path, series: str | None) -> tuple[list[Plane], list[Finding]]:
@@ -199,20 +200,6 @@ def _values(
     is_told = options.trust_hu or options.hu_offset != 0 or options.hu_window is not None
     if without and not is_told:
         findings.append(_taken_as_hu(array, is_padding, folder))
-    return array, is_padding, findings
-
-
-def _settled(
-    array: np.ndarray, folder: Path, options: ReadOptions, is_padding: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None, list[Finding]]:
-    """The values with padding as air and with the offset that was asked for, if they are HU."""
-    findings = without_undeclared(array)
-    if options.hu_offset:
-        array[array != AIR] += np.float32(options.hu_offset)
-        decided = f"{options.hu_offset:+g} HU added, as asked"
-        findings.append(Finding(topic="values", found="values off the HU scale", decided=decided))
-    if not options.trust_hu:
-        check_intensities(array, folder, "ct")
     return array, is_padding, findings
 
 
