@@ -9,10 +9,13 @@ import pytest
 from command_line import Maisi, Patient, files_in
 from PIL import Image
 
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, save_bundle
 from maisi.evaluation.fidelity import fidelity
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
-from maisi.space.files import read_volume
+from maisi.space.files import read_volume, write_labels
+from maisi.space.label_files import read_labels
+from maisi.space.volume import LabelMap
 
 RESULTS = ["metrics.json", "reconstruction.nii.gz", "reconstruction_preview.png", "run.json", "run.yaml"]
 
@@ -154,3 +157,29 @@ def test_the_packaged_autoencoder_beats_the_box_blur(
     ct = shared_data / "torso_head" / "totalseg_example_ct" / "ct.nii.gz"
     answer = maisi("reconstruct", ct, "-b", packaged, "-o", tmp_path / "out", "--json")
     assert answer.json["reconstruction"]["psnr_db"] > answer.json["yardstick"]["psnr_db"] + 2
+
+
+def test_label_maps_are_encoded_and_decoded_by_an_autoencoder_of_label_maps(
+    maisi: Maisi, patient: Patient, tmp_path: Path
+) -> None:
+    config = AutoencoderConfig(
+        in_channels=8, out_channels=125, channels=(8, 16), num_res_blocks=(1, 1), norm_groups=4, upsampling="transposed"
+    )
+    info = BundleInfo(name="masks", licence="none", vocabulary_version="1.0")
+    bundle = save_bundle(Bundle.of(info, {"autoencoder": Autoencoder(config)}), tmp_path / "masks")
+    vocabulary = load_vocabulary()
+    labels = read_labels(patient.labels)
+    known = np.isin(labels.array, [*vocabulary.group("lungs"), vocabulary.id("liver"), vocabulary.id("body")])
+    write_labels(LabelMap(np.where(known, labels.array, 0).astype(np.uint8), labels.grid), tmp_path / "own.nii.gz")
+    latent, again = tmp_path / "own.safetensors", tmp_path / "again.nii.gz"
+    answer = maisi("encode", tmp_path / "own.nii.gz", "-b", bundle, "-o", latent)
+    assert answer.code == 0, answer.err
+    assert maisi("info", latent, "--json").json["content"] == "labels"
+    answer = maisi("decode", latent, "-b", bundle, "-o", again)
+    assert answer.code == 0, answer.err
+    decoded = read_labels(again)
+    assert decoded.grid.is_close(labels.grid)
+    assert set(np.unique(decoded.array)) <= {0, *vocabulary.ids}
+    refused = maisi("reconstruct", patient.ct, "-b", bundle, "-o", tmp_path / "out")
+    assert refused.code == 2
+    assert "takes 8 channels and gives 125 (label maps)" in refused.err

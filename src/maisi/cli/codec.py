@@ -5,12 +5,10 @@ from maisi.cli.options import AsJson, Out, OutFile, Overwrite, takes
 from maisi.cli.run import run_task
 from maisi.pipelines.requests import DecodeRequest, EncodeRequest
 
-OF_LABELS = ("reading.numbering",)
 
-
-@takes(EncodeRequest, arguments={"source": "CT"}, leave_out=("compute.ranks", *OF_LABELS))
+@takes(EncodeRequest, arguments={"source": "CT"}, leave_out=("compute.ranks",))
 def encode(request: EncodeRequest, out: OutFile, overwrite: Overwrite = False) -> None:
-    """Encode a CT into a latent: mean, log-variance and grid in one .safetensors file.
+    """Encode a CT (or a label map) into a latent: mean, log-variance and grid in one .safetensors file.
 
     Beside it lie NAME.run.yaml, which repeats the run, and NAME.run.json.
     """
@@ -19,14 +17,14 @@ def encode(request: EncodeRequest, out: OutFile, overwrite: Overwrite = False) -
 
 @takes(DecodeRequest, arguments={"source": "LATENT"}, leave_out=("compute.ranks",))
 def decode(request: DecodeRequest, out: OutFile, overwrite: Overwrite = False) -> None:
-    """Decode a latent into a CT, on the grid of the CT that was encoded.
+    """Decode a latent into a CT (or a label map), on the grid of what was encoded.
 
     Beside it lie NAME.run.yaml, which repeats the run, and NAME.run.json.
     """
     run_task("decode", request, out, overwrite)
 
 
-@takes(EncodeRequest, arguments={"source": "CT"}, leave_out=("compute.ranks", *OF_LABELS))
+@takes(EncodeRequest, arguments={"source": "CT"}, leave_out=("compute.ranks", "content", "reading.numbering"))
 def reconstruct(request: EncodeRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False) -> None:
     """Encode and decode a CT, and measure what is lost.
 

@@ -1,6 +1,7 @@
 """Volumes to latents and back, with a bundle's autoencoder."""
 
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,15 +68,15 @@ def volume_of_unit(unit: Tensor, grid: Grid, modality: Modality = "ct") -> Volum
     return crop(whole, (0, 0, 0), grid.shape) if whole.grid.shape != grid.shape else whole
 
 
-def rehearse_encode(size: Size3, bundle: Bundle) -> None:
-    """Encoding a volume of `size` voxels on the meta device."""
-    autoencoder = bundle.autoencoder
+def rehearse_encode(size: Size3, bundle: Bundle, name: str = "autoencoder") -> None:
+    """Encoding a volume (or label map, by the network of that name) of `size` voxels on the meta device."""
+    autoencoder: Any = bundle.network(name)
     encode_tensor(autoencoder, torch.empty((1, autoencoder.config.in_channels, *size), device="meta"))
 
 
-def rehearse_decode(size: Size3, bundle: Bundle) -> None:
-    """Decoding a latent of a volume of `size` voxels on the meta device."""
-    autoencoder = bundle.autoencoder
+def rehearse_decode(size: Size3, bundle: Bundle, name: str = "autoencoder") -> None:
+    """Decoding a latent of a volume (or label map) of `size` voxels on the meta device."""
+    autoencoder: Any = bundle.network(name)
     latent = (1, autoencoder.config.latent_channels, *(-(-n // autoencoder.factor) for n in size))
     with torch.inference_mode():
         autoencoder.decode(as_weights(torch.empty(latent, device="meta"), autoencoder))

@@ -41,10 +41,15 @@ def label_channels() -> tuple[int, ...]:
 
 def label_autoencoder(bundle: Bundle) -> Autoencoder:
     """The autoencoder of label maps in a bundle; raises `InvalidBundleError` saying what the bundle holds instead."""
+    return cast(Autoencoder, bundle.network(label_autoencoder_name(bundle)))
+
+
+def label_autoencoder_name(bundle: Bundle) -> str:
+    """What a bundle calls its autoencoder of label maps; raises `InvalidBundleError` where it has none."""
     for name in NAMES:
         config = bundle.configs.get(name)
         if isinstance(config, AutoencoderConfig) and takes_labels(config):
-            return cast(Autoencoder, bundle.network(name))
+            return name
     raise InvalidBundleError(
         f"bundle {bundle.name!r} has no autoencoder of label maps; it holds {', '.join(bundle.names)}; accepted: one "
         f"named {' or '.join(NAMES)} that takes {NUM_BITS} channels and gives {len(label_channels())}, as `maisi "

@@ -13,12 +13,13 @@ from maisi.bundle.bundle import Bundle, find_bundle, load_bundle, packaged_names
 from maisi.compute.compute import Compute
 from maisi.compute.fit import check_format, check_scratch, precision_of
 from maisi.compute.machine import device_of, dtype_of, fill_defaults
-from maisi.data.door import open_volume
+from maisi.data.door import open_labels, open_volume
 from maisi.data.latents import Latent, read_latent
 from maisi.errors import InvalidBundleError, InvalidRequestError
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
+from maisi.pipelines.label_codec import label_autoencoder_name, takes_labels
 from maisi.pipelines.labels import (
     GridRules,
     LabelRules,
@@ -34,7 +35,7 @@ from maisi.pipelines.requests import DEFAULT_REGION, DecodeRequest, EncodeReques
 from maisi.space.files import log_findings
 from maisi.space.reading import FileReport
 from maisi.space.resample import resample, with_spacing
-from maisi.space.volume import Volume
+from maisi.space.volume import LabelMap, Volume
 
 logger = logging.getLogger(__name__)
 
@@ -82,17 +83,27 @@ def compute_for(compute: Compute, bundle: Bundle | None) -> Compute:
 
 
 def bundle_of(request: Request, given: Bundle | None = None) -> Bundle:
-    """The bundle of a request, in its precision on its device; `InvalidBundleError` where no autoencoder takes CTs.
+    """The bundle of a request that makes CTs, see `loaded`; `InvalidBundleError` where no autoencoder takes CTs."""
+    bundle = loaded(request, given)
+    check_takes_ct(bundle)
+    return bundle
+
+
+def loaded(request: Request, given: Bundle | None = None) -> Bundle:
+    """The bundle of a request, in its precision on its device.
 
     A bundle that is given is checked instead: it must be the one that the request names, if it names one, be on its
     device and in its precision.
     """
     dtype, device = dtype_of(request.compute), device_of(request.compute)
-    if given is None:
-        bundle = load_bundle(request.bundle, device, dtype, narrow_in_float32=dtype != torch.float32)
-    else:
-        bundle = given
-        _check_given(request, bundle, device)
+    if given is not None:
+        _check_given(request, given, device)
+        return given
+    return load_bundle(request.bundle, device, dtype, narrow_in_float32=dtype != torch.float32)
+
+
+def check_takes_ct(bundle: Bundle) -> None:
+    """Nothing, or an `InvalidBundleError` where no autoencoder takes and gives CTs."""
     if "autoencoder" not in bundle.kinds:
         raise InvalidBundleError(f"bundle {bundle.name!r} has no autoencoder; it holds {', '.join(bundle.names)}")
     config = cast(AutoencoderConfig, bundle.configs["autoencoder"])
@@ -101,7 +112,6 @@ def bundle_of(request: Request, given: Bundle | None = None) -> Bundle:
             f"the autoencoder of bundle {bundle.name!r} takes {config.in_channels} channels and gives "
             f"{config.out_channels} (label maps); accepted: a bundle whose autoencoder takes and gives a CT, 1 channel"
         )
-    return bundle
 
 
 def _check_given(request: Request, bundle: Bundle, device: torch.device) -> None:
@@ -215,32 +225,43 @@ def _filled(request: GenerateRequest, bundle: Bundle, sources: list[LabelSource]
 
 
 @dataclass(frozen=True)
-class PreparedVolume:
-    """An encode request that can be carried out, and the volume that it encodes."""
+class PreparedImage:
+    """An encode request that can be carried out, and the volume or label map that it encodes."""
 
     request: EncodeRequest
     bundle: Bundle
-    volume: Volume
+    image: Volume | LabelMap
     report: FileReport
 
 
-def prepare_encode(request: EncodeRequest, bundle: Bundle | None = None) -> PreparedVolume:
-    """The request, its bundle and the volume to encode, resampled where the request says so.
+def prepare_encode(request: EncodeRequest, bundle: Bundle | None = None) -> PreparedImage:
+    """The request, its bundle and the image to encode, resampled where the request says so.
 
-    Warns of a spacing that the bundle was not trained for. Raises `InvalidRequestError` as `prepare_generate`.
+    A bundle whose autoencoder is one of label maps takes a label map. Warns of a spacing that the bundle was not
+    trained for. Raises `InvalidRequestError` as `prepare_generate`.
     """
     request = request.model_copy(update={"compute": compute_for(request.compute, bundle)})
-    bundle = bundle_of(request, bundle)
-    check_modality(bundle, request.reading.modality, request.force)
-    volume, report = open_volume(request.source, request.reading)
+    bundle = loaded(request, bundle)
+    image: Volume | LabelMap
+    if request.content == "labels" or (request.content is None and encodes_labels(bundle)):
+        label_autoencoder_name(bundle)  # refuses a bundle without
+        labels, report = open_labels(request.source, request.reading, bundle_vocabulary(bundle))
+        image = labels if request.spacing is None else resample(labels, with_spacing(labels.grid, request.spacing))
+    else:
+        check_takes_ct(bundle)
+        check_modality(bundle, request.reading.modality, request.force)
+        volume, report = open_volume(request.source, request.reading)
+        image = volume if request.spacing is None else resample(volume, with_spacing(volume.grid, request.spacing))
     log_findings(request.source, report.findings)
-    if request.spacing is not None:
-        volume = resample(volume, with_spacing(volume.grid, request.spacing))
-    for sentence in bundle.limits.violations((1, 1, 1), volume.grid.spacing):
+    for sentence in bundle.limits.violations((1, 1, 1), image.grid.spacing):
         if sentence.startswith("spacing"):
             logger.warning("%s; --spacing resamples first", sentence)
-    update = {"bundle": lasting_name(request.bundle, bundle), "source": request.source.resolve()}
-    return PreparedVolume(request.model_copy(update=update), bundle, volume, report)
+    update = {
+        "bundle": lasting_name(request.bundle, bundle),
+        "source": request.source.resolve(),
+        "content": "labels" if isinstance(image, LabelMap) else "volume",
+    }
+    return PreparedImage(request.model_copy(update=update), bundle, image, report)
 
 
 @dataclass(frozen=True)
@@ -256,7 +277,17 @@ def prepare_decode(request: DecodeRequest, bundle: Bundle | None = None) -> Prep
     """The request, its bundle and the latent to decode. Raises `InvalidRequestError` as `prepare_generate`."""
     request = request.model_copy(update={"compute": compute_for(request.compute, bundle)})
     latent = read_latent(request.source)
-    bundle = bundle_of(request, bundle)
-    check_modality(bundle, latent.modality, request.force)
+    bundle = loaded(request, bundle)
+    if latent.content == "labels":
+        label_autoencoder_name(bundle)
+    else:
+        check_takes_ct(bundle)
+        check_modality(bundle, latent.modality, request.force)
     update = {"bundle": lasting_name(request.bundle, bundle), "source": request.source.resolve()}
     return PreparedLatent(request.model_copy(update=update), bundle, latent)
+
+
+def encodes_labels(bundle: Bundle) -> bool:
+    """Whether the autoencoder of a bundle is one of label maps."""
+    config = bundle.configs.get("autoencoder", bundle.configs.get("label_autoencoder"))
+    return isinstance(config, AutoencoderConfig) and takes_labels(config)

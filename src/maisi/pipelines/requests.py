@@ -81,9 +81,14 @@ class GenerateRequest(Frozen):
 
 
 class EncodeRequest(Frozen):
-    """Encoding one CT. With a spacing (mm) the volume is resampled first."""
+    """Encoding one CT, or a label map with an autoencoder of label maps. With a spacing (mm) it is resampled first."""
 
     source: Path = Field(description=".nii, .nii.gz or a DICOM folder.")
+    content: Literal["volume", "labels"] | None = Field(
+        default=None,
+        description="What the file holds: volume or labels.",
+        json_schema_extra={"shown_default": "what the bundle's autoencoder takes"},
+    )
     bundle: BundleName = DEFAULT_BUNDLE
     spacing: Spacing = Field(default=None, description="Voxel size in mm; the volume is resampled first.")
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")

@@ -5,19 +5,31 @@ from pathlib import Path
 
 from maisi.compute.fit import fit
 from maisi.data.latents import write_latent
+from maisi.errors import InvalidRequestError
 from maisi.evaluation.reconstruction import METRICS, as_decoded, measure, reconstruct
 from maisi.pipelines.codec import decode, encode, rehearse_both, rehearse_decode, rehearse_encode
-from maisi.pipelines.prepare import PreparedLatent, PreparedVolume, prepare_decode, prepare_encode
+from maisi.pipelines.label_codec import decode_labels, encode_labels, label_autoencoder, label_autoencoder_name
+from maisi.pipelines.prepare import PreparedImage, PreparedLatent, prepare_decode, prepare_encode
 from maisi.pipelines.preview import comparison, write_png
 from maisi.pipelines.requests import DecodeRequest, EncodeRequest
 from maisi.runs.task import Checked, Output, Run, Task
-from maisi.space.files import write_volume
+from maisi.space.files import write_labels, write_volume
+from maisi.space.volume import LabelMap, Volume
 
 
 def check_encode(request: EncodeRequest) -> Checked[EncodeRequest]:
     """The request with its bundle and the volume to encode."""
     prepared = prepare_encode(request)
     return Checked(prepared.request, prepared, prepared.bundle, (prepared.report,))
+
+
+def check_reconstruct(request: EncodeRequest) -> Checked[EncodeRequest]:
+    """The request with its bundle and the volume to encode and decode."""
+    if request.content == "labels":
+        raise InvalidRequestError(
+            "a reconstruction is measured in HU; accepted: a volume, or encode and decode for labels"
+        )
+    return check_encode(request.model_copy(update={"content": "volume"}))
 
 
 def check_decode(request: DecodeRequest) -> Checked[DecodeRequest]:
@@ -33,12 +45,17 @@ def source_of(request: EncodeRequest | DecodeRequest) -> tuple[Path, ...]:
 
 def encode_file(checked: Checked[EncodeRequest], run: Run) -> None:
     """Write the latent: mean, log-variance and grid."""
-    given: PreparedVolume = checked.subject
-    work = partial(rehearse_encode, given.volume.grid.shape)
+    given: PreparedImage = checked.subject
+    image, is_map = given.image, isinstance(given.image, LabelMap)
+    name = label_autoencoder_name(given.bundle) if is_map else "autoencoder"
+    work = partial(rehearse_encode, image.grid.shape, name=name)
     bundle = fit(given.bundle, given.request.compute, work, run.ranks)
     run.on_stage("load", 1, 1)
     made_from = f"{given.request.source.name}, bundle {bundle.name} {bundle.info.version}"
-    latent = encode(bundle.autoencoder, given.volume, made_from=made_from)
+    if isinstance(image, LabelMap):
+        latent = encode_labels(label_autoencoder(bundle), image, made_from=made_from)
+    else:
+        latent = encode(bundle.autoencoder, image, made_from=made_from)
     run.on_stage("encode", 1, 1)
     if run.writes:
         write_latent(latent, run.partial / run.name)
@@ -46,22 +63,29 @@ def encode_file(checked: Checked[EncodeRequest], run: Run) -> None:
 
 
 def decode_file(checked: Checked[DecodeRequest], run: Run) -> None:
-    """Write the volume of the latent's mean."""
+    """Write the volume of the latent's mean, or its label map."""
     given: PreparedLatent = checked.subject
-    work = partial(rehearse_decode, given.latent.grid.shape)
+    latent, is_map = given.latent, given.latent.content == "labels"
+    name = label_autoencoder_name(given.bundle) if is_map else "autoencoder"
+    work = partial(rehearse_decode, latent.grid.shape, name=name)
     bundle = fit(given.bundle, given.request.compute, work, run.ranks)
     run.on_stage("load", 1, 1)
-    volume = decode(bundle.autoencoder, given.latent)
+    decoded = decode_labels(label_autoencoder(bundle), latent) if is_map else decode(bundle.autoencoder, latent)
     run.on_stage("decode", 1, 1)
-    if run.writes:
-        write_volume(volume, run.partial / run.name)
-        run.publish()
+    if not run.writes:
+        return
+    if isinstance(decoded, LabelMap):
+        write_labels(decoded, run.partial / run.name)
+    else:
+        write_volume(decoded, run.partial / run.name)
+    run.publish()
 
 
 def reconstruct_files(checked: Checked[EncodeRequest], run: Run) -> None:
     """Write the reconstruction, a picture of the difference, and how much is lost."""
-    given: PreparedVolume = checked.subject
-    original, bundle = given.volume, given.bundle
+    given: PreparedImage = checked.subject
+    original, bundle = given.image, given.bundle
+    assert isinstance(original, Volume)
     bundle = fit(bundle, given.request.compute, partial(rehearse_both, original.grid.shape))
     run.on_stage("load", 1, 1)
     again = reconstruct(bundle, original)
@@ -79,4 +103,4 @@ def reconstruct_files(checked: Checked[EncodeRequest], run: Run) -> None:
 
 ENCODE = Task("encode", EncodeRequest, check_encode, encode_file, source_of, Output.FILE, (".safetensors",), True)
 DECODE = Task("decode", DecodeRequest, check_decode, decode_file, source_of, Output.FILE, (".nii", ".nii.gz"), True)
-RECONSTRUCT = Task("reconstruct", EncodeRequest, check_encode, reconstruct_files, source_of)
+RECONSTRUCT = Task("reconstruct", EncodeRequest, check_reconstruct, reconstruct_files, source_of)
