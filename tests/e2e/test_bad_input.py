@@ -195,12 +195,12 @@ def test_labels_without_a_body_are_warned_of(maisi: Maisi, tiny_bundle: Path, tm
 @pytest.mark.parametrize(
     ("array", "complaint"),
     [
-        (np.full((16, 16, 16), 199, np.uint8), "label ids 199 are not in the vocabulary"),
-        (np.full((16, 16, 16), 3000, np.uint16), "label ids 3000 are not in the vocabulary"),
+        (np.full((16, 16, 16), 199, np.uint8), "accepted: 0 and 1-153, 200-204"),
+        (np.full((16, 16, 16), 3000, np.uint16), "--numbering NAME or FILE"),
         (np.full((16, 16, 16), 1.5, np.float32), "values that are not whole, such as 1.5"),
         (np.full((16, 16, 16), -1, np.int16), "whole numbers from 0 to 65535"),
         (np.zeros((16, 16, 16), np.uint8), "these labels tell no body region"),
-        (np.ones((16, 16), np.uint8), "2-D image"),
+        (np.ones((16, 16), np.uint8), "2-D array"),
     ],
 )
 def test_a_label_map_that_cannot_be_followed_is_refused(
