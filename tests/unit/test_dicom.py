@@ -208,7 +208,7 @@ def constant(folder: Path) -> None:
 
 
 def not_hu(folder: Path) -> None:
-    write_series(folder, rescale=(1, 0))
+    write_series(folder, rescale=(1, -2048))
 
 
 def mr(folder: Path) -> None:
@@ -276,7 +276,7 @@ BAD = {
     "no pixel spacing": (lambda f: write_series(f, change=drop("PixelSpacing")), "no PixelSpacing"),
     "half a rescale": (lambda f: write_series(f, change=drop("RescaleIntercept")), "RescaleSlope alone"),
     "all one value": (constant, "the same value -1024 in every voxel"),
-    "not HU": (not_hu, "values from 24 to .*not HU of a CT"),
+    "not HU": (not_hu, r"values from -2024 to .*not HU of a CT"),
     "spacing": (
         lambda f: write_series(f, change=lambda d: setattr(d, "PixelSpacing", [1500.0, 2000.0])),
         "2000 x 1500 x 3 mm; accepted: 0.05 to 25 mm",

@@ -200,6 +200,13 @@ def test_no_file_of_random_bytes_gives_another_error(tmp_path):
             read_series(tmp_path)
 
 
+def test_a_slice_that_names_another_modality_than_its_class_stops_the_reading(tmp_path):
+    write_series(tmp_path, slices=range(SLICES - 1))
+    write_slice(tmp_path / "last.dcm", SLICES - 1, change=lambda d: setattr(d, "Modality", "MR"))
+    with pytest.raises(InvalidVolumeError, match=r"last\.dcm \(an image of the class CT that names the modality MR\)"):
+        read_series(tmp_path)
+
+
 # --- what is passed over -------------------------------------------------------------------------------------------
 
 

@@ -184,8 +184,8 @@ def test_what_changes_along_one_stack_is_warned_of(tmp_path):
 
 
 def test_the_one_stack_may_be_named_and_another_name_is_refused(tmp_path):
-    write_stack(tmp_path, "a", constant(AcquisitionNumber=7, ConvolutionKernel="B30f"))
-    for word in ("7", "acquisition=7", "kernel=B30f", "7,b30f", "all"):
+    write_stack(tmp_path, "a", constant(AcquisitionNumber=7, ConvolutionKernel="B30f", SliceThickness=8))
+    for word in ("7", "acquisition=7", "kernel=B30f", "7,b30f", "thickness=8", "all"):
         np.testing.assert_array_equal(read(tmp_path, word)[0].array, expected_hu())
     with pytest.raises(InvalidVolumeError, match=r"no stack named 8; .* one stack of 8 slices; .*acquisition=7"):
         read(tmp_path, "8")

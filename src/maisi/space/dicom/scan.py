@@ -100,6 +100,8 @@ def _judged(path: Path, header: Any, fault: str | None) -> Scanned:
         return Scanned(path, "DICOM of no kind", series, "a DICOM file that names neither its class nor its modality")
     if sop_class not in CT_CLASSES and (sop_class or modality != "CT"):
         return Scanned(path, _other_kind(modality, sop_class), series)
+    if modality not in ("", "CT"):
+        return Scanned(path, modality, series, f"an image of the class CT that names the modality {modality}")
     missing = [name for name in ("Rows", "Columns", "BitsAllocated") if not header.get(name)]
     fault = fault or (f"no {', '.join(missing)}" if missing else None)
     samples = header.get("SamplesPerPixel") or 1
@@ -128,15 +130,18 @@ def _ct_kind(header: Any) -> str:
 def check_whole(scanned: Sequence[Scanned], series: str, folder: Path) -> None:
     """Nothing, or the refusal that names what is damaged among the files of a series.
 
-    A damaged file that tells its series belongs to that one. One that does not belongs to the series that lie in its
-    folder, and to all where none does.
+    A damaged file that tells one of the series here belongs to that one. One that does not belongs to the series that
+    lie in its folder, and to all where none does.
     """
     folders: dict[Path, set[str]] = defaultdict(set)
     for file in scanned:
         if file.kind == "CT" and file.fault is None:
             folders[file.path.parent].add(file.series)
+    whole = set().union(*folders.values())
     damaged = [
-        f for f in scanned if f.fault and series in ({f.series} if f.series else folders[f.path.parent] or {series})
+        file
+        for file in scanned
+        if file.fault and series in ({file.series} & whole or folders[file.path.parent] or {series})
     ]
     if not damaged:
         return

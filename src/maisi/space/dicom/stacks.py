@@ -25,6 +25,7 @@ ALL = "all"  # the `--acquisition` that takes the slices of a series together
 
 _CLOCKS = ("time", "content")  # differ from slice to slice of one acquisition; tell phases apart, no stations
 _UNIFORM = ("kernel", "thickness", "kvp", "contrast", "phase", "temporal", "frame", "study")  # warned of where joined
+_NUMBERED = ("acquisition", "temporal", "phase", "trigger", "stack")  # what a number alone names in a single stack
 _SHOWN = 20  # stacks that an error lists
 _STATION = 3  # slices that make a stack of their own beside a gap
 
@@ -256,7 +257,9 @@ def _listing(stacks: Sequence[Stack]) -> str:
 def _check_named(planes: list[Plane], acquisition: str | None, folder: Path) -> None:
     assert acquisition is not None
     labels = _constants(planes)
-    if all(_has(labels, word.strip()) for word in acquisition.split(",")):
+    numbered = {key: value for key, value in labels.items() if key in _NUMBERED or not value.replace(".", "").isdigit()}
+    words = [word.strip() for word in acquisition.split(",")]
+    if all(_has(labels if "=" in word else numbered, word) for word in words):
         return
     known = ", ".join(f"{key}={value}" for key, value in labels.items() if value != "none" and key != "orientation")
     found = f"no stack named {acquisition}; the series holds one stack of {len(planes)} slices"
