@@ -22,7 +22,7 @@ def test_info_tells_what_was_found_and_which_commands_would_take_a_file(
     assert "an image, not a label map" in about["taken_by"]["generate --labels"]["why"]
     shown = maisi("info", tmp_path / "ct.nii.gz")
     assert shown.code == 0
-    assert "not scanned, most at -3024; taken as air" in shown.out
+    assert "not scanned, most at -3024 HU; taken as air" in shown.out
     assert "prepare: would take it" in shown.out
 
 

@@ -117,6 +117,13 @@ def test_a_crop_inside_soft_tissue_is_warned_of_and_not_refused(tmp_path):
     assert "--hu-offset" in warning.decided
 
 
+def test_brain_beside_bright_bone_is_not_taken_for_an_mr():
+    rng = np.random.default_rng(6)
+    brain, skull = rng.normal(32, 4, (20, 20, 14)), rng.normal(1300, 300, (20, 20, 6))
+    verdict = judge(np.concatenate([brain, skull], 2).astype(np.float32))
+    assert verdict is None or not verdict.is_sure
+
+
 def test_a_water_phantom_without_air_is_not_refused():
     water = np.random.default_rng(5).normal(0, 5, (20, 20, 20)).astype(np.float32)
     verdict = judge(water)

@@ -91,6 +91,11 @@ class Values:
         top = float(self.ordered[int(0.995 * (self.ordered.size - 1))])
         return self._within(self.ordered, Place(-np.inf, self.low + 0.03 * (top - self.low) + 1e-6))
 
+    @cached_property
+    def near_zero(self) -> float:
+        """Share of the voxels darker than brain is in HU: background, and not brain beside bright bone."""
+        return self._within(self.ordered, Place(-np.inf, max(15.0, 0.005 * self.high)))
+
     def peak(self, low: float, high: float) -> int:
         """The middle of the fullest 8 HU within a range, over all voxels."""
         counts, edges = np.histogram(self.ordered, np.arange(low, high + 8, 8))
@@ -209,7 +214,7 @@ def _is_without_negatives(values: Values) -> Verdict | None:
     if values.low < 0:
         return None
     bright = values.share(DENSE.low)
-    has_floor = values.low <= 20 and values.near_floor >= 0.1 and bright > 0.05
+    has_floor = values.low <= 20 and min(values.near_floor, values.near_zero) >= 0.1 and bright > 0.05
     if has_floor or (values.low <= 50 and bright > 0.6):
         windowed = values.at_high > 0.003
         looks = "an MR, or a window of HU that was stretched" if not windowed else "a window of HU that was stretched"
