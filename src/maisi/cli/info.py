@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maisi.cli.console import complain, give, give_json, give_table, tell
-from maisi.cli.options import AsJson
+from maisi.cli.options import AsJson, takes
+from maisi.space.reading import ReadOptions
 
 _ASKED_WRONGLY = 2  # the exit code of a request that cannot be carried out
 _TAKE_VOLUMES = ("encode", "reconstruct", "prepare")
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from maisi.space.volume import LabelMap, Volume
 
 
+@takes(ReadOptions, config=False)
 def info(
+    request: ReadOptions,
     subject: Annotated[
         str | None,
         typer.Argument(metavar="[BUNDLE|FILE|DIR]", help="Nothing: the packaged bundles.", show_default=False),
@@ -32,7 +35,7 @@ def info(
     if subject is None:
         _show_bundles(as_json)
         return
-    about = _about(subject)
+    about = _about(subject, request)
     if as_json:
         give_json(about)
     else:
@@ -58,7 +61,7 @@ def _show_bundles(as_json: bool) -> None:
         tell("no bundle is packaged here; maisi convert and maisi train make some")
 
 
-def _about(subject: str) -> dict[str, Any]:
+def _about(subject: str, reading: ReadOptions) -> dict[str, Any]:
     """What is known of a subject, by the kind of thing that it is."""
     from maisi.bundle.bundle import load_bundle, packaged_names
 
@@ -79,14 +82,14 @@ def _about(subject: str) -> dict[str, Any]:
         facts = {"content": latent.content, "modality": latent.modality, "made_from": latent.made_from}
         return {"kind": "latent", **facts, "latent_shape": list(latent.mean.shape), **_grid(latent.grid)}
     if path.exists():
-        return _about_image(path)
+        return _about_image(path, reading)
     from maisi.errors import InvalidRequestError
 
     accepted = ", ".join([*packaged_names(), "a bundle's or a run's folder", "a file of a CT, a label map or a latent"])
     raise InvalidRequestError(f"no bundle, file or folder {subject!r}; accepted: {accepted}")
 
 
-def _about_image(path: Path) -> dict[str, Any]:
+def _about_image(path: Path, reading: ReadOptions) -> dict[str, Any]:
     """What a scan or a label map is, what was found in it, and which commands would take it."""
     from maisi.data.door import open_labels, open_volume
     from maisi.errors import InvalidLabelsError, InvalidVolumeError
@@ -94,12 +97,12 @@ def _about_image(path: Path) -> dict[str, Any]:
     volume = labels = None
     no_volume = no_labels = ""
     try:
-        volume, report = open_volume(path)
+        volume, report = open_volume(path, reading)
     except InvalidVolumeError as error:
         no_volume = str(error)
     if volume is None or any(f.topic == "values" and f.is_warning for f in report.findings):
         try:
-            labels, report = open_labels(path)
+            labels, report = open_labels(path, reading)
         except InvalidLabelsError as error:
             no_labels = str(error)
     else:
