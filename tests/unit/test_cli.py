@@ -2,7 +2,6 @@ import ast
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,16 +29,6 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("command", ["generate", "reconstruct", "info", "doctor", "plan", "convert", "reproduce"])
 def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     assert not modules_after(f"from maisi.cli import main; assert main(['{command}', '--help']) == 0") & HEAVY
-
-
-def test_help_answers_in_half_a_second() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "maisi", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - start
-
-    fastest = min(seconds() for _ in range(5))
-    assert fastest < 1.0  # 0.2 s on an idle machine; the bound is for a busy one
 
 
 def test_the_package_loads_nothing_until_a_name_is_used() -> None:
