@@ -1,7 +1,6 @@
 """How slabs are computed: an `Arithmetic` is chosen once a run, by the device and by whether gradients are wanted."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
@@ -24,9 +23,6 @@ class Arithmetic(Protocol):
 
     row_unit: int
     """Rows of which steps are multiples where they can be."""
-
-    def run(self, kept: bool) -> AbstractContextManager[None]:
-        """Around a run, in which the memory of freed slabs is kept for the next ones, or not."""
 
     def end_sweep(self) -> None:
         """Gives back what was kept for the slabs of a sweep."""
@@ -87,9 +83,6 @@ class TorchArithmetic:
     """torch's own operations, on any device, with gradients or without."""
 
     row_unit = 1
-
-    def run(self, kept: bool) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def end_sweep(self) -> None:
         return None

@@ -37,7 +37,7 @@ def evaluate(outputs: Sequence[Node], settings: SplitSettings) -> list[Tensor]:
     schedule = make_schedule(fused, settings.recompute)
     with contextlib.ExitStack() as stack:
         arithmetic = arithmetic_on(device_of(schedule))
-        stack.enter_context(arithmetic.run(kept=settings.step_bytes is None))
+        stack.enter_context(freed_slabs(kept=settings.step_bytes is None))
         folder = stack.enter_context(run_folder(settings.folder)) if settings.on_disk else None
         run = Execution(schedule, settings, arithmetic, folder)
         stack.callback(run.close)

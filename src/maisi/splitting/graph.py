@@ -135,7 +135,7 @@ class Pointwise(Node):
 
     def _over(self, owned: Sequence[bool]) -> int | None:
         """Which of the inputs takes the result."""
-        if self._into is None or torch.is_grad_enabled():
+        if self._into is None:
             return None
         wanted = self.layout.shape, self.dtype
         fits = (

@@ -1,14 +1,12 @@
 """The arithmetic of a CPU without gradients: slabs are channels last, and the fastest kernel is taken."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from maisi.splitting.arithmetic import Arithmetic, ConvMemory, TorchArithmetic, Where
 from maisi.splitting.cpu import kernels, norms
-from maisi.splitting.cpu.heap import freed_slabs
 from maisi.splitting.cpu.parallel import scratch_bytes
 from maisi.splitting.cpu.weights import TransformedWeight, transformed_weight
 from maisi.splitting.cpu.winograd import OUTPUTS
@@ -28,9 +26,6 @@ class CpuArithmetic:
     def __init__(self) -> None:
         self._weights: dict[int, TransformedWeight] = {}
         self._torch = TorchArithmetic()
-
-    def run(self, kept: bool) -> AbstractContextManager[None]:
-        return freed_slabs(kept=kept)
 
     def end_sweep(self) -> None:
         self._weights = {}
