@@ -1,4 +1,4 @@
-"""Time and error of single float32 convolutions: direct (torch's oneDNN), filtered by torch, by the compiled kernel.
+"""Time and error of single float32 convolutions: direct (torch's oneDNN), Winograd by torch, by the compiled kernel.
 
     python benchmarks/convolutions.py [--rounds 7]
 
@@ -61,7 +61,7 @@ def measured(channels: int, out_channels: int, size: tuple[int, ...], rounds: in
     others: dict[str, Callable[[], object]] = {"torch, weights": lambda: winograd.transform_weight(weight)}
     if compiled.serves(weight):
         packed = compiled.pack_weight(weight)
-        ways["compiled"] = lambda: compiled.filtered(x, weight, bias, ONES, packed)
+        ways["compiled"] = lambda: compiled.convolve(x, weight, bias, ONES, packed)
         others["compiled, weights"] = lambda: compiled.pack_weight(weight)
     exact = F.conv3d(x.double(), weight.double(), bias.double(), padding=1)
     found = {f"{name}, error": float((run() - exact).abs().max() / exact.abs().max()) for name, run in ways.items()}
@@ -70,7 +70,7 @@ def measured(channels: int, out_channels: int, size: tuple[int, ...], rounds: in
         for name, run in (ways | others).items():
             seen[name].append(milliseconds(run))
     found |= {name: statistics.median(values) for name, values in seen.items()}
-    found["is filtered"] = kernels.is_filtered(size, weight, torch.float32)
+    found["takes winograd"] = kernels.takes_winograd(size, weight, torch.float32)
     return found
 
 
@@ -83,7 +83,7 @@ def row(channels: int, out_channels: int, size: tuple[int, ...], found: dict[str
     cells.append(f"{found['direct'] / found['compiled']:.2f}" if "compiled" in found else "")
     cells.append(f"{found['compiled, weights']:.1f}" if "compiled" in found else "")
     cells += [f"{found[f'{name}, error']:.0e}" if name in found else "" for name in ("direct", "torch", "compiled")]
-    return f"| {' | '.join([*cells, 'yes' if found['is filtered'] else 'no'])} |"
+    return f"| {' | '.join([*cells, 'yes' if found['takes winograd'] else 'no'])} |"
 
 
 def main() -> None:
@@ -103,10 +103,10 @@ def main() -> None:
         f"## Convolutions of 3 x 3 x 3 taps in float32, {UNITS[unit]}",
         "",
         f"torch {facts['torch']}, {facts['threads']} threads, kernel: {kernel}, medians of {rounds}; ms (GFLOP/s of "
-        "the direct convolution). Used: whether a call filters at that size. Where weights outweigh the slab it does "
-        "not: transforming them for every call costs what they save, and keeping them takes too much memory.",
+        "the direct convolution). Used: whether a call takes Winograd's at that size. Where weights outweigh the "
+        "slab it does not: transforming them for every call costs what they save, and keeping them takes much memory.",
         "",
-        "| channels, voxels | direct (oneDNN) | filtered by torch | compiled | x faster than direct | its weights, ms "
+        "| channels, voxels | direct (oneDNN) | Winograd by torch | compiled | x faster than direct | its weights, ms "
         "| error direct | torch | compiled | used |",
         "|---" * 10 + "|",
         *(row(*result) for result in results),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maisi.splitting import SlabTensor
 from maisi.splitting.cpu import compiled, kernels, winograd
-from maisi.splitting.cpu.filters import Filter
+from maisi.splitting.cpu.weights import TransformedWeight
 
 SETS = {} if compiled._filtering is None else compiled._filtering.instruction_sets()
 needs_kernel = pytest.mark.skipif(not SETS, reason="the kernel was not built: no C compiler at installation")
@@ -36,7 +36,7 @@ def deviation(
     """The largest error, relative to the largest value."""
     exact = F.conv3d(x.double(), weight.double(), None if bias is None else bias.double(), padding=padding)
     with torch.no_grad():
-        found = compiled.filtered(x, weight, bias, padding, compiled.pack_weight(weight))
+        found = compiled.convolve(x, weight, bias, padding, compiled.pack_weight(weight))
     assert found.shape == exact.shape
     assert found.is_contiguous(memory_format=torch.channels_last_3d)
     return float((found.double() - exact).abs().max() / exact.abs().max())
@@ -90,7 +90,7 @@ def test_a_constant_stays_constant_within(each_set: str) -> None:
     weight = torch.randn(32, 32, 3, 3, 3, generator=torch.Generator().manual_seed(1)) / 30
     with torch.no_grad():
         x = channels_last(torch.full((1, 32, 11, 11, 70), 1000.0))
-        found = compiled.filtered(x, weight, None, (0, 0, 0), compiled.pack_weight(weight))
+        found = compiled.convolve(x, weight, None, (0, 0, 0), compiled.pack_weight(weight))
     spread = found.amax((2, 3, 4)) - found.amin((2, 3, 4))
     assert spread.max() <= 1e-5 * found.abs().max()
 
@@ -102,11 +102,11 @@ def test_how_the_work_is_shared_out_changes_no_bit(each_set: str, monkeypatch: p
     x = channels_last(torch.randn(2, 32, 13, 21, 37, generator=draw))
     weight, bias = torch.randn(48, 32, 3, 3, 3, generator=draw), torch.randn(48, generator=draw)
     packed = compiled.pack_weight(weight)
-    found = compiled.filtered(x, weight, bias, (1, 1, 1), packed)
+    found = compiled.convolve(x, weight, bias, (1, 1, 1), packed)
     for ranges, tiles in ((1, 32), (50, 1), (3, 7)):
         monkeypatch.setattr(compiled, "RANGES_A_THREAD", ranges)
         monkeypatch.setattr(compiled, "TILES_AIM", tiles)
-        assert torch.equal(compiled.filtered(x, weight, bias, (1, 1, 1), packed), found)
+        assert torch.equal(compiled.convolve(x, weight, bias, (1, 1, 1), packed), found)
 
 
 @needs_kernel
@@ -146,11 +146,11 @@ def test_other_defaults_of_torch_change_nothing() -> None:
     """The kernel is given addresses: numbers of another format there would be read, and written, as they are not."""
     draw = torch.Generator().manual_seed(3)
     x, weight = torch.randn(1, 32, 6, 7, 8, generator=draw), torch.randn(32, 32, 3, 3, 3, generator=draw)
-    expected = compiled.filtered(x, weight, None, (1, 1, 1), compiled.pack_weight(weight))
+    expected = compiled.convolve(x, weight, None, (1, 1, 1), compiled.pack_weight(weight))
     torch.set_default_dtype(torch.float64)
     try:
         packed = compiled.pack_weight(weight)
-        found = compiled.filtered(x, weight, None, (1, 1, 1), packed)
+        found = compiled.convolve(x, weight, None, (1, 1, 1), packed)
     finally:
         torch.set_default_dtype(torch.float32)
     assert (packed.dtype, found.dtype) == (torch.float32, torch.float32)
@@ -172,14 +172,14 @@ def test_what_would_be_read_beyond_its_end_is_refused() -> None:
         (x, weight, bias, padding, packed[:, :, :8]),
     ):
         with pytest.raises(ValueError, match="accepted: float32"):
-            compiled.filtered(*arguments)
+            compiled.convolve(*arguments)
 
 
 @needs_kernel
 @torch.no_grad()
 def test_no_sample_gives_no_sample() -> None:
     weight = torch.ones(16, 16, 3, 3, 3)
-    found = compiled.filtered(torch.ones(0, 16, 5, 5, 5), weight, None, (1, 1, 1), compiled.pack_weight(weight))
+    found = compiled.convolve(torch.ones(0, 16, 5, 5, 5), weight, None, (1, 1, 1), compiled.pack_weight(weight))
     assert found.shape == (0, 16, 5, 5, 5)
 
 
@@ -195,7 +195,7 @@ def test_a_split_network_equals_the_whole_with_and_without_it(
     elif not SETS:
         pytest.skip("the kernel was not built: no C compiler at installation")
     used = []
-    for module, name in ((compiled, "filtered"), (winograd, "winograd")):
+    for module, name in ((compiled, "convolve"), (winograd, "winograd")):
         function = getattr(module, name)
 
         def noted(*args: object, name: str = name, function=function) -> Tensor:
@@ -217,16 +217,16 @@ def test_a_split_network_equals_the_whole_with_and_without_it(
     whole = network.double()(x.double())
     network.float()
     split = network(SlabTensor.split(x, axis=axis, sizes=[15, 14])).gather()
-    assert set(used) == ({"filtered"} if kernel == "compiled" else {"winograd"})
+    assert set(used) == ({"convolve"} if kernel == "compiled" else {"winograd"})
     assert (split.double() - whole).abs().max() <= 1e-5 * (whole.max() - whole.min())
 
 
 @needs_kernel
 @torch.no_grad()
-def test_a_filter_holds_what_its_kernel_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_transformed_as_their_kernel_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     served, other = torch.randn(32, 32, 3, 3, 3), torch.randn(40, 40, 3, 3, 3)
-    assert torch.equal(Filter(served).transformed(), compiled.pack_weight(served))
-    assert torch.equal(Filter(other).transformed(), winograd.transform_weight(other))
+    assert torch.equal(TransformedWeight(served).transformed(), compiled.pack_weight(served))
+    assert torch.equal(TransformedWeight(other).transformed(), winograd.transform_weight(other))
     assert not compiled.serves(torch.randn(32, 32, 3, 3, 1))
     monkeypatch.setattr(compiled, "instruction_set", lambda: "")
-    assert torch.equal(Filter(served).transformed(), winograd.transform_weight(served))
+    assert torch.equal(TransformedWeight(served).transformed(), winograd.transform_weight(served))

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from maisi.splitting.arithmetic import Where
 from maisi.splitting.cpu import kernels
-from maisi.splitting.cpu.filters import Filter
+from maisi.splitting.cpu.weights import TransformedWeight
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +40,8 @@ def test_a_convolution_is_the_float32_one_rounded_once(
     before, kernels.WIDENED_BYTES = kernels.WIDENED_BYTES, at_once  # a row at a time, or all
     try:
         with torch.no_grad():
-            steps = [stride] * 3, padding, [dilation] * 3, groups
-            found = kernels.convolve(F.conv3d, x, Filter(weight), bias, *steps, x.dtype)
+            where = Where([stride] * 3, padding, [dilation] * 3, groups)
+            found = kernels.convolve(x, TransformedWeight(weight), bias, where, x.dtype)
     finally:
         kernels.WIDENED_BYTES = before
     assert found.dtype == torch.bfloat16
@@ -53,9 +54,9 @@ def test_a_convolution_is_the_float32_one_rounded_once(
 def test_a_wide_convolution_loses_no_more_than_the_rounding_of_its_result(channels: tuple[int, int]) -> None:
     x = halved(1, channels[0], 17, 16, 17).contiguous(memory_format=torch.channels_last_3d)
     weight, bias = halved(channels[1], channels[0], 3, 3, 3) / 30, halved(channels[1])
-    assert kernels.is_filtered((17, 16, 17), weight, x.dtype)
+    assert kernels.takes_winograd((17, 16, 17), weight, x.dtype)
     exact = F.conv3d(x.double(), weight.double(), bias.double(), padding=1)
-    found = kernels.convolve(F.conv3d, x, Filter(weight), bias, (1, 1, 1), (1, 1, 1), (1, 1, 1), 1, x.dtype)
+    found = kernels.convolve(x, TransformedWeight(weight), bias, Where((1, 1, 1), (1, 1, 1), (1, 1, 1), 1), x.dtype)
     assert found.dtype == torch.bfloat16
     error = (found.double() - exact).abs()
     assert (error <= 2**-7 * exact.abs() + 1e-4 * exact.abs().max()).all()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from maisi.splitting.cpu import compiled
+from maisi.splitting.cpu.norms import moments, normalise
 from maisi.splitting.cpu.parallel import CHUNK_BYTES, _pool, on_chunks, shared_bytes
-from maisi.splitting.norm import affine, moments, normalise
+from maisi.splitting.norm import affine
 
 
 @pytest.mark.parametrize("threads", [2, 5, 9])

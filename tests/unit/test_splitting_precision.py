@@ -21,6 +21,7 @@ from maisi.phantom.render import render_phantom
 from maisi.pipelines.codec import decode, encode
 from maisi.space.grid import Grid
 from maisi.splitting import SlabTensor, run_split
+from maisi.splitting.arithmetic import Where
 from maisi.splitting.cpu import kernels
 from maisi.splitting.plan import plan_memory
 from maisi.splitting.precision import NARROW_CHANNELS, in_format, kept_in_float32, lowered
@@ -224,7 +225,7 @@ def test_a_network_of_narrow_convolutions_alone_is_all_float32_and_runs() -> Non
 def test_a_dilated_convolution_with_stride_and_padding_does_not_crash(groups: int) -> None:
     x = normal(2, 4, 5, 3, 1)
     weight, bias = normal(6, 4 // groups, 3, 3, 1, seed=1), normal(6, seed=2)
-    where = ([2, 2, 2], [0, 1, 1], [2, 2, 2], groups)
+    where = Where([2, 2, 2], [0, 1, 1], [2, 2, 2], groups)
     exact = F.conv3d(x.double(), weight.double(), bias.double(), *where)
-    found = kernels.convolve(F.conv3d, x, kernels.Filter(weight), bias, *where, torch.float32)
+    found = kernels.convolve(x, kernels.TransformedWeight(weight), bias, where, torch.float32)
     assert off_by(found, exact) <= 1e-6

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maisi.splitting.cpu.filters import kept_filters
+from maisi.splitting.arithmetic import Arithmetic
+from maisi.splitting.cpu.arithmetic import arithmetic_on
 from maisi.splitting.cpu.heap import freed_slabs
+from maisi.splitting.cpu.weights import kept_weights
 from maisi.splitting.fuse import fuse
 from maisi.splitting.graph import Leaf, Node, Summary
 from maisi.splitting.interpret import Rows, SplitSettings, StepWalk, Walked, carry_out
@@ -25,7 +27,7 @@ def kept_between_calls() -> Iterator[None]:
 
     For a loop that calls the same networks again and again, whose weights do not change meanwhile.
     """
-    with freed_slabs(kept=True), kept_filters():
+    with freed_slabs(kept=True), kept_weights():
         yield
 
 
@@ -34,9 +36,10 @@ def evaluate(outputs: Sequence[Node], settings: SplitSettings) -> list[Tensor]:
     fused = fuse(outputs)
     schedule = make_schedule(fused, settings.recompute)
     with contextlib.ExitStack() as stack:
+        arithmetic = arithmetic_on(device_of(schedule))
         stack.enter_context(freed_slabs(kept=settings.step_bytes is None))
         folder = stack.enter_context(run_folder(settings.folder)) if settings.on_disk else None
-        run = Execution(schedule, settings, folder)
+        run = Execution(schedule, settings, arithmetic, folder)
         stack.callback(run.close)
         if settings.ranks is not None:
             stack.enter_context(together(settings.ranks))
@@ -59,8 +62,11 @@ def together(ranks: Ranks) -> Iterator[None]:
 class Execution:
     """The back end that computes: stores, summaries and rows of the results."""
 
-    def __init__(self, schedule: Schedule, settings: SplitSettings, folder: Path | None) -> None:
-        self.schedule, self.settings, self.folder = schedule, settings, folder
+    def __init__(
+        self, schedule: Schedule, settings: SplitSettings, arithmetic: Arithmetic, folder: Path | None
+    ) -> None:
+        self.schedule, self.settings, self.arithmetic, self.folder = schedule, settings, arithmetic, folder
+        self.device = device_of(schedule)
         self.stores: dict[Node, Store] = {}
         self.parts: dict[Summary, list[Any]] = {}
         self.summaries: dict[Summary, Any] = {}
@@ -92,7 +98,7 @@ class Execution:
         return pieces if in_pieces else source.layout.join(pieces)
 
     def _no_rows(self, source: Node) -> Tensor:
-        return torch.empty(source.layout.local_shape(0), dtype=source.dtype, device=self._device())
+        return torch.empty(source.layout.local_shape(0), dtype=source.dtype, device=self.device)
 
     def _pieces(self, source: Node, start: int, stop: int) -> list[Tensor]:
         if source not in self.halos or self.settings.ranks is None:
@@ -102,9 +108,6 @@ class Execution:
         low, high = min(max(start, own_start), own_stop), max(min(stop, own_stop), own_start)
         own = self.stores[source].pieces(low, high) if low < high else []
         return [*halo.pieces(start, min(stop, own_start)), *own, *halo.pieces(max(start, own_stop), stop)]
-
-    def _device(self) -> torch.device:
-        return next(node.dense.device for node in self.schedule.nodes if isinstance(node, Leaf))
 
     def take(self, source: Node, at_hand: Rows, rows: Range) -> Tensor:
         return source.layout.take(at_hand.value, *rows, at_hand.low)
@@ -118,7 +121,7 @@ class Execution:
         alive: Mapping[Node, Rows],
         ending: Sequence[Node],
     ) -> Tensor:
-        return node.compute(inputs, *rows, owned)
+        return node.compute(inputs, *rows, owned, self.arithmetic)
 
     def join(
         self, node: Node, before: Rows, rows: tuple[int, int, int], value: Tensor, alive: Mapping[Node, Rows]
@@ -135,7 +138,7 @@ class Execution:
     def deliver(self, target: Target, rows: Range, slabs: Mapping[Node, Tensor]) -> None:
         slab = slabs[target.node]
         for summary in target.summaries:
-            self.parts[summary].append(summary.of_slab(slab))
+            self.parts[summary].append(summary.of_slab(slab, self.arithmetic))
         if target.store:
             self._store(target.node).put(*rows, compact(slab))
         if target.output:
@@ -145,9 +148,9 @@ class Execution:
         if node not in self.stores:
             key = self.schedule.keys[node]
             if key in self.settings.on_disk and self.folder is not None:
-                self.stores[node] = DiskStore(self.folder, f"{node.number}", node.layout, node.dtype, self._device())
+                self.stores[node] = DiskStore(self.folder, f"{node.number}", node.layout, node.dtype, self.device)
             elif key in self.settings.on_host:
-                self.stores[node] = HostStore(node.layout, self._device())
+                self.stores[node] = HostStore(node.layout, self.device)
             else:
                 self.stores[node] = MemoryStore(node.layout)
         return self.stores[node]
@@ -165,8 +168,7 @@ class Execution:
             self.stores[node].drop_below(row)
 
     def end(self, sweep: Sweep) -> None:
-        for node in sweep.order:
-            node.release()
+        self.arithmetic.end_sweep()
         for summary, contributions in self.parts.items():
             if self.settings.ranks is not None:
                 contributions = self.settings.ranks.share(summary, contributions)
@@ -208,3 +210,8 @@ def compact(slab: Tensor) -> Tensor:
     if slab.untyped_storage().nbytes() > slab.numel() * slab.element_size() * 5 // 4:
         return slab.clone()
     return slab
+
+
+def device_of(schedule: Schedule) -> torch.device:
+    """Where the inputs are."""
+    return next(node.dense.device for node in schedule.nodes if isinstance(node, Leaf))

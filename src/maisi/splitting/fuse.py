@@ -10,11 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from maisi.splitting.graph import MomentsOf, Node, Normalised, Pointwise, Windowed
+from maisi.splitting.graph import HALF, MomentsOf, Node, Normalised, Pointwise, Windowed
 from maisi.splitting.norm import wide
 from maisi.splitting.schedule import reachable
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 def fuse(outputs: Sequence[Node]) -> list[Node]:

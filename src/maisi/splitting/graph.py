@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maisi.splitting.cpu.kernels import ConvMemory
+from maisi.splitting.arithmetic import Arithmetic, ConvMemory
 from maisi.splitting.halo import Magnify, Transposed, Window, pad_rows
 from maisi.splitting.layout import Layout, Range
-from maisi.splitting.norm import Moments, affine, merge, moments, normalise
+from maisi.splitting.norm import Moments, affine, merge
 
 _numbers = count()
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Node:
@@ -67,22 +68,19 @@ class Node:
         """Memory behind the result, for the planner."""
         return self.row_bytes * (stop - start)
 
-    def workspace_bytes(self, start: int, stop: int) -> int:
+    def workspace_bytes(self, start: int, stop: int, on: Arithmetic) -> int:
         """Memory that is needed only while computing, for the planner."""
         return 0
 
-    def lasting_bytes(self, rows: int) -> int:
-        """Memory that is made for the first slab and kept until `release`, for the planner."""
+    def lasting_bytes(self, rows: int, on: Arithmetic) -> int:
+        """Memory that is made for the first slab and kept until the sweep ends, for the planner."""
         return 0
-
-    def release(self) -> None:
-        """Give back what is kept for further slabs."""
 
     def need(self, start: int, stop: int) -> list[Range]:
         """Rows of every input that rows start..stop need."""
         return [(start, stop)] * len(self.inputs)
 
-    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool], on: Arithmetic) -> Tensor:
         """Rows start..stop; an `owned` input is not needed afterwards and may be overwritten."""
         raise NotImplementedError
 
@@ -93,7 +91,7 @@ class Node:
 class Summary(Node):
     """One value of all rows of its input: a barrier, after which the input is read again."""
 
-    def of_slab(self, slab: Tensor) -> Any:
+    def of_slab(self, slab: Tensor, on: Arithmetic) -> Any:
         """What one slab contributes."""
         raise NotImplementedError
 
@@ -137,7 +135,7 @@ class Pointwise(Node):
 
     def _over(self, owned: Sequence[bool]) -> int | None:
         """Which of the inputs takes the result."""
-        if self._into is None or torch.is_grad_enabled():
+        if self._into is None:
             return None
         wanted = self.layout.shape, self.dtype
         fits = (
@@ -145,11 +143,23 @@ class Pointwise(Node):
         )
         return next((i for i, does in enumerate(fits) if does), None)
 
-    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool], on: Arithmetic) -> Tensor:
         over = self._over(owned)
         if self._into is not None and over is not None and not torch.is_grad_enabled():
             return self._into(inputs, inputs[over])
         return self._function(inputs, stop - start)
+
+
+class Linear(Node):
+    """x W^T + b over the last dimension."""
+
+    def __init__(self, source: Node, layout: Layout, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__("linear", (source,), layout, source.dtype, source.cuts)
+        self.weight, self.bias = weight, bias
+        self.flops_per_row = 2 * weight.shape[-1] * math.prod(layout.shape) // max(layout.rows, 1)
+
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool], on: Arithmetic) -> Tensor:
+        return on.linear(inputs[0], self.weight, self.bias, self.dtype)
 
 
 class Windowed(Node):
@@ -163,22 +173,21 @@ class Windowed(Node):
         dtype: torch.dtype,
         cuts: tuple[int, ...],
         window: Window,
-        function: Callable[[Tensor, int], Tensor],
+        function: Callable[[Tensor, int, Arithmetic], Tensor],
         *,
         flops: int = 0,
         pad_value: float = 0.0,
-        memory: Callable[[int], ConvMemory] | None = None,
-        release: Callable[[], None] | None = None,
+        memory: Callable[[int, Arithmetic], ConvMemory] | None = None,
         products: torch.dtype | None = None,
         again: Callable[[Node, torch.dtype], "Windowed"] | None = None,
     ) -> None:
-        """`function(slab, padding)` applies the operation with that much padding of its own along the rows.
+        """`function(slab, padding, on)` applies the operation with that much padding of its own along the rows.
 
         `again` makes it of another source, for a result in another format; `products` is the format of its arithmetic.
         """
         super().__init__(name, (source,), layout, dtype, cuts)
         self.window, self._function, self._pad_value = window, function, pad_value
-        self._memory, self._release = memory, release
+        self._memory = memory
         self.products, self._again = products or dtype, again
         self.flops_per_row = flops // max(layout.rows, 1)
 
@@ -193,16 +202,16 @@ class Windowed(Node):
     def need(self, start: int, stop: int) -> list[Range]:
         return [self.window.need(start, stop, self.inputs[0].rows)]
 
-    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool], on: Arithmetic) -> Tensor:
         dim = self.inputs[0].layout.dim
         if stop == start:
             return inputs[0].new_empty(self.layout.local_shape(0), dtype=self.dtype)
         low, high = self.window.missing(start, stop, self.inputs[0].rows)
         if low == high and low == self.window.padding:
-            return self._function(inputs[0], low)
-        return self._function(pad_rows(inputs[0], dim, low, high, self._pad_value), 0)
+            return self._function(inputs[0], low, on)
+        return self._function(pad_rows(inputs[0], dim, low, high, self._pad_value), 0, on)
 
-    def workspace_bytes(self, start: int, stop: int) -> int:
+    def workspace_bytes(self, start: int, stop: int, on: Arithmetic) -> int:
         if start == stop:  # nothing is computed
             return 0
         low, high = self.window.missing(start, stop, self.inputs[0].rows)
@@ -211,14 +220,10 @@ class Windowed(Node):
         else:
             first, last = self.need(start, stop)[0]
             padded = self.inputs[0].row_bytes * (last - first + low + high)
-        return padded + (0 if self._memory is None else self._memory(stop - start).working)
+        return padded + (0 if self._memory is None else self._memory(stop - start, on).working)
 
-    def lasting_bytes(self, rows: int) -> int:
-        return 0 if self._memory is None or rows == 0 else self._memory(rows).lasting
-
-    def release(self) -> None:
-        if self._release is not None:
-            self._release()
+    def lasting_bytes(self, rows: int, on: Arithmetic) -> int:
+        return 0 if self._memory is None or rows == 0 else self._memory(rows, on).lasting
 
 
 class TransposedConv(Node):
@@ -231,7 +236,7 @@ class TransposedConv(Node):
         dtype: torch.dtype,
         cuts: tuple[int, ...],
         window: Transposed,
-        function: Callable[[Tensor], Tensor],
+        function: Callable[[Tensor, Arithmetic], Tensor],
         bias: Tensor | None,
         flops: int,
     ) -> None:
@@ -242,13 +247,13 @@ class TransposedConv(Node):
     def need(self, start: int, stop: int) -> list[Range]:
         return [self.window.need(start, stop, self.inputs[0].rows)]
 
-    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool], on: Arithmetic) -> Tensor:
         dim = self.layout.dim
         low, high = self.need(start, stop)[0]
         if high == low:
             result = inputs[0].new_zeros(self.layout.local_shape(stop - start), dtype=self.dtype)
         else:
-            full = self._function(inputs[0])
+            full = self._function(inputs[0], on)
             first = self.window.first_row(low)
             inner = max(start, first), min(stop, first + full.shape[dim])
             result = full.narrow(dim, inner[0] - first, inner[1] - inner[0])
@@ -275,7 +280,7 @@ class Interpolated(Node):
     def need(self, start: int, stop: int) -> list[Range]:
         return [self.magnify.need(start, stop, self.inputs[0].rows)]
 
-    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool], on: Arithmetic) -> Tensor:
         if stop == start:
             return inputs[0].new_empty(self.layout.local_shape(0))
         low = self.need(start, stop)[0][0]
@@ -293,8 +298,8 @@ class MomentsOf(Summary):
         super().__init__("moments", (source,), source.layout, torch.float64, source.cuts)
         self.groups = groups
 
-    def of_slab(self, slab: Tensor) -> Moments:
-        return moments(slab, self.groups, self.layout.dim)
+    def of_slab(self, slab: Tensor, on: Arithmetic) -> Moments:
+        return on.moments(slab, self.groups, self.layout.dim)
 
     def of_all(self, parts: list[Moments]) -> Moments:
         return merge(parts)
@@ -325,14 +330,14 @@ class Normalised(Node):
         assert isinstance(stats, MomentsOf)
         return Normalised(source, stats, self.weight, self.bias, self.eps, silu, dtype)
 
-    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool]) -> Tensor:
+    def compute(self, inputs: Sequence[Any], start: int, stop: int, owned: Sequence[bool], on: Arithmetic) -> Tensor:
         pieces, stats = inputs
         pieces = pieces if isinstance(pieces, list) else [pieces]
         shape = self.layout.shape
         ready = affine(stats, self.weight, self.bias, self.eps, shape[1], len(shape))
         if not self.layout.plain and len(pieces) > 1:
             pieces = [self.layout.join(pieces)]
-        return normalise(pieces, ready, self.layout.dim, self.silu, self.dtype)
+        return on.normalise(pieces, ready, self.layout.dim, self.silu, self.dtype)
 
 
 class Whole(Summary):
@@ -341,7 +346,7 @@ class Whole(Summary):
     def __init__(self, source: Node) -> None:
         super().__init__("gather", (source,), source.layout, source.dtype, source.cuts)
 
-    def of_slab(self, slab: Tensor) -> Tensor:
+    def of_slab(self, slab: Tensor, on: Arithmetic) -> Tensor:
         return slab if torch.is_grad_enabled() else slab.contiguous()
 
     def of_all(self, parts: list[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from maisi.splitting.cpu.winograd import OUTPUTS
+from maisi.splitting.arithmetic import Arithmetic
 from maisi.splitting.graph import Node, Summary
 from maisi.splitting.layout import Range
 from maisi.splitting.ranks import Ranks
@@ -42,6 +42,8 @@ Walked = Iterator[tuple[Step, Mapping[Node, Any]]]  # the steps of a sweep, with
 
 class Backend(Protocol[V]):
     """What becomes of the values of a walk."""
+
+    arithmetic: Arithmetic
 
     def begin(self, sweep: Sweep, borders: Sequence[int]) -> None:
         """A sweep begins, in steps between these borders."""
@@ -95,7 +97,7 @@ def carry_out(schedule: Schedule, settings: SplitSettings, backend: Backend) -> 
     """Walks through a schedule."""
     largest = largest_slab(schedule)
     for index, sweep in enumerate(schedule.sweeps):
-        borders = borders_of(sweep, settings, largest)
+        borders = borders_of(sweep, settings, largest, backend.arithmetic.row_unit)
         backend.begin(sweep, borders)
         for step, slabs in backend.walked(sweep, borders, StepWalk(sweep, backend)):
             for target in sweep.targets:
@@ -186,15 +188,15 @@ class StepWalk:
                 self.kept[node] = Rows(again, self.backend.keep(node, at_hand, (again, stop)))
 
 
-def borders_of(sweep: Sweep, settings: SplitSettings, largest: float) -> list[int]:
-    """Rows at which the steps of this process begin and end."""
+def borders_of(sweep: Sweep, settings: SplitSettings, largest: float, unit: int) -> list[int]:
+    """Rows at which the steps of this process begin and end, in multiples of `unit` where they can be."""
     cuts = sweep.cuts
     if settings.ranks is not None:
         first, last = settings.ranks.slabs(len(cuts) - 1)
         cuts = cuts[first : last + 1]
     if settings.step_bytes is None or cuts[0] == cuts[-1]:
         return slab_borders(sweep, cuts, largest)
-    return step_borders(sweep, cuts[0], cuts[-1], settings.step_bytes)
+    return step_borders(sweep, cuts[0], cuts[-1], settings.step_bytes, unit)
 
 
 def largest_slab(schedule: Schedule) -> float:
@@ -216,10 +218,10 @@ def slab_borders(sweep: Sweep, cuts: Sequence[int], most_bytes: float) -> list[i
     return borders
 
 
-def step_borders(sweep: Sweep, start: int, stop: int, step_bytes: int) -> list[int]:
+def step_borders(sweep: Sweep, start: int, stop: int, step_bytes: int, tile: int) -> list[int]:
     """Even steps of which no value is larger than `step_bytes`, or single rows; whole tiles of rows where possible."""
     rows = max(1, int(step_bytes / max(sweep.row_bytes(), 1)))
-    unit = OUTPUTS if rows >= OUTPUTS else 1
+    unit = tile if rows >= tile else 1
     units = -(-(stop - start) // unit)
     count = max(1, -(-units // (rows // unit)))
     return [min(start + unit * (units * i // count), stop) for i in range(count + 1)]

@@ -5,18 +5,15 @@ Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sampl
 variances, or E[x^2] - E[x]^2, is wrong on data with a step along the split axis, respectively with a large mean.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maisi.splitting.cpu.parallel import CHUNK_BYTES, on_chunks, shared_bytes
-
 CENTRE_BEYOND = 8.0  # |mean| / deviation from which sums, and x * scale + shift, would lose digits to cancellation
-SUMMED = 512  # numbers that one sum takes up: in float32 more would lose digits
-AT_ONCE = 1 << 24  # numbers that are summed in one call
+CHUNK_BYTES = 2 << 20  # of a slab that are worked on at once; stays in a core's cache
 
 
 class Moments(NamedTuple):
@@ -50,53 +47,15 @@ def merge(parts: Sequence[Moments]) -> Moments:
 def moments(slab: Tensor, groups: int, dim: int = 2) -> Moments:
     """Moments of a slab (b, c, ...) in the slab's precision, but at least float32; split along `dim`."""
     if slab.numel() == 0:
-        zero = torch.zeros(slab.shape[0], groups, dtype=torch.float64, device=slab.device)
-        return Moments(0, zero, zero)
-    if torch.is_grad_enabled() and slab.requires_grad:
-        return by_group([_centred(slab)], groups)
-    lines = slab.movedim(1, -1)
-    if slab.device.type != "cpu" or not lines.is_contiguous():
-        return by_group([_centred(chunk) for chunk in cut(slab, dim)], groups)
-    voxels = lines.flatten(1, -2)
-    channels = merge([_of_lines(part) for part in voxels.split(max(1, AT_ONCE // voxels.shape[2]), 1)])
-    found = by_group([channels], groups)
-    largest = channels.mean.abs().unflatten(1, (groups, -1)).amax(2)
-    if bool((largest <= CENTRE_BEYOND * found.variance.sqrt()).all()):
-        return found
-    rough = channels.mean.to(wide(slab.dtype))
-    parts = voxels.split(max(1, CHUNK_BYTES // (voxels.shape[2] * rough.element_size())), 1)
-    return by_group([moved(_of_lines(part - rough[:, None]), rough) for part in parts], groups)
+        return no_moments(slab.shape[0], groups, slab.device)
+    chunks = [slab] if torch.is_grad_enabled() and slab.requires_grad else cut(slab, dim)
+    return by_group([_centred(chunk) for chunk in chunks], groups)
 
 
-def moved(found: Moments, by: Tensor) -> Moments:
-    """Moments of the same numbers with something added."""
-    return Moments(found.count, found.mean + by, found.m2)
-
-
-def _of_lines(lines: Tensor) -> Moments:
-    """Moments of every channel of (b, voxels, c), read as it lies.
-
-    Every sum takes up `SUMMED` numbers: voxels side by side are summed as if they were more channels, and the few that
-    are left by themselves.
-    """
-    batch, voxels, channels = lines.shape
-    beside = max(1, voxels // SUMMED)
-    whole = voxels // beside * beside
-    parts = [_of_rows(lines[:, :whole].reshape(batch, -1, beside * channels))]
-    count, sums = parts[0].count, [value.unflatten(1, (beside, channels)) for value in parts[0][1:]]
-    mean = sums[0].mean(1)
-    parts = [Moments(beside * count, mean, sums[1].sum(1) + count * (sums[0] - mean[:, None]).square().sum(1))]
-    if whole < voxels:
-        parts.append(_of_rows(lines[:, whole:]))
-    return merge(parts)
-
-
-def _of_rows(rows: Tensor) -> Moments:
-    """Moments of every column of (b, rows, columns): the sum, then the squares of what differs from their mean."""
-    zero = torch.zeros(rows.shape[2], dtype=wide(rows.dtype))
-    found = [torch.batch_norm_update_stats(sample, zero, zero, 0.0) for sample in rows]
-    mean, variance = (torch.stack(values).double() for values in zip(*found, strict=True))
-    return Moments(rows.shape[1], mean, variance * rows.shape[1])
+def no_moments(batch: int, groups: int, device: torch.device) -> Moments:
+    """Moments of no numbers."""
+    zero = torch.zeros(batch, groups, dtype=torch.float64, device=device)
+    return Moments(0, zero, zero)
 
 
 def _centred(chunk: Tensor) -> Moments:
@@ -148,10 +107,37 @@ def affine(stats: Moments, weight: Tensor | None, bias: Tensor | None, eps: floa
     return Affine(None, scale.reshape(shape), (shift - mean * scale).reshape(shape))
 
 
+ScaleAndShift = Callable[[Tensor, Tensor, Tensor, Tensor], None]  # x * scale + shift of one sample, into the last
+
+
+def addcmul(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
+    """x * scale + shift, both (c, 1, ...), of one sample."""
+    torch.addcmul(shift, x, scale, out=out)
+
+
+Share = Callable[[Callable[[Any], None], list[Any]], None]  # sees to it that a function is called on every chunk
+
+
+def in_turn(work: Callable[[Any], None], chunks: list[Any]) -> None:
+    """Every chunk, one after the other."""
+    for chunk in chunks:
+        work(chunk)
+
+
 def normalise(
-    pieces: Sequence[Tensor], ready: Affine, dim: int, silu: bool, dtype: torch.dtype | None = None
+    pieces: Sequence[Tensor],
+    ready: Affine,
+    dim: int,
+    silu: bool,
+    dtype: torch.dtype | None = None,
+    scale_and_shift: ScaleAndShift = addcmul,
+    share: Share = in_turn,
+    most: int = CHUNK_BYTES,
 ) -> Tensor:
-    """Adjoining slabs normalised (and activated) into one fresh tensor, of their `dtype` or another, in cachefuls."""
+    """Adjoining slabs normalised (and activated) into one fresh tensor, of their `dtype` or another.
+
+    The work is cut into cachefuls of at most so many bytes; `share` sees to them.
+    """
     first = pieces[0]
     dtype = dtype or first.dtype
     ready = Affine(*(None if value is None else value.to(wide(first.dtype)) for value in ready))  # type: ignore[arg-type]
@@ -163,7 +149,7 @@ def normalise(
         return F.silu(y) if silu else y
     result = empty_like_joined(pieces, dim, dtype)
     at, itemsize = 0, max(first.dtype.itemsize, dtype.itemsize)
-    most, chunks = shared_bytes(result.numel() * itemsize), []
+    chunks: list[tuple[Tensor, Tensor, Affine]] = []
     for piece in pieces:
         place = result.narrow(dim, at, piece.shape[dim])
         at += piece.shape[dim]
@@ -171,11 +157,16 @@ def normalise(
             one = Affine(*(value if value is None else value[min(i, len(value) - 1)] for value in ready))  # type: ignore[arg-type]
             here, there = (cut(x[i : i + 1], dim, itemsize, most) for x in (piece, place))
             chunks += [(x, out, one) for x, out in zip(here, there, strict=True)]
-    on_chunks(lambda chunk: _normalise_chunk(*chunk, silu), chunks, first.device)
+
+    def fill(chunk: tuple[Tensor, Tensor, Affine]) -> None:
+        x, out, one = chunk
+        _normalise_chunk(x, out, one, silu, scale_and_shift)
+
+    share(fill, chunks)
     return result
 
 
-def _normalise_chunk(x: Tensor, out: Tensor, ready: Affine, silu: bool) -> None:
+def _normalise_chunk(x: Tensor, out: Tensor, ready: Affine, silu: bool, scale_and_shift: ScaleAndShift) -> None:
     """One sample's chunk; rounded once where its precision is lower than that of the statistics."""
     y = x.to(ready.scale.dtype)
     target = out if y.dtype == out.dtype else y
@@ -186,20 +177,6 @@ def _normalise_chunk(x: Tensor, out: Tensor, ready: Affine, silu: bool) -> None:
         F.silu(target, inplace=True)
     if target is not out:
         out.copy_(target)
-
-
-def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
-    """x * scale + shift, both (c, 1, ...), of one sample; torch's norm of known mean and variance is the fastest.
-
-    It is only right where both tensors lie in the same way.
-    """
-    if x.device.type != "cpu" or not lie_alike(x, out):
-        torch.addcmul(shift, x, scale, out=out)
-        return
-    zero, none = torch.zeros(x.shape[1], dtype=x.dtype), x.new_empty(0)
-    torch.ops.aten.native_batch_norm.out(
-        x, scale.flatten(), shift.flatten(), zero, zero + 1, False, 0.0, 0.0, out=out, save_mean=none, save_invstd=none
-    )
 
 
 def empty_like_joined(pieces: Sequence[Tensor], dim: int, dtype: torch.dtype) -> Tensor:
@@ -215,12 +192,6 @@ def memory_format(x: Tensor) -> torch.memory_format:
     if x.dim() == 5 and x.stride(1) == 1 and x.shape[1] > 1:
         return torch.channels_last_3d
     return torch.contiguous_format
-
-
-def lie_alike(x: Tensor, y: Tensor) -> bool:
-    """True where both tensors of a shape are dense, and in the same order."""
-    formats = (torch.contiguous_format, torch.channels_last_3d)[: 1 + (x.dim() == 5)]
-    return any(x.is_contiguous(memory_format=each) and y.is_contiguous(memory_format=each) for each in formats)
 
 
 def cut(slab: Tensor, dim: int, itemsize: int | None = None, most: int = CHUNK_BYTES) -> list[Tensor]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from maisi.splitting.cpu.parallel import scratch_bytes
+from maisi.splitting.arithmetic import Arithmetic
+from maisi.splitting.cpu.arithmetic import CpuArithmetic
 from maisi.splitting.fuse import fuse
 from maisi.splitting.graph import Leaf, Node, Summary, Whole
 from maisi.splitting.interpret import Rows, SplitSettings, StepWalk, Walked, carry_out
@@ -56,16 +57,23 @@ class Forecast:
     def __init__(self, outputs: Sequence[Node]) -> None:
         self.outputs = fuse(outputs)
         self._known: Known = {}
+        self._schedules: dict[frozenset[str], Schedule] = {}
+        self._usages: dict[SplitSettings, Usage] = {}
 
     def schedule(self, settings: SplitSettings) -> Schedule:
-        return make_schedule(self.outputs, settings.recompute)
+        """The sweeps that these settings lead to."""
+        if settings.recompute not in self._schedules:
+            self._schedules[settings.recompute] = make_schedule(self.outputs, settings.recompute)
+        return self._schedules[settings.recompute]
 
     def usage(self, settings: SplitSettings) -> Usage:
         """What carrying out the outputs with these settings will take."""
-        schedule = self.schedule(settings)
-        count = Count(schedule, settings, self._known)
-        carry_out(schedule, settings, count)
-        return count.usage
+        if settings not in self._usages:
+            schedule = self.schedule(settings)
+            count = Count(schedule, settings, self._known)
+            carry_out(schedule, settings, count)
+            self._usages[settings] = count.usage
+        return self._usages[settings]
 
 
 class Count:
@@ -73,6 +81,7 @@ class Count:
 
     def __init__(self, schedule: Schedule, settings: SplitSettings, known: Known) -> None:
         self.schedule, self.settings, self.known = schedule, settings, known
+        self.arithmetic: Arithmetic = CpuArithmetic()  # also an estimate of what others take
         self.on_disk = {node for node in schedule.nodes if schedule.keys[node] in settings.on_disk}
         self.on_host = {node for node in schedule.nodes if schedule.keys[node] in settings.on_host}
         self.away = self.on_disk | self.on_host
@@ -80,7 +89,7 @@ class Count:
         self.written: dict[Node, int] = {}  # and the row after its last
         self.gathered: dict[Node, int] = {}  # bytes of the values of all rows
         self.results = 0
-        self.usage = Usage()
+        self.usage, self.scratch = Usage(), self.arithmetic.scratch_bytes()
         self.index = -1
         self.lasting = self.parts = 0  # of a sweep
         self.cost = StepCost()
@@ -92,7 +101,7 @@ class Count:
         self.usage.largest_sweep_steps = max(self.usage.largest_sweep_steps, num_steps)
         self.results += sum(t.node.row_bytes * t.node.rows for t in sweep.targets if t.output)
         rows = max(stop - start for start, stop in pairwise(borders))
-        self.lasting = sum(node.lasting_bytes(rows) for node in sweep.order)
+        self.lasting = sum(node.lasting_bytes(rows, self.arithmetic) for node in sweep.order)
         if num_steps > 1:  # a stored slab is freed with its last row, which the next step still reads
             self.lasting += min(self.settings.step_bytes or 0, int(sweep.row_bytes() * rows))
         self.parts = 0
@@ -103,7 +112,7 @@ class Count:
             self.known[key] = self._costs(sweep, borders, walk)
         kept = 0
         for step, cost in self.known[key]:
-            self._note(self._stored() + kept + self.parts + self.lasting + cost.working + scratch_bytes())
+            self._note(self._stored() + kept + self.parts + self.lasting + cost.working + self.scratch)
             self.usage.flops += cost.flops
             self.usage.traffic_bytes += cost.traffic
             self.usage.host_traffic_bytes += cost.host_traffic
@@ -159,7 +168,7 @@ class Count:
         copies = sum(inputs)
         is_new = not (node.view or node.overwrites(owned))
         made = node.held_bytes(*rows) if is_new else 0
-        self._hold(alive, copies + made + node.workspace_bytes(*rows))
+        self._hold(alive, copies + made + node.workspace_bytes(*rows, self.arithmetic))
         if is_new:
             return made
         return sum(alive[source].value for source in ending if source in alive) or copies  # that memory goes on

@@ -99,7 +99,7 @@ def workspace_bytes(size: Sequence[int], weight: Tensor) -> int:
     return torch.get_num_threads() * 4 * _filtering.workspace_numbers(weight.shape[1], width(weight), *block_of(size))
 
 
-def filtered(slab: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], packed: Tensor) -> Tensor:
+def convolve(slab: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], packed: Tensor) -> Tensor:
     """The convolution of a float32 slab (b, c, x, y, z), channels last, with weights packed by `pack_weight`.
 
     Raises `ValueError` for anything else: the kernel sees addresses only, and would read beyond an end.

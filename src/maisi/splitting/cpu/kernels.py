@@ -6,15 +6,15 @@ Where the processor does not multiply in bfloat16 (no AVX512-BF16, no AMX), slab
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maisi.splitting.arithmetic import ConvMemory, Where
 from maisi.splitting.cpu import compiled
-from maisi.splitting.cpu.filters import Filter
 from maisi.splitting.cpu.parallel import CHUNK_BYTES, on_chunks
+from maisi.splitting.cpu.weights import TransformedWeight
 from maisi.splitting.cpu.winograd import OUTPUTS, TAPS, arithmetic, transformed_bytes, winograd, workspace_bytes
 from maisi.splitting.halo import Window, pad_rows
 
@@ -26,13 +26,6 @@ MANY_COMPILED = 2048  # the same for the compiled kernel
 NARROW = 32  # channels up to which the weights are small beside anything
 WIDENED_BYTES = 8 << 20  # of a slab that are held in float32 at once
 LEAST_ROWS, LEAST_ROWS_COMPILED = 3, 2  # fewer would leave most of a tile empty
-
-
-class ConvMemory(NamedTuple):
-    """Bytes that a convolution needs besides input and output: while it computes, and until its sweep ends."""
-
-    working: int
-    lasting: int
 
 
 @cache
@@ -52,29 +45,20 @@ def is_widened(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and not multiplies_bfloat16()
 
 
-def convolve(
-    func: Callable[..., Tensor],
-    slab: Tensor,
-    weights: Filter,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The convolution of a slab that carries the halo it needs, computed in the weights' format, given as `dtype`."""
+def convolve(slab: Tensor, weights: TransformedWeight, bias: Tensor | None, where: Where, dtype: torch.dtype) -> Tensor:
+    """The convolution of a slab that carries the halo it needs, computed in the weights' format, given as `dtype`.
+
+    Slabs are (b, c, x, y, z), in one of the `FAST` formats.
+    """
+    stride, padding, dilation, groups = where
     weight = weights.weight
-    if slab.dim() != 5 or slab.device.type != "cpu" or torch.is_grad_enabled() or slab.dtype not in FAST:
-        return func(slab.to(weight.dtype), weight, bias, stride, padding, dilation, groups).to(dtype)
     slab = slab.contiguous(memory_format=torch.channels_last_3d)
-    plain = groups == 1 and max(stride) == 1 and max(dilation) == 1
-    if plain and weight[0, 0].numel() == 1 and max(padding) == 0:
+    if where.plain and weight[0, 0].numel() == 1 and max(padding) == 0:
         return pointwise(slab, weight, bias, dtype)
     is_mixed = {slab.dtype, weight.dtype, dtype} != {slab.dtype}
     size = size_after(slab.shape[2:], weight, padding)
-    if plain and not is_mixed and is_filtered(size, weight, slab.dtype):
-        return filtered(slab, weights, bias, padding)
+    if where.plain and not is_mixed and takes_winograd(size, weight, slab.dtype):
+        return by_winograd(slab, weights, bias, padding)
     if groups == 1 and max(dilation) == 1 and not is_mixed and has_few_voxels(slab, weight, stride, padding):
         return as_matrix_product(slab, weight, bias, stride, padding)
     if is_mixed or is_widened(slab.dtype):
@@ -139,7 +123,7 @@ def widened_bytes(plane: Sequence[int], weight: Tensor, stride: Sequence[int]) -
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x W^T + b over the last dimension, given as `dtype`; a cacheful at a time where it is computed in another one."""
     is_mixed = {x.dtype, weight.dtype, dtype} != {x.dtype}
-    if x.device.type != "cpu" or torch.is_grad_enabled() or x.numel() == 0 or not (is_mixed or is_widened(x.dtype)):
+    if x.numel() == 0 or not (is_mixed or is_widened(x.dtype)):
         return F.linear(x.to(weight.dtype), weight, bias).to(dtype)
     rows, result = x.reshape(-1, x.shape[-1]), x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
     wide_weight, wide_bias = weight.float(), bias if bias is None else bias.float()
@@ -198,10 +182,10 @@ def mean_pool(slab: Tensor, kernel: Sequence[int]) -> Tensor:
     return (voxels / math.prod(kernel)).to(slab.dtype).permute(0, 4, 1, 2, 3)
 
 
-def mean_pool_memory(size: Sequence[int], channels: int, kernel: Sequence[int], dtype: torch.dtype) -> ConvMemory:
+def mean_pool_bytes(size: Sequence[int], channels: int, kernel: Sequence[int], dtype: torch.dtype) -> int:
     """Memory of `mean_pool` that gives `size` voxels, for the planner: means of the first axis, and half of them."""
     halves = math.prod(size) * channels * math.prod(kernel[1:])
-    return ConvMemory(2 * halves * arithmetic(dtype).itemsize, 0)
+    return 2 * halves * arithmetic(dtype).itemsize
 
 
 def size_after(size: Sequence[int], weight: Tensor, padding: Sequence[int]) -> tuple[int, ...]:
@@ -209,8 +193,8 @@ def size_after(size: Sequence[int], weight: Tensor, padding: Sequence[int]) -> t
     return tuple(n + 2 * p - k + 1 for n, p, k in zip(size, padding, weight.shape[2:], strict=True))
 
 
-def is_filtered(size: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
-    """True where minimal filtering gives a result of that size, and pays."""
+def takes_winograd(size: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool:
+    """True where Winograd's minimal filtering gives a result of that size, and pays."""
     if not (dtype == torch.float32 or is_widened(dtype)):
         return False
     if compiled.serves(weight):
@@ -221,13 +205,13 @@ def is_filtered(size: Sequence[int], weight: Tensor, dtype: torch.dtype) -> bool
     return is_wide and taps[:2] == [TAPS, TAPS] and math.prod(size) >= MANY and min(size[:2]) >= LEAST_ROWS
 
 
-def filtered(slab: Tensor, weights: Filter, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
-    """The convolution by minimal filtering; by the compiled kernel where there is one for it."""
+def by_winograd(slab: Tensor, weights: TransformedWeight, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+    """The convolution by Winograd's minimal filtering; by the compiled kernel where there is one for it."""
     if not compiled.serves(weights.weight):
         return winograd(slab, weights.weight, bias, padding, weights.transformed())
 
     def convolved(piece: Tensor, own_padding: Sequence[int]) -> Tensor:
-        return compiled.filtered(piece, weights.weight, bias, own_padding, weights.transformed())
+        return compiled.convolve(piece, weights.weight, bias, own_padding, weights.transformed())
 
     if is_widened(slab.dtype):
         return widened(slab, weights.weight, convolved, padding, unit=OUTPUTS)
@@ -235,31 +219,23 @@ def filtered(slab: Tensor, weights: Filter, bias: Tensor | None, padding: Sequen
 
 
 def conv_memory(
-    size: Sequence[int],
-    weight: Tensor,
-    padding: Sequence[int],
-    stride: Sequence[int],
-    formats: tuple[torch.dtype, torch.dtype],
-    plain: bool,
+    size: Sequence[int], weight: Tensor, where: Where, formats: tuple[torch.dtype, torch.dtype]
 ) -> ConvMemory:
-    """Memory of a convolution that gives `size` voxels, for the planner; `plain`: stride, dilation and groups are 1.
-
-    `formats` are those of the slab and of the result.
-    """
+    """Memory of a convolution that gives `size` voxels, for the planner; `formats` are those of slab and result."""
     dtype, is_mixed = formats[0], {*formats, weight.dtype} != {weight.dtype}
-    if len(size) == 3 and plain and not is_mixed and is_filtered(size, weight, dtype):
-        return filtering_memory(size, weight, padding, dtype)
+    if len(size) == 3 and where.plain and not is_mixed and takes_winograd(size, weight, dtype):
+        return winograd_memory(size, weight, where.padding, dtype)
     if not (is_mixed or is_widened(dtype)):
         return ConvMemory(weight.numel() * dtype.itemsize, 0)
     if weight[0, 0].numel() == 1:
         return ConvMemory(4 * weight.numel(), 0)
     if len(size) != 3:
         return ConvMemory(2 * weight.numel(), 0)
-    return ConvMemory(pieces_bytes(size, weight, stride, 1) + 8 * weight.numel(), 0)
+    return ConvMemory(pieces_bytes(size, weight, where.stride, 1) + 8 * weight.numel(), 0)
 
 
-def filtering_memory(size: Sequence[int], weight: Tensor, padding: Sequence[int], dtype: torch.dtype) -> ConvMemory:
-    """Memory of `filtered`."""
+def winograd_memory(size: Sequence[int], weight: Tensor, padding: Sequence[int], dtype: torch.dtype) -> ConvMemory:
+    """Memory of `by_winograd`."""
     if not compiled.serves(weight):
         threads = workspace_bytes((size[1], size[2] + weight.shape[4] - 1 - 2 * padding[2]), weight, padding[2])
         return ConvMemory(max(threads, transformed_bytes(weight)), transformed_bytes(weight))

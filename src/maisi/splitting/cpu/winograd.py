@@ -55,7 +55,7 @@ TO_OUTPUTS, TO_FILTER, TO_TILE = minimal_filtering(POINTS, OUTPUTS, TAPS)
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """The number format that slabs of a dtype are filtered in: at least float32."""
+    """The number format that slabs of a dtype are transformed and multiplied in: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maisi.errors import UnsupportedOperationError
-from maisi.splitting.graph import Node
+from maisi.splitting.graph import HALF, Node
 
 
 class Deferred(Tensor):
@@ -21,7 +21,6 @@ class Deferred(Tensor):
 
 Handler = Callable[..., Any]  # (func, wrap, *args, **kwargs) -> node, or a tuple of nodes
 HANDLERS: dict[str, Handler] = {}
-HALF = (torch.float16, torch.bfloat16)
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:

@@ -22,14 +22,10 @@ from maisi.splitting.ops.calls import (
 )
 
 ELEMENTWISE = [
-    "add", "sub", "subtract", "rsub", "__rsub__", "mul", "multiply", "div", "divide", "true_divide", "__rdiv__",
-    "__rtruediv__", "__rpow__", "neg", "negative", "abs", "absolute", "exp", "expm1", "log", "log1p", "log2",
-    "sqrt", "rsqrt", "square", "pow", "sigmoid", "logsigmoid", "tanh", "tanhshrink", "silu", "mish", "gelu", "relu",
-    "relu6", "leaky_relu", "elu", "selu", "celu", "softplus", "softsign", "hardswish", "hardsigmoid", "hardtanh",
-    "clamp", "clamp_min", "clamp_max", "clip", "minimum", "maximum", "where", "sin", "cos", "erf", "sign",
-    "reciprocal", "round", "floor", "ceil", "lerp", "addcmul", "addcdiv", "to", "float", "double", "half",
-    "bfloat16", "type", "type_as", "clone", "detach", "alias", "nan_to_num", "threshold", "isnan",
-    "isfinite", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or", "fmod", "remainder",
+    "add", "sub", "rsub", "__rsub__", "mul", "div", "true_divide", "__rdiv__", "__rtruediv__", "__rpow__", "neg", "abs",
+    "exp", "log", "sqrt", "rsqrt", "square", "pow", "sigmoid", "tanh", "silu", "mish", "gelu", "relu", "relu6",
+    "leaky_relu", "elu", "selu", "softplus", "hardswish", "hardsigmoid", "hardtanh", "clamp", "minimum", "maximum",
+    "where", "sin", "cos", "lerp", "to", "float", "double", "half", "bfloat16", "type", "type_as", "clone", "detach",
 ]  # fmt: skip
 CONVERSIONS = ("to", "type", "type_as", "float", "half", "bfloat16")
 INTO: dict[str, Callable[..., Tensor]] = {
@@ -93,7 +89,7 @@ def contiguous(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -
     return only_slab(name, args[0])
 
 
-@handles("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout")
+@handles("dropout", "dropout3d")
 def dropout(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     def wanted(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[Any, bool]:
         return x, training and p > 0
@@ -104,7 +100,7 @@ def dropout(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> N
     return only_slab(name, x)
 
 
-@handles("cat", "concat", "concatenate")
+@handles("cat")
 def cat(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     out = on_meta(func, args, kwargs)
     tensors = args[0] if args else kwargs["tensors"]

@@ -51,20 +51,19 @@ def batch_norm(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -
     return Pointwise(name, [node], node.layout, node.dtype, lambda inputs, rows: F.batch_norm(inputs[0], **given))
 
 
-@handles("softmax", "log_softmax", "_softmax", "layer_norm", "rms_norm", "normalize", "glu", "cumsum", "prelu")
+@handles("softmax", "layer_norm", "prelu")
 def along_other_dims(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     """Operations on whole vectors along dimensions that are not split."""
     node = only_slab(name, args[0] if args else kwargs["input"], args[1:])
     out = on_meta(func, args, kwargs)
     ndim, split_dim = len(node.layout.shape), node.layout.dim
-    if name in ("layer_norm", "rms_norm"):
+    if name == "layer_norm":
         shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
         dims = range(ndim - len(shape), ndim)
     elif name == "prelu":
         dims = range(1, 2)
     else:
-        default = 1 if name == "normalize" else -1
-        dim = args[1] if len(args) > 1 and name != "normalize" else kwargs.get("dim", default)
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
         dims = range(dim % ndim, dim % ndim + 1)
     if split_dim in dims:
         raise refuse(name, "it works along the axis that is split")

@@ -1,14 +1,13 @@
 """Matrix products and attention, whose keys and values are gathered."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from maisi.splitting.cpu import kernels
-from maisi.splitting.graph import Node, Pointwise, Whole
+from maisi.splitting.graph import Linear, Node, Pointwise, Whole
 from maisi.splitting.ops.calls import (
     Deferred,
     Shadow,
@@ -35,12 +34,7 @@ def linear(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> No
     if node.layout.dim == out.dim() - 1:
         raise refuse(name, "it mixes the axis that is split")
     layout = node.layout.moved(out.shape, node.layout.dim)
-    flops = 2 * weight.shape[-1] * math.prod(out.shape)
-
-    def function(inputs: Sequence[Tensor], rows: int) -> Tensor:
-        return kernels.linear(inputs[0], weight, bias, node.dtype)
-
-    return Pointwise(name, [node], layout, node.dtype, function, flops=flops)
+    return Linear(node, layout, weight, bias)
 
 
 @handles("scaled_dot_product_attention")
@@ -70,7 +64,7 @@ def attention(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) ->
     )
 
 
-@handles("matmul", "bmm", "__matmul__")
+@handles("matmul", "__matmul__")
 def matmul(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     left, right = args
     out = on_meta(func, args, kwargs)

@@ -10,7 +10,7 @@ from maisi.splitting.graph import Node, Pointwise
 from maisi.splitting.ops.calls import filled, handles, on_meta, only_slab, refuse, split_inputs, walk
 
 
-@handles("reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
+@handles("reshape", "view", "flatten", "unflatten")
 def reshape(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     slab = args[0] if args else kwargs["input"]
     if name == "view" and any(isinstance(value, torch.dtype) for value in walk((args[1:], kwargs))):
@@ -30,7 +30,7 @@ def reshape(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> N
     )
 
 
-@handles("transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "t")
+@handles("transpose", "permute")
 def permute(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     node = only_slab(name, args[0] if args else kwargs["input"])
     shape = node.layout.shape
@@ -47,16 +47,14 @@ def permute(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> N
     return Pointwise(name, [node], layout, out.dtype, function, view=True)
 
 
-@handles("chunk", "split", "unbind", "tensor_split", "split_with_sizes")
+@handles("chunk", "split")
 def pieces(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> tuple[Node, ...]:
     node = only_slab(name, args[0] if args else kwargs.get("input", kwargs.get("tensor")))
-    position = 1 if name == "unbind" else 2
-    dim = (args[position] if len(args) > position else kwargs.get("dim", 0)) % len(node.layout.shape)
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % len(node.layout.shape)
     outs = on_meta(func, args, kwargs)
     if dim == node.layout.dim:
         raise refuse(name, "it cuts the axis that is split")
     _, template = split_inputs((args, kwargs))
-    split_dim = node.layout.dim - (name == "unbind" and dim < node.layout.dim)
 
     def piece(index: int) -> Callable[[Sequence[Tensor], int], Tensor]:
         def function(inputs: Sequence[Tensor], rows: int) -> Tensor:
@@ -66,16 +64,16 @@ def pieces(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> tu
         return function
 
     return tuple(
-        Pointwise(name, [node], node.layout.moved(out.shape, split_dim), out.dtype, piece(i), view=True)
+        Pointwise(name, [node], node.layout.moved(out.shape, node.layout.dim), out.dtype, piece(i), view=True)
         for i, out in enumerate(outs)
     )
 
 
-@handles("__getitem__", "narrow", "select")
+@handles("__getitem__")
 def index(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     node = only_slab(name, args[0], args[1:], kwargs)
     shape = node.layout.shape
-    key = index_key(name, args, kwargs, len(shape))
+    key = index_key(args[1], len(shape))
     if key[node.layout.dim] != slice(None) or any(not isinstance(k, (int, slice)) for k in key):
         raise refuse(name, "it indexes the axis that is split, or by something else than numbers and ranges")
     kept = [dim for dim, k in enumerate(key) if isinstance(k, slice)]
@@ -84,16 +82,11 @@ def index(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Nod
     return Pointwise(name, [node], layout, out.dtype, lambda inputs, rows: inputs[0][key], view=True)
 
 
-def index_key(name: str, args: tuple, kwargs: dict, ndim: int) -> tuple[Any, ...]:
+def index_key(index: Any, ndim: int) -> tuple[Any, ...]:
     """An index of one entry a dimension."""
-    if name == "__getitem__":
-        given = args[1] if isinstance(args[1], tuple) else (args[1],)
-        if any(k is None for k in given):
-            raise refuse(name, "it adds a dimension (use unsqueeze)")
-        at = next((i for i, k in enumerate(given) if k is Ellipsis), len(given))
-        after = given[at + 1 :]
-        return (*given[:at], *[slice(None)] * (ndim - at - len(after)), *after)
-    dim, start, *length = (*args[1:], *kwargs.values())
-    key: list[Any] = [slice(None)] * ndim
-    key[dim] = slice(start, start + length[0]) if name == "narrow" else start
-    return tuple(key)
+    given = index if isinstance(index, tuple) else (index,)
+    if any(k is None for k in given):
+        raise refuse("__getitem__", "it adds a dimension (use unflatten)")
+    at = next((i for i, k in enumerate(given) if k is Ellipsis), len(given))
+    after = given[at + 1 :]
+    return (*given[:at], *[slice(None)] * (ndim - at - len(after)), *after)

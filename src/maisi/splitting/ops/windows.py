@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maisi.splitting.cpu import kernels
-from maisi.splitting.cpu.filters import filter_of
+from maisi.splitting.arithmetic import Arithmetic, ConvMemory, Where
 from maisi.splitting.graph import Interpolated, Node, Pointwise, TransposedConv, Windowed, conv_flops
 from maisi.splitting.halo import Magnify, Transposed, Window, through
 from maisi.splitting.ops.calls import Shadow, arithmetic_of, handles, on_meta, only_slab, refuse
@@ -56,16 +55,15 @@ def conv(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
     padding = per_axis(padding, ndim)
     layout = node.layout.resized(out.shape)
     window = Window(weight.shape[2 + axis], stride[axis], padding[axis], dilation[axis])
-    weights, plain = filter_of(weight), max(*stride, *dilation, groups) == 1
 
     def giving(source: Node, result: torch.dtype) -> Windowed:
-        def function(slab: Tensor, own_padding: int) -> Tensor:
+        def function(slab: Tensor, own_padding: int, on: Arithmetic) -> Tensor:
             pad = [own_padding if i == axis else p for i, p in enumerate(padding)]
-            return kernels.convolve(func, slab, weights, bias, stride, pad, dilation, groups, result)
+            return on.convolve(func, slab, weight, bias, Where(stride, pad, dilation, groups), result)
 
-        def memory(rows: int) -> kernels.ConvMemory:
-            formats = (source.dtype, result)
-            return kernels.conv_memory(layout.local_shape(rows)[2:], weight, padding, stride, formats, plain)
+        def memory(rows: int, on: Arithmetic) -> ConvMemory:
+            where = Where(stride, padding, dilation, groups)
+            return on.conv_memory(layout.local_shape(rows)[2:], weight, where, (source.dtype, result))
 
         return Windowed(
             name,
@@ -77,7 +75,6 @@ def conv(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
             function,
             flops=conv_flops(weight, layout),
             memory=memory,
-            release=weights.release,
             products=dtype,
             again=giving,
         )
@@ -85,7 +82,7 @@ def conv(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
     return giving(node, node.dtype)
 
 
-@handles("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@handles("conv_transpose3d")
 def conv_transpose(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     def parts(
         input: Any,
@@ -101,7 +98,7 @@ def conv_transpose(func: Callable[..., Any], name: str, args: tuple, kwargs: dic
 
     x, weight, bias, stride, padding, output_padding, groups, dilation = parts(*args, **kwargs)
     node = only_slab(name, x, weight, bias)
-    ndim = int(name[14])
+    ndim = 3
     axis = split_axis(name, node, ndim)
     dtype = arithmetic_of(name, node, weight)
     shadow = Shadow(node.layout.shape, dtype)
@@ -113,24 +110,25 @@ def conv_transpose(func: Callable[..., Any], name: str, args: tuple, kwargs: dic
     pad = [0 if i == axis else p for i, p in enumerate(padding)]
     extra = [0 if i == axis else p for i, p in enumerate(extra)]
 
-    def function(slab: Tensor) -> Tensor:
-        is_widened = slab.device.type == "cpu" and kernels.is_widened(slab.dtype) and not torch.is_grad_enabled()
-        wide = torch.float32 if is_widened else dtype
-        return func(slab.to(wide), weight.to(wide), None, stride, pad, extra, groups, dilation)
+    def function(slab: Tensor, on: Arithmetic) -> Tensor:
+        def apply(slab: Tensor, weight: Tensor) -> Tensor:
+            return func(slab, weight, None, stride, pad, extra, groups, dilation)
+
+        return on.transpose_convolve(apply, slab, weight)
 
     flops = 2 * math.prod(weight.shape[1:]) * math.prod(node.layout.shape)
     cuts = through(node.cuts, node.rows, layout.rows)
     return TransposedConv(node, layout, node.dtype, cuts, window, function, bias, flops)
 
 
-@handles("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d")
+@handles("avg_pool3d", "max_pool3d")
 def pool(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     is_mean = name.startswith("avg")
     names = ["input", "kernel_size", "stride", "padding", *(() if is_mean else ("dilation",)), "ceil_mode"]
     names += ["count_include_pad", "divisor_override"] if is_mean else ["return_indices"]
     given = dict(zip(names, args, strict=False)) | kwargs
     node = only_slab(name, given.pop("input"))
-    ndim = int(name[8])
+    ndim = 3
     axis = split_axis(name, node, ndim)
     kernel = per_axis(given.pop("kernel_size"), ndim)
     stride = per_axis(given.pop("stride", None) or kernel, ndim)
@@ -144,21 +142,15 @@ def pool(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node
     options = {"count_include_pad": True, "divisor_override": given.get("divisor_override")} if is_mean else {}
     if not is_mean:
         options["dilation"] = dilation
-    blocks = is_mean and ndim == 3 and kernel == stride and not any(padding) and options["divisor_override"] is None
-    if ndim == 1:
-        options.pop("divisor_override", None)
+    blocks = is_mean and kernel == stride and not any(padding) and options["divisor_override"] is None
 
-    def function(slab: Tensor, own_padding: int) -> Tensor:
+    def function(slab: Tensor, own_padding: int, on: Arithmetic) -> Tensor:
         pad = [own_padding if i == axis else p for i, p in enumerate(padding)]
-        if blocks and slab.device.type == "cpu" and not torch.is_grad_enabled():
-            return kernels.mean_pool(slab, kernel)
-        if slab.dtype == torch.bfloat16 and slab.device.type == "cpu":  # torch has no such kernel
-            return func(slab.float(), kernel, stride, pad, **options).to(slab.dtype)
-        return func(slab, kernel, stride, pad, **options)
+        return on.pool(lambda x: func(x, kernel, stride, pad, **options), slab, kernel if blocks else None)
 
-    def memory(rows: int) -> kernels.ConvMemory:
+    def memory(rows: int, on: Arithmetic) -> ConvMemory:
         size = layout.local_shape(rows)
-        return kernels.mean_pool_memory(size[2:], size[1], kernel, node.dtype)
+        return ConvMemory(on.pool_bytes(size[2:], size[1], kernel, node.dtype), 0)
 
     cuts = through(node.cuts, node.rows, layout.rows)
     value = 0.0 if is_mean else -math.inf
@@ -185,7 +177,7 @@ def pad(func: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Node:
     layout = node.layout.resized(out.shape)
     cuts = (*(min(cut, layout.rows) for cut in node.cuts[:-1]), layout.rows)
 
-    def function(slab: Tensor, own_padding: int) -> Tensor:
+    def function(slab: Tensor, own_padding: int, on: Arithmetic) -> Tensor:
         return F.pad(slab, others, mode, value) if any(others) else slab
 
     padded = Windowed(name, node, layout, out.dtype, cuts, Window(1, 1, low), function, pad_value=value)

@@ -10,14 +10,14 @@ from torch.nn import Parameter
 from maisi.splitting.cpu import compiled
 from maisi.splitting.cpu.winograd import transform_weight
 
-_kept: ContextVar["dict[int, Filter] | None"] = ContextVar("kept filters", default=None)
+_kept: ContextVar["dict[int, TransformedWeight] | None"] = ContextVar("kept weights", default=None)
 
 
-class Filter:
-    """The weights of a convolution, transformed once for all the slabs of a sweep."""
+class TransformedWeight:
+    """The weights of a convolution, transformed once."""
 
-    def __init__(self, weight: Tensor, lasts: bool = False) -> None:
-        self.weight, self._lasts = weight, lasts
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
         self._transformed: Tensor | None = None
 
     def transformed(self) -> Tensor:
@@ -27,14 +27,9 @@ class Filter:
             self._transformed = transform(self.weight)
         return self._transformed
 
-    def release(self) -> None:
-        """Give the memory back at the end of a sweep, if no later call needs it."""
-        if not self._lasts:
-            self._transformed = None
-
 
 @contextmanager
-def kept_filters() -> Iterator[None]:
+def kept_weights() -> Iterator[None]:
     """Within, transformed weights are kept from call to call; the weights must not change meanwhile."""
     token = _kept.set({})
     try:
@@ -43,11 +38,11 @@ def kept_filters() -> Iterator[None]:
         _kept.reset(token)
 
 
-def filter_of(weight: Tensor) -> Filter:
-    """The filter of these weights: the known one of a parameter within `kept_filters`, else a new one."""
+def transformed_weight(weight: Tensor) -> TransformedWeight:
+    """These weights to be transformed: the known ones of a parameter within `kept_weights`, else new ones."""
     known = _kept.get()
     if known is None or not isinstance(weight, Parameter):  # other weights may be made anew for every call
-        return Filter(weight)
+        return TransformedWeight(weight)
     if id(weight) not in known:
-        known[id(weight)] = Filter(weight, lasts=True)  # holds the tensor, so no other one gets its id
+        known[id(weight)] = TransformedWeight(weight)  # holds the tensor, so no other one gets its id
     return known[id(weight)]
