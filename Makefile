@@ -7,11 +7,15 @@ BIN := .venv/bin
 SOURCES := pyproject.toml constraints/cpu.txt $(wildcard src/maisi/splitting/cpu/native/*)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINT)
 
-.PHONY: run test check bench bundle clean
+# What may change the last bits or the choice of a default; `make matrix ARGS=tests` runs the whole suite under each.
+CIRCUMSTANCES := MAISI_PRECISION=float32 MAISI_PRECISION=bfloat16 MAISI_TEST_KERNEL=off OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2
+SHORT := tests/e2e/test_plan.py tests/e2e/test_resume.py tests/unit/test_pipelines.py tests/unit/test_splitting_precision.py
+
+.PHONY: run test matrix check bench bundle clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make run | test | check | bench | bundle MANIFEST=manifest.json | clean"
+	@echo "make run | test | matrix | check | bench | bundle MANIFEST=manifest.json | clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -33,6 +37,12 @@ run: .venv/core
 
 test: .venv/test
 	$(BIN)/python -m pytest $(ARGS)
+
+matrix: .venv/test
+	@for circumstance in $(CIRCUMSTANCES); do \
+		echo "== $$circumstance"; \
+		env $$circumstance $(BIN)/python -m pytest $(or $(ARGS),$(SHORT)) || exit 1; \
+	done
 
 check: .venv/check
 	$(BIN)/ruff check src tests benchmarks

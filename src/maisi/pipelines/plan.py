@@ -31,7 +31,8 @@ def plan_all(request: PlanRequest) -> BundlePlan:
     here = request.model_copy(update={"compute": compute.model_copy(update={"device": "cpu", "host_memory": None})})
     bundle = bundle_of(here)
     sampling = GenerateRequest(compute=compute)
-    source = NoLabels("chest", Grid.centered(request.size, (1.0, 1.0, 1.0)))
+    x, y, z = (-(-n // bundle.size_multiple) * bundle.size_multiple for n in request.size)  # sampling takes fewer sizes
+    source = NoLabels("chest", Grid.centered((x, y, z), (1.0, 1.0, 1.0)))
 
     def work(networks: Bundle) -> None:
         rehearse_both(request.size, networks)
