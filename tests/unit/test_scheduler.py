@@ -4,7 +4,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from maisi.diffusion.scheduler import DDPM, DDPMConfig, NoiseScheduler, RectifiedFlow, RectifiedFlowConfig
+from maisi.diffusion.scheduler import (
+    DDPM,
+    DDPMConfig,
+    NoiseScheduler,
+    RectifiedFlow,
+    RectifiedFlowConfig,
+    _levels_like,
+)
 from maisi.errors import InvalidRequestError
 
 SHAPE = (2, 4, 4, 4, 4)
@@ -172,3 +179,10 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         DDPMConfig(beta_start=0.5, beta_end=0.1)
     with pytest.raises(ValidationError, match="scale"):
         RectifiedFlowConfig(scale=1.4)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_levels_of_a_time_for_the_whole_batch_stay_on_the_host(scheduler: NoiseScheduler) -> None:
+    x = torch.empty(2, 4, 8, 8, 8, device="meta")
+    assert {level.device.type for level in _levels_like(scheduler, 500.0, x)} == {"cpu"}
+    assert scheduler.predict_clean(x, x, 500.0).is_meta

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from maisi.splitting import norm
 from maisi.splitting.cpu import norms
-from maisi.splitting.norm import affine, merge
+from maisi.splitting.norm import Moments, affine, merge
 
 STEP = torch.where(torch.arange(13) < 6, -10.0, 0.5)[:, None, None]
 CASES = {
@@ -82,3 +82,10 @@ def test_a_slab_without_rows_adds_nothing(kind: ModuleType) -> None:
     empty = kind.moments(x[:, :, :0], 2)
     assert empty.count == 0
     assert merge([empty, kind.moments(x, 2), empty]).count == kind.moments(x, 2).count
+
+
+def test_a_normalisation_is_made_ready_without_asking_a_device_for_a_number() -> None:
+    stats = Moments(10, *torch.zeros(2, 1, 4, dtype=torch.float64, device="meta").unbind())  # has no numbers to give
+    ready = affine(stats, None, None, 1e-5, 8, 5)
+    assert ready.centre is not None
+    assert ready.scale.shape == (1, 8, 1, 1, 1)

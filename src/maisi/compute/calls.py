@@ -70,7 +70,14 @@ class Recorder:
         """The network of that name on the meta device, every call of it recorded."""
         with torch.device("meta"):
             network = lowered(build_network(bundle.configs[name]), self.dtype)
-        return RecordedNetwork(name, network, self)
+
+        def recorded(method: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(x: Tensor, *inputs: Any, **conditions: Any) -> Any:
+                return self.record(call_name(name, method), network, function, x, (inputs, conditions))
+
+            return call
+
+        return WrappedNetwork(network, recorded)
 
     def record(self, name: str, network: nn.Module, function: Callable[..., Any], x: Tensor, args: Any) -> Any:
         """The results of a call, as tensors without data."""
@@ -98,23 +105,16 @@ def stand_in(value: Any) -> Any:
     return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
 
-class RecordedNetwork:
-    """A network whose computing methods are recorded; in all else it is the network."""
+class WrappedNetwork:
+    """A network whose computing methods are called through `wrap(method, function)`; in all else it is the network."""
 
-    def __init__(self, name: str, network: nn.Module, recorder: Recorder) -> None:
-        self._name, self._network, self._recorder = name, network, recorder
+    def __init__(self, network: nn.Module, wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        self._network, self._wrap = network, wrap
         self._methods = computing_methods(network)
 
     def __getattr__(self, method: str) -> Any:
         found = getattr(self._network, method)
-        return self._recorded(found, method) if method in self._methods else found
+        return self._wrap(method, found) if method in self._methods else found
 
     def __call__(self, x: Tensor, *inputs: Any, **conditions: Any) -> Any:
-        return self._recorded(self._network, "__call__")(x, *inputs, **conditions)
-
-    def _recorded(self, function: Callable[..., Any], method: str) -> Callable[..., Any]:
-        def call(x: Tensor, *inputs: Any, **conditions: Any) -> Any:
-            name = call_name(self._name, method)
-            return self._recorder.record(name, self._network, function, x, (inputs, conditions))
-
-        return call
+        return self._wrap("__call__", self._network)(x, *inputs, **conditions)

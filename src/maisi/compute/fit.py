@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from maisi.bundle.bundle import Bundle
-from maisi.compute.calls import Work, call_name, calls_of, computing_methods, result_format
+from maisi.compute.autocast import in_autocast
+from maisi.compute.calls import Work, WrappedNetwork, call_name, calls_of, result_format
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.machine import dtype_of
 from maisi.errors import InvalidPlanError, InvalidRequestError
@@ -25,9 +26,9 @@ PROCESS_BYTES = 400_000_000
 def fit(bundle: Bundle, compute: Compute, work: Work, ranks: Ranks | None = None) -> Bundle:
     """The bundle with networks that do `work` in slabs: over ranks if any, within memory if limited.
 
-    Otherwise a network works on one slab, which on a CPU is faster than the bare network, and in half precision nearer
-    to float32; in float32 on a GPU it is the bare network. Raises `InvalidPlanError` with the least memory that would
-    do.
+    Otherwise a network works on one slab on a CPU, which is faster than the bare network and in half precision nearer
+    to float32; on a GPU it is the bare network, in half precision within autocast. Raises `InvalidPlanError` with the
+    least memory that would do.
     """
     plans = plan(bundle, compute, work) if compute.memory is not None else None
     dtype = dtype_of(compute)
@@ -35,9 +36,10 @@ def fit(bundle: Bundle, compute: Compute, work: Work, ranks: Ranks | None = None
     def load(name: str) -> Any:
         network = bundle.network(name)
         check_format(network, name, dtype)
-        is_unlimited = ranks is None and plans is None and dtype == torch.float32
-        is_bare = is_unlimited and next(network.parameters()).device.type != "cpu"
-        return network if is_bare else SplitNetwork(name, network, plans, ranks, dtype)
+        device = next(network.parameters()).device.type
+        if device == "cpu" or plans is not None or ranks is not None:
+            return split_network(name, network, plans, ranks, dtype)
+        return whole_network(network, device, dtype)
 
     return replace(bundle, load=load)
 
@@ -127,41 +129,34 @@ def check_format(network: nn.Module, name: str, dtype: torch.dtype) -> None:
         )
 
 
-class SplitNetwork:
-    """A network whose computing methods run slab by slab, with plans or without; in all else it is the network.
+def split_network(
+    name: str, network: nn.Module, plans: Mapping[str, MemoryPlan] | None, ranks: Ranks | None, dtype: torch.dtype
+) -> WrappedNetwork:
+    """The network with computing methods that run slab by slab, with plans or without.
 
     It computes in `dtype` on tensors in that format or float32.
     """
 
-    def __init__(
-        self,
-        name: str,
-        network: nn.Module,
-        plans: Mapping[str, MemoryPlan] | None,
-        ranks: Ranks | None,
-        dtype: torch.dtype,
-    ) -> None:
-        self._name, self._network, self._plans, self._ranks = name, network, plans, ranks
-        self._methods = computing_methods(network)
-        self._formats = dtype, result_format(network, dtype)
-
-    def __getattr__(self, method: str) -> Any:
-        found = getattr(self._network, method)
-        return self._split(found, method) if method in self._methods else found
-
-    def __call__(self, x: Tensor, *inputs: Any, **conditions: Any) -> Any:
-        return self._split(self._network, "__call__")(x, *inputs, **conditions)
-
-    def _split(self, function: Callable[..., Any], method: str) -> Callable[..., Any]:
-        plan = None if self._plans is None else self._plans[call_name(self._name, method)]
+    def split(method: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        plan = None if plans is None else plans[call_name(name, method)]
 
         def run(x: Tensor, *inputs: Any, **conditions: Any) -> Any:
             def work(slabs: Any) -> Any:
                 return function(slabs, *inputs, **conditions)
 
-            return run_split(in_format(work, *self._formats), x, plan, self._ranks)
+            return run_split(in_format(work, dtype, result_format(network, dtype)), x, plan, ranks)
 
         return run
+
+    return WrappedNetwork(network, split)
+
+
+def whole_network(network: nn.Module, device: str, dtype: torch.dtype) -> Any:
+    """The network itself, in half precision within autocast, for a kind of device: cuda or cpu."""
+    if dtype == torch.float32:
+        return network
+    results = result_format(network, dtype)
+    return WrappedNetwork(network, lambda method, function: in_autocast(function, device, dtype, results))
 
 
 def _hint(compute: Compute) -> str:

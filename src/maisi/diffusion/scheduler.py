@@ -281,9 +281,14 @@ class RectifiedFlow:
 
 
 def _levels_like(scheduler: NoiseScheduler, t: float | Tensor, x: LatentBatch) -> tuple[Tensor, Tensor]:
-    """The levels at `t` (one, or one a sample) shaped and typed to multiply `x`."""
+    """The levels at `t` (one, or one a sample) shaped and typed to multiply `x`.
+
+    One for the whole batch stays on the host: moving it to a GPU would wait for all that was asked of it before.
+    """
     signal, spread = scheduler.levels(t)
-    if signal.numel() not in (1, x.shape[0]):
+    if signal.numel() == 1:
+        return signal.reshape(()).to(x.dtype), spread.reshape(()).to(x.dtype)
+    if signal.numel() != x.shape[0]:
         raise InvalidRequestError(f"{signal.numel()} times for a batch of {x.shape[0]}; give one, or one a sample")
     shape = (-1,) + (1,) * (x.ndim - 1)
     return signal.reshape(shape).to(x.device, x.dtype), spread.reshape(shape).to(x.device, x.dtype)

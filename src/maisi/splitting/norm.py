@@ -95,7 +95,8 @@ def affine(stats: Moments, weight: Tensor | None, bias: Tensor | None, eps: floa
     """What to multiply and add, in float64, shaped to broadcast over a slab of `ndim` dimensions."""
     each = channels // stats.mean.shape[1]
     rstd = (stats.variance + eps).rsqrt()
-    cancels = bool(((stats.mean.abs() * rstd).amax() > CENTRE_BEYOND).item()) if stats.count else False
+    is_host = stats.mean.device.type == "cpu"  # a GPU would have to be waited for; centring is right for any mean
+    cancels = stats.count > 0 and (not is_host or bool((stats.mean.abs() * rstd).amax() > CENTRE_BEYOND))
     mean, scale = (value.repeat_interleave(each, dim=1) for value in (stats.mean, rstd))
     if weight is not None:
         scale = scale * weight.double()
