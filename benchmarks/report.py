@@ -58,6 +58,10 @@ def main() -> None:
         if tables:
             parts += [f"```bash\n{command}\n```\n", *tables]
     parts.append(BUSY)
+    parts += [
+        (ROOT / "benchmarks" / "gpu.md").read_text(),
+        *(path.read_text() for path in sorted(RESULTS.glob("gpu-*.md"))),
+    ]
     (ROOT / "docs" / "performance.md").write_text("\n".join(parts))
 
 
