@@ -240,7 +240,8 @@ def waits(gauge: Gauge, case: Case) -> Iterator[Row]:
     for dtype in (torch.float32, torch.bfloat16):
         nets = {name: lowered(drawn(SMALL[name], case.device), dtype) for name in ("autoencoder", "unet", "controlnet")}
         bundle = fit(bundle_of(nets), case.compute(dtype), lambda bundle: None)
-        conditions = conditions_of(bundle.unet.config, case.device)
+        told_unet = conditions_of(bundle.unet.config, case.device)
+        conditions = {name: c.to(dtype) if c.is_floating_point() else c for name, c in told_unet.items()}
         embedding = bundle.controlnet.embed_condition(bits_of(bundle.controlnet.config, 8, case.device))
         denoise = denoiser(bundle.unet, bundle.controlnet, conditions=conditions, embedding=embedding)
         noise = normal(1, 4, 8, 8, 8, device=case.device)
@@ -297,7 +298,8 @@ def limited_decode(measured: Callable[..., Row], case: Case, n: int, dtype: torc
     """The largest decode within a part of the GPU's memory, for it need not fit as a whole."""
     if not case.is_cuda or n != max(case.sizes.decode):
         return
-    latent, work = normal(1, 4, n, n, n, device=case.device), partial(rehearse_decode, (4 * n,) * 3)
+    factor: int = case.networks.get("autoencoder").factor
+    latent, work = normal(1, 4, n, n, n, device=case.device), partial(rehearse_decode, (factor * n,) * 3)
     limits = limits_of(case.device)
     try:
         function = partial(case.fitted(dtype, work, **limits).autoencoder.decode, latent)
@@ -322,13 +324,13 @@ def monai_decode(
         with as_released(theirs, dtype, splits):
             return measured(label, function, limit_s=limit_s, num_splits=splits)
 
-    whole = partial(theirs.decode_stage_2_outputs, latent)
+    whole, released_splits = partial(theirs.decode_stage_2_outputs, latent), min(RELEASED_SPLITS, latent.shape[2] // 3)
     if not case.is_cuda or latent.shape[2] < max(case.sizes.decode):
-        yield row("decode, MONAI as released", min(RELEASED_SPLITS, latent.shape[2] // 3), whole, 20.0)
+        yield row("decode, MONAI as released", released_splits, whole, 20.0)
     elif dtype != torch.float16:
         return  # as released is float16, and the time is short
     else:
-        yield row("decode, MONAI as released, in windows", RELEASED_SPLITS, decode_in_windows(theirs, latent), 45.0)
+        yield row("decode, MONAI as released, in windows", released_splits, decode_in_windows(theirs, latent), 45.0)
         needed = 3 * 2 * 128 * (4 * latent.shape[2]) ** 3  # tensors of 500 voxels and more are joined on the host
         if psutil.virtual_memory().available < needed:
             yield {"label": "decode, MONAI whole", **about, "skipped": f"needs {needed >> 30} GiB of host memory"}
@@ -401,10 +403,17 @@ def memory(gauge: Gauge, case: Case) -> Iterator[Row]:
                 row |= {"planned_bytes": planned.peak_bytes, "parts": planned.parts}
                 if row.get("peak_bytes") is not None:
                     row["above_bytes"] = row["peak_bytes"] - row["held_bytes"]
-                    row["kept"] = row["peak_bytes"] <= limit and row["above_bytes"] <= planned.peak_bytes
+                    own = row["above_bytes"] + weights_bytes(case.networks.bundle(dtype))
+                    row["kept"] = own <= limit and row["above_bytes"] <= planned.peak_bytes
                 if "seconds" in row:
                     row["rms_from_whole"] = deviation(function(latent), whole)["rms"]
                 yield row
+
+
+def weights_bytes(bundle: Bundle) -> int:
+    """Bytes of all weights of a bundle; those of other bundles do not count against its limit."""
+    networks = [getattr(bundle, name) for name in bundle.kinds]
+    return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
 
 
 def end_to_end(gauge: Gauge, case: Case) -> Iterator[Row]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 Row = dict[str, Any]
+AGAIN_S = 2.0
 LONG_S = 4.0  # a first call that takes longer is the figure: there is no time to warm up for it
 
 
@@ -27,21 +28,24 @@ class OutOfTime(Exception):
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Within, `OutOfTime` is raised after so many seconds, or when the time around it is over, whichever is sooner."""
+    """Within, `OutOfTime` is raised after so many seconds, or when the time around it is over, whichever is sooner.
+
+    And again every two seconds, for the first may be lost where Python ignores errors.
+    """
 
     def stop(signum: int, frame: Any) -> None:
         raise OutOfTime
 
     start, before = time.monotonic(), signal.signal(signal.SIGALRM, stop)
     around = signal.getitimer(signal.ITIMER_REAL)[0]
-    signal.setitimer(signal.ITIMER_REAL, max(0.01, min(seconds, around or math.inf)))
+    signal.setitimer(signal.ITIMER_REAL, max(0.01, min(seconds, around or math.inf)), AGAIN_S)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if around:
-            signal.setitimer(signal.ITIMER_REAL, max(0.01, around - (time.monotonic() - start)))
+            signal.setitimer(signal.ITIMER_REAL, max(0.01, around - (time.monotonic() - start)), AGAIN_S)
 
 
 @contextmanager
