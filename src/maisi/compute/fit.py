@@ -130,7 +130,7 @@ def check_format(network: nn.Module, name: str, dtype: torch.dtype) -> None:
 class SplitNetwork:
     """A network whose computing methods run slab by slab, with plans or without; in all else it is the network.
 
-    It computes in `dtype` on tensors in that format or float32.
+    It computes in `dtype` on tensors in that format or float32, and passes for the network's class.
     """
 
     def __init__(
@@ -144,6 +144,10 @@ class SplitNetwork:
         self._name, self._network, self._plans, self._ranks = name, network, plans, ranks
         self._methods = computing_methods(network)
         self._formats = dtype, result_format(network, dtype)
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc]  # for isinstance
+        return type(self._network)
 
     def __getattr__(self, method: str) -> Any:
         found = getattr(self._network, method)

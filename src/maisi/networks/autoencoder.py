@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maisi.errors import InvalidGridError
 from maisi.networks.blocks import Downsample, GroupNorm, ResBlock, TransposedUpsample, TrilinearUpsample, conv1, conv3
-from maisi.shapes import Frozen, ImageBatch, LatentBatch
+from maisi.shapes import Frozen, LatentBatch, VoxelBatch
 
 
 class AutoencoderConfig(Frozen):
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
         self.norm_out = GroupNorm(groups, width, eps=eps)
         self.conv_out = conv3(width, config.latent_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: VoxelBatch) -> LatentBatch:
         h = self.conv_in(x)
         for block in self.blocks:
             h = block(h)
@@ -89,8 +89,8 @@ class Decoder(nn.Module):
         self.norm_out = GroupNorm(groups, width, eps=eps)
         self.conv_out = conv3(width, config.out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+    def forward(self, latent: LatentBatch) -> VoxelBatch:
+        h = self.conv_in(latent)
         for block in self.blocks:
             h = block(h)
         return self.conv_out(self.norm_out(h))
@@ -113,7 +113,7 @@ class Autoencoder(nn.Module):
         """How many times smaller the latent is on every axis."""
         return self.config.factor
 
-    def encode(self, x: ImageBatch) -> tuple[LatentBatch, LatentBatch]:
+    def encode(self, x: VoxelBatch) -> tuple[LatentBatch, LatentBatch]:
         """Mean and log-variance of the latent, the log-variance clamped to [-30, 20].
 
         Raises `InvalidGridError` for a size that is not a multiple of the factor, which the strides would crop.
@@ -122,11 +122,11 @@ class Autoencoder(nn.Module):
         h = self.encoder(x)
         return self.to_mean(h), torch.clamp(self.to_log_variance(h), -30.0, 20.0)
 
-    def decode(self, latent: LatentBatch) -> ImageBatch:
+    def decode(self, latent: LatentBatch) -> VoxelBatch:
         """The volume of a latent, not clipped."""
         return self.decoder(self.from_latent(latent))
 
-    def _check_size(self, x: Tensor) -> None:
+    def _check_size(self, x: VoxelBatch) -> None:
         size = tuple(x.shape[2:])
         if any(n % self.factor or n < self.factor for n in size):
             low = tuple(max(self.factor, n // self.factor * self.factor) for n in size)

@@ -26,7 +26,7 @@ from maisi.networks.unet import (
     time_features,
     zeroed,
 )
-from maisi.shapes import BitsBatch, LatentBatch, Times
+from maisi.shapes import ContextBatch, LatentBatch, ModalityBatch, Times, VoxelBatch
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class ControlNet(nn.Module):
         logger.info("ControlNet starts with %d of its %d tensors from the U-Net", len(shared), len(ours))
         return controlnet
 
-    def embed_condition(self, bits: BitsBatch) -> Tensor:
+    def embed_condition(self, bits: VoxelBatch) -> Tensor:
         """The label map as the network sees it, at latent resolution: the same at every step, so compute it once.
 
         `bits` (b, 8, x, y, z) are 0 or 1, the least significant first. Raises `InvalidGridError` for a size that is not
@@ -121,8 +121,8 @@ class ControlNet(nn.Module):
         t: Times,
         embedding: Tensor,
         *,
-        modality: Tensor | None = None,
-        context: Tensor | None = None,
+        modality: ModalityBatch | None = None,
+        context: ContextBatch | None = None,
         scale: float = 1.0,
     ) -> Residuals:
         """Residuals times `scale`, for a latent (b, c, u, v, w), times (b,) and the result of `embed_condition`."""

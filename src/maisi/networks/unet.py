@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from maisi.errors import InvalidGridError, InvalidRequestError
 from maisi.networks.attention import ContextAttention, SelfAttention
 from maisi.networks.blocks import GroupNorm, conv1, conv3
-from maisi.shapes import Frozen, LatentBatch, Times
+from maisi.shapes import (
+    ContextBatch,
+    Frozen,
+    LatentBatch,
+    ModalityBatch,
+    PredictionBatch,
+    RegionBatch,
+    SpacingBatch,
+    Times,
+)
 
 NUM_REGIONS = 4  # one-hot over head and neck, chest, abdomen, lower body
 
@@ -198,7 +207,7 @@ class DownLevel(nn.Module):
         self.attentions = nn.ModuleList(make_attention(channels, config) for _ in range(num_attentions))
         self.downsample = None if level == len(config.channels) - 1 else make_downsample(channels, config)
 
-    def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, h: Tensor, embedding: Tensor, context: ContextBatch | None) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i, block in enumerate(self.blocks):
             h = block(h, embedding)
@@ -221,7 +230,7 @@ class Middle(nn.Module):
         self.attention = make_attention(channels, config)
         self.block2 = TimeResBlock(channels, channels, config)
 
-    def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, embedding: Tensor, context: ContextBatch | None) -> Tensor:
         h = self.block1(h, embedding)
         h = self.attention(h, context)
         return self.block2(h, embedding)
@@ -241,7 +250,7 @@ class UpLevel(nn.Module):
         self.attentions = nn.ModuleList(make_attention(channels, config) for _ in range(num_attentions))
         self.upsample = None if level == 0 else make_upsample(channels, config)
 
-    def forward(self, h: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, skips: list[Tensor], embedding: Tensor, context: ContextBatch | None) -> Tensor:
         for i, block in enumerate(self.blocks):
             h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if self.attentions:
@@ -275,14 +284,14 @@ class DenoisingUNet(nn.Module):
         latent: LatentBatch,
         t: Times,
         *,
-        top_region: Tensor | None = None,
-        bottom_region: Tensor | None = None,
-        spacing: Tensor | None = None,
-        modality: Tensor | None = None,
-        context: Tensor | None = None,
+        top_region: RegionBatch | None = None,
+        bottom_region: RegionBatch | None = None,
+        spacing: SpacingBatch | None = None,
+        modality: ModalityBatch | None = None,
+        context: ContextBatch | None = None,
         residuals: Residuals | None = None,
-    ) -> LatentBatch:
-        """Prediction of the latent's shape.
+    ) -> PredictionBatch:
+        """Prediction (b, out_channels, u, v, w) for a latent (b, in_channels, u, v, w) at times t (b,).
 
         `top_region`, `bottom_region` (b, 4) one-hot x 100, `spacing` (b, 3) mm x 100, `modality` (b,) integers,
         `context` (b, m, context_channels): each given exactly if the configuration has it. Raises `InvalidGridError`
