@@ -105,8 +105,8 @@ class RecordedNetwork:
         self._name, self._network, self._recorder = name, network, recorder
         self._methods = computing_methods(network)
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]  # for isinstance
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         return type(self._network)
 
     def __getattr__(self, method: str) -> Any:

@@ -145,8 +145,8 @@ class SplitNetwork:
         self._methods = computing_methods(network)
         self._formats = dtype, result_format(network, dtype)
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]  # for isinstance
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         return type(self._network)
 
     def __getattr__(self, method: str) -> Any:
