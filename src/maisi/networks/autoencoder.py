@@ -45,7 +45,10 @@ class AutoencoderConfig(Frozen):
 
 
 class Encoder(nn.Module):
-    """Volume -> features of `latent_channels` at the latent grid. No activation before the last convolution."""
+    """Volume (b, in_channels, x, y, z) -> features (b, latent_channels, u, v, w), u = x / factor.
+
+    As released there is no activation before the last convolution.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -70,7 +73,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent -> volume. No activation before the last convolution, none after it."""
+    """Latent (b, latent_channels, u, v, w) -> volume (b, out_channels, x, y, z), x = factor u.
+
+    As released there is no activation before the last convolution, and none after it.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -97,7 +103,10 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """VAE between volumes in [0, 1] of shape (b, c, x, y, z) and latents of shape (b, c, u, v, w), u = x / factor."""
+    """VAE between volumes (b, in_channels, x, y, z) and latents (b, latent_channels, u, v, w), u = x / factor.
+
+    A CT comes in [0, 1] (see `space.intensity`), labels as the bits of their ids. Kingma and Welling, arXiv 1312.6114.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -114,7 +123,7 @@ class Autoencoder(nn.Module):
         return self.config.factor
 
     def encode(self, x: VoxelBatch) -> tuple[LatentBatch, LatentBatch]:
-        """Mean and log-variance of the latent, the log-variance clamped to [-30, 20].
+        """Mean and log-variance (b, latent_channels, u, v, w) of the latent, the log-variance clamped to [-30, 20].
 
         Raises `InvalidGridError` for a size that is not a multiple of the factor, which the strides would crop.
         """
@@ -123,7 +132,7 @@ class Autoencoder(nn.Module):
         return self.to_mean(h), torch.clamp(self.to_log_variance(h), -30.0, 20.0)
 
     def decode(self, latent: LatentBatch) -> VoxelBatch:
-        """The volume of a latent, not clipped."""
+        """The volume (b, out_channels, x, y, z) of an unscaled latent: intensities, not clipped, or logits."""
         return self.decoder(self.from_latent(latent))
 
     def _check_size(self, x: VoxelBatch) -> None:
@@ -135,6 +144,9 @@ class Autoencoder(nn.Module):
 
 
 def draw_latent(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A sample of the posterior, mean + exp(log_variance / 2) * noise, with the noise drawn on the CPU."""
+    """A sample of the posterior, mean + exp(log_variance / 2) * noise, of the shape and on the device of the mean.
+
+    Kingma and Welling, arXiv 1312.6114, equation 10. The noise is drawn on the CPU: one seed, one latent on any device.
+    """
     noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32)
     return mean + (0.5 * log_variance).exp() * noise.to(mean)
