@@ -4,9 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import config, install_import_hook
+
+# before the first import of these rooms: every call is checked against its annotations, and tensors against shapes
+install_import_hook(
+    ["maisi.networks", "maisi.diffusion", "maisi.training"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float
+)
 
 if os.environ.get("MAISI_TEST_KERNEL") == "off":  # as where no compiler was when maisi was installed
     sys.modules["maisi.splitting.cpu._filtering"] = None  # type: ignore[assignment]
@@ -45,3 +53,11 @@ def dead_mark() -> str:
     """The mark that a process which is gone has left on its temporaries."""
     code = "from maisi.storage.owners import owner_mark; print(owner_mark())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Calls as users make them, against no annotation: for what a function itself refuses."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

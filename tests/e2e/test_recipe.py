@@ -12,8 +12,8 @@ from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.generate import generate
 from maisi.pipelines.requests import GenerateRequest
-from maisi.recipes.bundle import BundleRecipe, build_bundle
 from maisi.recipes.load import load_recipe
+from maisi.recipes.recipe import BundleRecipe, build_bundle
 from maisi.space.files import write_volume
 from maisi.space.grid import Grid
 

@@ -21,7 +21,7 @@ from maisi.bundle.bundle import (
     packaged_names,
     save_bundle,
 )
-from maisi.bundle.files import write_checksums
+from maisi.bundle.contents import write_checksums
 from maisi.diffusion.scheduler import DDPM, DDPMConfig, RectifiedFlow
 from maisi.errors import InvalidBundleError, StorageError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig

@@ -8,7 +8,7 @@ import torch
 from maisi.data.latents import Latent, LatentStore, latent_scale, write_latent
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.pipelines.codec import encode
-from maisi.recipes.bundle import centred
+from maisi.recipes.recipe import centre_latents
 from maisi.space.grid import Grid
 from maisi.space.volume import Volume
 
@@ -22,7 +22,7 @@ def test_centred_latents_have_mean_zero_and_give_the_same_volumes(tmp_path: Path
     for path, size in zip(paths, ((16, 16, 16), (8, 12, 16)), strict=True):
         write_latent(latent(autoencoder, size), path)
     cases = LatentStore(paths)
-    shifted, moved = centred(autoencoder, cases)
+    shifted, moved = centre_latents(autoencoder, cases)
 
     together = torch.cat([case.mean[0].double().flatten(1) for case in moved], 1)
     assert float(together.mean(1).abs().max()) < 1e-3

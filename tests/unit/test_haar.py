@@ -69,7 +69,8 @@ def patches() -> PatchSource:
     rng = np.random.default_rng(0)
     hu = np.full((24, 24, 24), -1000.0, np.float32)
     hu[4:20, 4:20, 4:20] = 40 + 1500 * ndimage.gaussian_filter(rng.normal(size=(16, 16, 16)), 1.2)
-    return patch_source([(1.0, [Volume(hu, Grid.centered((24, 24, 24), (3.0, 3.0, 3.0)))])])
+    volume = Volume(hu, Grid.centered((24, 24, 24), (3.0, 3.0, 3.0)))
+    return patch_source([(1.0, [lambda: [volume]])])
 
 
 def error_after(steps: int, start: str, folder: Path) -> float:

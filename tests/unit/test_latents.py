@@ -128,8 +128,8 @@ def test_stored_latents_are_drawn_like_those_in_memory(tmp_path: Path, kept_byte
 
 def test_stored_latents_are_changed_when_they_are_read(tmp_path: Path) -> None:
     store = LatentStore(write(tmp_path, [latent(0), latent(1)]))
-    doubled = store.changed(lambda each: dataclasses.replace(each, mean=2 * each.mean))
-    named = doubled.changed(lambda each: dataclasses.replace(each, made_from=f"twice {each.made_from}"))
+    doubled = store.with_change(lambda each: dataclasses.replace(each, mean=2 * each.mean))
+    named = doubled.with_change(lambda each: dataclasses.replace(each, made_from=f"twice {each.made_from}"))
     assert torch.equal(named[1].mean, 2 * latent(1).mean)
     assert named[1].made_from == "twice case 1"
     assert same(store[1], latent(1))

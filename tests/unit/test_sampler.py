@@ -151,7 +151,7 @@ def test_a_network_that_answers_nan_is_an_error_and_not_a_black_volume() -> None
         sample(lambda x, t: x * float("nan"), FLOW, noise(), 3)
 
 
-def test_an_impossible_sampling_request_is_refused() -> None:
+def test_an_impossible_sampling_request_is_refused(unchecked: None) -> None:
     with pytest.raises(InvalidRequestError, match="multistep, euler, ancestral"):
         sample(torch.zeros_like, FLOW, noise(), 3, solver="heun")
     with pytest.raises(InvalidRequestError, match="'euler' or 'ancestral'"):

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.files import (
+from maisi.bundle.contents import (
     check_sum,
     misfit,
     read_checksums,

@@ -68,10 +68,10 @@ def convert(
     dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
 ) -> Path:
-    """The folder of a bundle made of upstream checkpoints, see `converted`; it appears whole or not at all."""
+    """The folder of a bundle made of upstream checkpoints, see `assemble`; it appears whole or not at all."""
     if Path(to).exists() and not overwrite:
         raise InvalidBundleError(f"{to} exists already; accepted: another place, or --overwrite")
-    bundle = converted(
+    bundle = assemble(
         checkpoints,
         name=name or Path(to).resolve().name,
         model=model,
@@ -82,7 +82,7 @@ def convert(
     return save_bundle(bundle, to, dtype=dtype, overwrite=overwrite)
 
 
-def converted(
+def assemble(
     checkpoints: Sequence[str | Path],
     *,
     name: str,
@@ -101,7 +101,7 @@ def converted(
         raise InvalidBundleError("no checkpoint to convert; accepted: .pt files of an autoencoder, unet or controlnet")
     if model is not None and model not in MODELS:
         raise InvalidBundleError(f"unknown model {model!r}; accepted: {', '.join(MODELS)}")
-    parts = [_recognised(Path(path), configs) for path in checkpoints]
+    parts = [_recognise(Path(path), configs) for path in checkpoints]
     _check_distinct(parts)
     model = _common_model(parts, model)
 
@@ -129,7 +129,7 @@ def converted(
     return Bundle.of(info, networks, model_card=_card(info, parts))
 
 
-def _recognised(path: Path, configs: Mapping[str, NetworkConfig] | None) -> _Part:
+def _recognise(path: Path, configs: Mapping[str, NetworkConfig] | None) -> _Part:
     checkpoint = read_checkpoint(path)
     if configs is not None:
         kind = _kind_of(checkpoint.state)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Size, Tensor, nn
 
-from maisi.bundle.files import misfit, some
+from maisi.bundle.contents import misfit, some
 from maisi.errors import InvalidBundleError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.build import NetworkConfig, build_network

@@ -30,8 +30,8 @@ def recipe(
     """Train a whole bundle: autoencoder, latents, U-Net, ControlNet. Run it again after a kill: it goes on."""
     from maisi.cli.process import process_for
     from maisi.compute.compute import Compute
-    from maisi.recipes.bundle import BundleRecipe
     from maisi.recipes.load import load_recipe
+    from maisi.recipes.recipe import BundleRecipe
     from maisi.runs.carry_out import carry_out
     from maisi.runs.task import Watch
     from maisi.runs.tasks.train import TRAIN, TrainRequest

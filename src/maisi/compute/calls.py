@@ -106,11 +106,18 @@ def stand_in(value: Any) -> Any:
 
 
 class WrappedNetwork:
-    """A network whose computing methods are called through `wrap(method, function)`; in all else it is the network."""
+    """A network whose computing methods are called through `wrap(method, function)`.
+
+    In all else it is the network, and passes for its class.
+    """
 
     def __init__(self, network: nn.Module, wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         self._network, self._wrap = network, wrap
         self._methods = computing_methods(network)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._network)
 
     def __getattr__(self, method: str) -> Any:
         found = getattr(self._network, method)

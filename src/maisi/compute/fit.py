@@ -134,7 +134,7 @@ def split_network(
 ) -> WrappedNetwork:
     """The network with computing methods that run slab by slab, with plans or without.
 
-    It computes in `dtype` on tensors in that format or float32.
+    It computes in `dtype` on tensors in that format or float32, and passes for the network's class.
     """
 
     def split(method: str, function: Callable[..., Any]) -> Callable[..., Any]:

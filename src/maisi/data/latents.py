@@ -192,7 +192,7 @@ class LatentStore(LazySequence[Latent]):
         latent = read_latent(path)
         return latent if self.change is None else self.change(latent)
 
-    def changed(self, change: Callable[[Latent], Latent]) -> "LatentStore":
+    def with_change(self, change: Callable[[Latent], Latent]) -> "LatentStore":
         """The same latents, each of them changed once more."""
         before = self.change
         return LatentStore(

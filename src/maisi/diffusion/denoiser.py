@@ -58,7 +58,7 @@ def denoiser(
     `conditions` are the keyword tensors of the U-Net, encoded, one row a sample or one for the whole batch. The
     ControlNet takes its label map as `bits`, embedded here once and not at every step, or as that `embedding`, for a
     label map that several denoisers share or that was embedded slab by slab. For sampling, not for training: no
-    gradient flows to the embedding.
+    gradient flows to the embedding. Raises `InvalidRequestError` for labels without a ControlNet, and the reverse.
     """
     if controlnet is None:
         if bits is not None or embedding is not None:
@@ -78,7 +78,8 @@ def denoiser(
 def guide(with_: Denoise, without: Denoise, scale: float, interval: tuple[float, float] | None = None) -> Denoise:
     """Classifier-free guidance (Ho and Salimans, 2022): without + scale (with - without); 1 means no guidance.
 
-    Outside `interval`, times (low, high) in training steps, only `with_` is asked (Kynkäänniemi et al., 2024).
+    Outside `interval`, times (low, high) in training steps, only `with_` is asked (Kynkäänniemi et al., 2024). Raises
+    `InvalidRequestError` for an interval whose low is above its high.
     """
     if scale == 1:
         return with_

@@ -29,14 +29,14 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
     after_step: Callable[[LatentBatch, float], LatentBatch] | None = None,
 ) -> LatentBatch:
-    """The clean latent (times the scale factor) that `denoise` leads `noise` to, in `num_steps` network calls.
+    """The clean latent (b, c, u, v, w), times the scale factor, that `denoise` leads `noise` to in `num_steps` calls.
 
     `multistep` is of second order and needs 8 to 12 steps, `euler` of first order (DDIM where the schedule is DDPM's),
     `ancestral` draws new noise from `generator` at every step. `upstream_times` repeats upstream's rounded times.
     With `start`, a time in training steps, `noise` is a latent of that time and only the part of the schedule below it
     is walked. `after_step` is given the latent of each step with its time, and what it returns is what goes on;
-    `on_step(done, total)` is told of each step. On meta tensors only the shapes are computed. Raises RunError when the
-    network answers with NaN or infinity.
+    `on_step(done, total)` is told of each step. On meta tensors only the shapes are computed. Raises `RunError` when
+    the network answers with NaN or infinity, `InvalidRequestError` for steps, times or a solver that there are not.
     """
     if solver not in get_args(Solver):
         raise InvalidRequestError(f"unknown solver {solver!r}; there are {', '.join(get_args(Solver))}")

@@ -27,11 +27,17 @@ class NoiseScheduler(Protocol):
         ...
 
     def levels(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Factors (signal, spread) of the clean latent and of the noise at `t`, in float64 on the CPU."""
+        """Factors (signal, spread) of the clean latent and of the noise at `t`, of its shape, in float64 on the CPU.
+
+        Raises `InvalidRequestError` for a time that the schedule does not have.
+        """
         ...
 
     def add_noise(self, clean: LatentBatch, noise: LatentBatch, t: float | Times) -> LatentBatch:
-        """The noisy latent at `t`."""
+        """The noisy latent at `t`: signal * clean + spread * noise.
+
+        Here and below `t` is one time, or one a sample, (b,); another number of times raises `InvalidRequestError`.
+        """
         ...
 
     def target(self, clean: LatentBatch, noise: LatentBatch, t: float | Times) -> LatentBatch:
@@ -55,7 +61,10 @@ class NoiseScheduler(Protocol):
         generator: torch.Generator | None = None,
         eta: float = 0.0,
     ) -> LatentBatch:
-        """The latent at `t_next`, one first-order step from `t`; `eta` 0 draws no noise, 1 is ancestral."""
+        """The latent at `t_next`, one first-order step from `t`; `eta` 0 draws no noise, 1 is ancestral.
+
+        Raises `InvalidRequestError` where noise is to be drawn and there is no generator.
+        """
         ...
 
     def sample_times(self, batch: int, generator: torch.Generator, num_voxels: int | None = None) -> Times:
@@ -63,7 +72,10 @@ class NoiseScheduler(Protocol):
         ...
 
     def timesteps(self, num_steps: int, num_voxels: int | None = None) -> Tensor:
-        """The num_steps + 1 times of a sampling run, float64, from pure noise to the time of the clean latent."""
+        """The num_steps + 1 times of a sampling run, float64, from pure noise to the time of the clean latent.
+
+        Raises `InvalidRequestError` unless `num_steps` is 1 to `num_train_steps`.
+        """
         ...
 
     def upstream_steps(self, num_steps: int, num_voxels: int | None = None) -> list[tuple[float, float]]:
@@ -114,7 +126,7 @@ class DDPM:
         return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - self.betas, dim=0)])
 
     def levels(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at `t`; a fractional or outlying time is refused."""
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at `t`; `InvalidRequestError` for a fractional or outlying time."""
         index = torch.as_tensor(t).to("cpu", torch.float64) + 1
         if bool(((index != index.round()) | (index < 0) | (index > self.num_train_steps)).any()):
             raise InvalidRequestError(f"DDPM times are integers from -1 to {self.num_train_steps - 1}, not {t}")
@@ -204,7 +216,7 @@ class RectifiedFlow:
         return self.config.num_train_steps
 
     def levels(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """1 - u and u at `t`; a time outside 0 .. num_train_steps is refused."""
+        """1 - u and u at `t`; `InvalidRequestError` for a time outside 0 .. num_train_steps."""
         u = torch.as_tensor(t).to("cpu", torch.float64) / self.num_train_steps
         if not bool(((u >= 0) & (u <= 1)).all()):
             raise InvalidRequestError(f"flow times run from 0 to {self.num_train_steps}, not {t}")

@@ -36,7 +36,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual attention of every voxel to every other."""
+    """Residual attention of every voxel of a feature map (b, channels, u, v, w) to every other, after a GroupNorm."""
 
     def __init__(self, channels: int, head_channels: int, groups: int, eps: float, project: bool) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated linear unit of four times the width: linear2(a * gelu(gate)) (Shazeer, arXiv 2002.05202)."""
+    """Gated linear unit of tokens (b, n, c), four times as wide: linear2(a gelu(gate)) (Shazeer, arXiv 2002.05202)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,7 +63,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context and a feed-forward network, each residual after a LayerNorm."""
+    """Self-attention, attention to the context and a feed-forward network, each residual after a LayerNorm.
+
+    Tokens (b, n, channels), context (b, m, context_channels); Rombach et al., arXiv 2112.10752, section 3.3.
+    """
 
     def __init__(self, channels: int, head_channels: int, context_channels: int, project: bool) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class TransformerBlock(nn.Module):
 
 
 class ContextAttention(nn.Module):
-    """Residual transformer over voxels that also attends to a context (b, m, context_channels)."""
+    """Residual transformer over the voxels of (b, channels, u, v, w) that attends to (b, m, context_channels) too."""
 
     def __init__(
         self, channels: int, head_channels: int, context_channels: int, groups: int, eps: float, project: bool

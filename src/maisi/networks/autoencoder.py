@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maisi.errors import InvalidGridError
 from maisi.networks.blocks import Downsample, GroupNorm, ResBlock, TransposedUpsample, TrilinearUpsample, conv1, conv3
-from maisi.shapes import Frozen, ImageBatch, LatentBatch
+from maisi.shapes import Frozen, LatentBatch, VoxelBatch
 
 
 class AutoencoderConfig(Frozen):
@@ -45,7 +45,10 @@ class AutoencoderConfig(Frozen):
 
 
 class Encoder(nn.Module):
-    """Volume -> features of `latent_channels` at the latent grid. No activation before the last convolution."""
+    """Volume (b, in_channels, x, y, z) -> features (b, latent_channels, u, v, w), u = x / factor.
+
+    As released there is no activation before the last convolution.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class Encoder(nn.Module):
         self.norm_out = GroupNorm(groups, width, eps=eps)
         self.conv_out = conv3(width, config.latent_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: VoxelBatch) -> LatentBatch:
         h = self.conv_in(x)
         for block in self.blocks:
             h = block(h)
@@ -70,7 +73,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent -> volume. No activation before the last convolution, none after it."""
+    """Latent (b, latent_channels, u, v, w) -> volume (b, out_channels, x, y, z), x = factor u.
+
+    As released there is no activation before the last convolution, and none after it.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -89,15 +95,18 @@ class Decoder(nn.Module):
         self.norm_out = GroupNorm(groups, width, eps=eps)
         self.conv_out = conv3(width, config.out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+    def forward(self, latent: LatentBatch) -> VoxelBatch:
+        h = self.conv_in(latent)
         for block in self.blocks:
             h = block(h)
         return self.conv_out(self.norm_out(h))
 
 
 class Autoencoder(nn.Module):
-    """VAE between volumes in [0, 1] of shape (b, c, x, y, z) and latents of shape (b, c, u, v, w), u = x / factor."""
+    """VAE between volumes (b, in_channels, x, y, z) and latents (b, latent_channels, u, v, w), u = x / factor.
+
+    A CT comes in [0, 1] (see `space.intensity`), labels as the bits of their ids. Kingma and Welling, arXiv 1312.6114.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -113,8 +122,8 @@ class Autoencoder(nn.Module):
         """How many times smaller the latent is on every axis."""
         return self.config.factor
 
-    def encode(self, x: ImageBatch) -> tuple[LatentBatch, LatentBatch]:
-        """Mean and log-variance of the latent, the log-variance clamped to [-30, 20].
+    def encode(self, x: VoxelBatch) -> tuple[LatentBatch, LatentBatch]:
+        """Mean and log-variance (b, latent_channels, u, v, w) of the latent, the log-variance clamped to [-30, 20].
 
         Raises `InvalidGridError` for a size that is not a multiple of the factor, which the strides would crop.
         """
@@ -122,11 +131,11 @@ class Autoencoder(nn.Module):
         h = self.encoder(x)
         return self.to_mean(h), torch.clamp(self.to_log_variance(h), -30.0, 20.0)
 
-    def decode(self, latent: LatentBatch) -> ImageBatch:
-        """The volume of a latent, not clipped."""
+    def decode(self, latent: LatentBatch) -> VoxelBatch:
+        """The volume (b, out_channels, x, y, z) of an unscaled latent: intensities, not clipped, or logits."""
         return self.decoder(self.from_latent(latent))
 
-    def _check_size(self, x: Tensor) -> None:
+    def _check_size(self, x: VoxelBatch) -> None:
         size = tuple(x.shape[2:])
         if any(n % self.factor or n < self.factor for n in size):
             low = tuple(max(self.factor, n // self.factor * self.factor) for n in size)
@@ -135,6 +144,9 @@ class Autoencoder(nn.Module):
 
 
 def draw_latent(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A sample of the posterior, mean + exp(log_variance / 2) * noise, with the noise drawn on the CPU."""
+    """A sample of the posterior, mean + exp(log_variance / 2) * noise, of the shape and on the device of the mean.
+
+    Kingma and Welling, arXiv 1312.6114, equation 10. The noise is drawn on the CPU: one seed, one latent on any device.
+    """
     noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32)
     return mean + (0.5 * log_variance).exp() * noise.to(mean)

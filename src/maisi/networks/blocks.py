@@ -1,4 +1,4 @@
-"""Building blocks shared by the networks."""
+"""Building blocks shared by the networks; feature maps are (b, channels, x, y, z)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +26,10 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block: (norm, SiLU, conv) twice, plus a pointwise shortcut where the width changes."""
+    """Pre-activation residual block: (norm, SiLU, conv) twice, plus a pointwise shortcut where the width changes.
+
+    He et al., arXiv 1603.05027, figure 4e.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float) -> None:
         super().__init__()

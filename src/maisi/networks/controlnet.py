@@ -24,9 +24,9 @@ from maisi.networks.unet import (
     make_down,
     make_modality_embedding,
     time_features,
-    zeroed,
+    zero_init,
 )
-from maisi.shapes import BitsBatch, LatentBatch, Times
+from maisi.shapes import ContextBatch, LatentBatch, ModalityBatch, Times, VoxelBatch
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class ControlNetConfig(BackboneConfig):
 
 
 class ConditionEmbedding(nn.Module):
-    """Label bits at volume resolution -> features at latent resolution."""
+    """Label bits (b, condition_channels, x, y, z) -> features (b, channels[0], u, v, w), u = x / condition_factor."""
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class ConditionEmbedding(nn.Module):
         self.convs = nn.ModuleList()
         for width, next_width in pairwise(widths):
             self.convs += [conv3(width, width), conv3(width, next_width, stride=2)]
-        self.conv_out = zeroed(conv3(widths[-1], config.channels[0]))
+        self.conv_out = zero_init(conv3(widths[-1], config.channels[0]))
 
     def forward(self, bits: Tensor) -> Tensor:
         h = F.silu(self.conv_in(bits))
@@ -80,8 +80,8 @@ class ControlNet(nn.Module):
         self.conv_in = conv3(config.in_channels, config.channels[0])
         self.down = make_down(config)
         self.middle = Middle(config)
-        self.zero_convs = nn.ModuleList(zeroed(conv1(width, width)) for width in config.skip_channels)
-        self.zero_middle = zeroed(conv1(config.channels[-1], config.channels[-1]))
+        self.zero_convs = nn.ModuleList(zero_init(conv1(width, width)) for width in config.skip_channels)
+        self.zero_middle = zero_init(conv1(config.channels[-1], config.channels[-1]))
 
     @classmethod
     def from_unet(cls, unet: DenoisingUNet, config: ControlNetConfig) -> "ControlNet":
@@ -100,11 +100,11 @@ class ControlNet(nn.Module):
         logger.info("ControlNet starts with %d of its %d tensors from the U-Net", len(shared), len(ours))
         return controlnet
 
-    def embed_condition(self, bits: BitsBatch) -> Tensor:
-        """The label map as the network sees it, at latent resolution: the same at every step, so compute it once.
+    def embed_condition(self, bits: VoxelBatch) -> Tensor:
+        """The label map as the network sees it, (b, channels[0], u, v, w): the same at every step, so compute it once.
 
-        `bits` (b, 8, x, y, z) are 0 or 1, the least significant first. Raises `InvalidGridError` for a size that is not
-        a multiple of the latent's factor.
+        `bits` (b, condition_channels, x, y, z) are 0 or 1, the least significant first. Raises `InvalidRequestError`
+        for other channels, `InvalidGridError` for a size that is not a multiple of `config.condition_factor`.
         """
         factor = self.config.condition_factor
         if bits.shape[1] != self.config.condition_channels:
@@ -121,11 +121,15 @@ class ControlNet(nn.Module):
         t: Times,
         embedding: Tensor,
         *,
-        modality: Tensor | None = None,
-        context: Tensor | None = None,
+        modality: ModalityBatch | None = None,
+        context: ContextBatch | None = None,
         scale: float = 1.0,
     ) -> Residuals:
-        """Residuals times `scale`, for a latent (b, c, u, v, w), times (b,) and the result of `embed_condition`."""
+        """Residuals times `scale`, for a latent (b, c, u, v, w), times (b,) and the result of `embed_condition`.
+
+        The embedding has b rows or 1 for the whole batch. Raises `InvalidGridError` where a size does not fit the
+        levels or the embedding, `InvalidRequestError` for a condition that is missing or not the network's.
+        """
         self.config.check_size(latent.shape[2:])
         check_embedding(embedding.shape[2:], latent.shape[2:], self.config.condition_factor)
         check_given("modality", modality, self.config.num_modalities is not None)

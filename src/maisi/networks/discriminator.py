@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from maisi.errors import InvalidGridError
-from maisi.shapes import Frozen, ImageBatch
+from maisi.shapes import Frozen, VoxelBatch
 
 NORM_EPS = 1e-5
 SLOPE = 0.2  # of the leaky ReLU, as in the paper
@@ -26,7 +26,7 @@ class DiscriminatorConfig(Frozen):
 
 
 class PatchDiscriminator(nn.Module):
-    """Feature maps of a volume (b, 1, x, y, z), the last one the logits of its patches, high for real."""
+    """Feature maps of a volume (b, in_channels, x, y, z), the last one the logits of its patches, high for real."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class PatchDiscriminator(nn.Module):
         """The shortest edge of a volume, in voxels, that every layer can judge and normalise."""
         return 3 * 2**self.config.num_layers
 
-    def forward(self, x: ImageBatch) -> list[Tensor]:
+    def forward(self, x: VoxelBatch) -> list[Tensor]:
         """One feature map a layer; raises `InvalidGridError` for a volume smaller than `min_size`."""
         if any(n < self.min_size for n in x.shape[2:]):
             raise InvalidGridError(

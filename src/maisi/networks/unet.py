@@ -17,13 +17,25 @@ from torch import Tensor, nn
 from maisi.errors import InvalidGridError, InvalidRequestError
 from maisi.networks.attention import ContextAttention, SelfAttention
 from maisi.networks.blocks import GroupNorm, conv1, conv3
-from maisi.shapes import Frozen, LatentBatch, Times
+from maisi.shapes import (
+    ContextBatch,
+    Frozen,
+    LatentBatch,
+    ModalityBatch,
+    PredictionBatch,
+    RegionBatch,
+    SpacingBatch,
+    Times,
+)
 
 NUM_REGIONS = 4  # one-hot over head and neck, chest, abdomen, lower body
 
 
 class Residuals(NamedTuple):
-    """What a `ControlNet` adds to a `DenoisingUNet`: one tensor a skip connection, in their order, and the middle's."""
+    """What a `ControlNet` adds to a `DenoisingUNet`: one tensor a skip connection, in their order, and the middle's.
+
+    Each has the shape of what it is added to: (b, skip_channels[i], ...) at the resolution of its level.
+    """
 
     skips: tuple[Tensor, ...]
     middle: Tensor
@@ -113,7 +125,10 @@ class UNetConfig(BackboneConfig):
 
 
 def time_features(t: Times, channels: int) -> Tensor:
-    """[cos(t f_k), sin(t f_k)] with f_k = 10000^(-k / half), shape (b, channels), float32 (transformer positions)."""
+    """[cos(t f_k), sin(t f_k)] with f_k = 10000^(-k / half), shape (b, channels), float32.
+
+    Vaswani et al., "Attention is all you need", 2017, section 3.5, here with the cosines first.
+    """
     half = channels // 2
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.to(torch.float32)[:, None] * frequencies[None, :]
@@ -136,7 +151,10 @@ def double(x: Tensor) -> Tensor:
 
 
 class TimeResBlock(nn.Module):
-    """Residual block whose second half sees the embedding; with `resample` it also changes the resolution."""
+    """Residual block whose second half sees the embedding (b, embedding_channels), added to every voxel.
+
+    With `resample` it also changes the resolution (Dhariwal and Nichol, arXiv 2105.05233, section 3).
+    """
 
     def __init__(
         self,
@@ -151,7 +169,7 @@ class TimeResBlock(nn.Module):
         self.conv1 = conv3(in_channels, out_channels)
         self.time = nn.Linear(config.embedding_channels, out_channels)
         self.norm2 = GroupNorm(config.norm_groups, out_channels, eps=config.norm_eps)
-        self.conv2 = zeroed(conv3(out_channels, out_channels))
+        self.conv2 = zero_init(conv3(out_channels, out_channels))
         self.shortcut = conv1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -198,7 +216,7 @@ class DownLevel(nn.Module):
         self.attentions = nn.ModuleList(make_attention(channels, config) for _ in range(num_attentions))
         self.downsample = None if level == len(config.channels) - 1 else make_downsample(channels, config)
 
-    def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, h: Tensor, embedding: Tensor, context: ContextBatch | None) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i, block in enumerate(self.blocks):
             h = block(h, embedding)
@@ -221,7 +239,7 @@ class Middle(nn.Module):
         self.attention = make_attention(channels, config)
         self.block2 = TimeResBlock(channels, channels, config)
 
-    def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, embedding: Tensor, context: ContextBatch | None) -> Tensor:
         h = self.block1(h, embedding)
         h = self.attention(h, context)
         return self.block2(h, embedding)
@@ -241,7 +259,7 @@ class UpLevel(nn.Module):
         self.attentions = nn.ModuleList(make_attention(channels, config) for _ in range(num_attentions))
         self.upsample = None if level == 0 else make_upsample(channels, config)
 
-    def forward(self, h: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, skips: list[Tensor], embedding: Tensor, context: ContextBatch | None) -> Tensor:
         for i, block in enumerate(self.blocks):
             h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if self.attentions:
@@ -268,25 +286,26 @@ class DenoisingUNet(nn.Module):
         self.middle = Middle(config)
         self.up = make_up(config)
         self.norm_out = GroupNorm(config.norm_groups, config.channels[0], eps=config.norm_eps)
-        self.conv_out = zeroed(conv3(config.channels[0], config.out_channels))
+        self.conv_out = zero_init(conv3(config.channels[0], config.out_channels))
 
     def forward(
         self,
         latent: LatentBatch,
         t: Times,
         *,
-        top_region: Tensor | None = None,
-        bottom_region: Tensor | None = None,
-        spacing: Tensor | None = None,
-        modality: Tensor | None = None,
-        context: Tensor | None = None,
+        top_region: RegionBatch | None = None,
+        bottom_region: RegionBatch | None = None,
+        spacing: SpacingBatch | None = None,
+        modality: ModalityBatch | None = None,
+        context: ContextBatch | None = None,
         residuals: Residuals | None = None,
-    ) -> LatentBatch:
-        """Prediction of the latent's shape.
+    ) -> PredictionBatch:
+        """Prediction (b, out_channels, u, v, w) for a latent (b, in_channels, u, v, w) at times t (b,).
 
         `top_region`, `bottom_region` (b, 4) one-hot x 100, `spacing` (b, 3) mm x 100, `modality` (b,) integers,
         `context` (b, m, context_channels): each given exactly if the configuration has it. Raises `InvalidGridError`
-        for a size that is not a multiple of `config.size_multiple`.
+        for a size that is not a multiple of `config.size_multiple`, `InvalidRequestError` for a condition that is
+        missing or not in the configuration.
         """
         self.config.check_size(latent.shape[2:])
         check_given("top_region", top_region, self.config.regions)
@@ -363,7 +382,7 @@ def make_modality_embedding(config: BackboneConfig) -> nn.Embedding | None:
     return None if config.num_modalities is None else nn.Embedding(config.num_modalities, config.time_channels)
 
 
-def zeroed(conv: nn.Conv3d) -> nn.Conv3d:
+def zero_init(conv: nn.Conv3d) -> nn.Conv3d:
     """The same convolution with zero weights and bias: what it feeds starts as if it were not there."""
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)

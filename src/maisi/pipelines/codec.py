@@ -10,7 +10,7 @@ from maisi.bundle.bundle import Bundle
 from maisi.data.latents import Latent
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
-from maisi.shapes import ImageBatch, LatentBatch, Modality, Size3
+from maisi.shapes import ImageBatch, LatentBatch, Modality, Size3, VoxelBatch
 from maisi.space.grid import Grid
 from maisi.space.intensity import from_unit, to_unit
 from maisi.space.resample import crop
@@ -31,7 +31,7 @@ def encode(
     return Latent(mean.to(dtype), log_variance.to(dtype), volume.grid, volume.modality, made_from=made_from)
 
 
-def encode_tensor(autoencoder: Autoencoder, x: ImageBatch) -> tuple[LatentBatch, LatentBatch]:
+def encode_tensor(autoencoder: Autoencoder, x: VoxelBatch) -> tuple[LatentBatch, LatentBatch]:
     """Mean and log-variance (1, c, u, v, w) of a batch of one (1, channels, x, y, z), float32 on the CPU.
 
     Any size: the last plane of each axis is repeated up to the next multiple of the autoencoder's factor.
@@ -52,15 +52,15 @@ def decode(autoencoder: Autoencoder, latent: Latent) -> Volume:
     return decode_tensor(autoencoder, latent.mean, latent.grid, latent.modality)
 
 
-def decode_tensor(autoencoder: Autoencoder, latent: Tensor, grid: Grid, modality: Modality = "ct") -> Volume:
-    """The volume of an unscaled latent (1, c, u, v, w), HU, cut to `grid`."""
+def decode_tensor(autoencoder: Autoencoder, latent: LatentBatch, grid: Grid, modality: Modality = "ct") -> Volume:
+    """The volume of an unscaled latent (1, c, u, v, w), HU, cut to `grid`; `InvalidRequestError` for another size."""
     check_latent_size(autoencoder, latent, grid)
     with torch.inference_mode():
         unit = autoencoder.decode(as_weights(latent, autoencoder))
     return volume_of_unit(unit, grid, modality)
 
 
-def volume_of_unit(unit: Tensor, grid: Grid, modality: Modality = "ct") -> Volume:
+def volume_of_unit(unit: ImageBatch, grid: Grid, modality: Modality = "ct") -> Volume:
     """The volume of unit intensities (1, 1, x, y, z), HU for CT, cut to `grid` at the high side of each axis."""
     array = unit[0, 0].float().cpu().numpy()
     shape = (array.shape[0], array.shape[1], array.shape[2])

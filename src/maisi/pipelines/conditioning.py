@@ -42,12 +42,16 @@ def modality_of(name: str) -> Modality:
 
 
 def encode_conditioning(conditioning: Conditioning, config: UNetConfig) -> dict[str, Tensor]:
-    """Keyword tensors of a U-Net for a batch of one: only what its configuration takes."""
+    """Keyword tensors of a U-Net for a batch of one: only what its configuration takes.
+
+    `top_region` and `bottom_region` (1, 4), one-hot x 100; `spacing` (1, 3), mm x 100; `modality` (1,), its code.
+    Raises `InvalidRequestError` for a modality that is unknown, or beyond those that the network tells apart.
+    """
     return condition_tensors(conditioning.span, conditioning.spacing, modality_code(conditioning.modality), config)
 
 
 def condition_tensors(span: RegionSpan, spacing: Spacing3, modality: int, config: UNetConfig) -> dict[str, Tensor]:
-    """As `encode_conditioning`, with the modality as a code."""
+    """As `encode_conditioning`, with the modality as a code; `InvalidRequestError` for one beyond the network's."""
     tensors: dict[str, Tensor] = {}
     if config.regions:
         top, bottom = span.one_hots()

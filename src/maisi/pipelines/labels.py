@@ -171,7 +171,8 @@ def file_source(path: Path, rules: LabelRules) -> GivenLabels:
     Without size and spacing the file's own field of view is covered, at its spacing moved into the bundle's range and
     coarse enough for the bundle's largest size; what is larger still is refused, not cut. The span is what the labels
     show, unless a region is named. With `enclose`, a map without body gets one around its structures. Raises
-    `InvalidGridError` for what the bundle does not take, `InvalidLabelsError` for ids that the vocabulary lacks.
+    `InvalidGridError` for what the bundle does not take, `InvalidLabelsError` for ids that the vocabulary lacks,
+    `InvalidRequestError` where no label lies in the field of view.
     """
     vocabulary = rules.vocabulary or load_vocabulary()
     labels, report = open_labels(path, rules.reading, vocabulary)
@@ -203,7 +204,10 @@ def is_one_map(folder: Path) -> bool:
 
 
 def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
-    """A source for each label map of a folder, named after its file, in the order of names; all are read once now."""
+    """A source for each label map of a folder, named after its file, in the order of names; all are read once now.
+
+    Raises `InvalidLabelsError` for a folder without any or with two of one name, and what `file_source` raises.
+    """
     paths = _label_files(folder)
     if not paths:
         raise InvalidLabelsError(f"no label map in {folder}; accepted: a folder of {' or '.join(SUFFIXES)} files")
@@ -228,7 +232,10 @@ def _stem(path: Path) -> str:
 
 
 def check_grid(size: Size3, spacing: Spacing3, rules: GridRules) -> None:
-    """Refuse a size that the networks cannot make, and without `force` one the bundle was not trained for."""
+    """Nothing, or an `InvalidGridError` for a size (voxels) that the networks cannot make.
+
+    Without `force` also for a size or a spacing (mm) that the bundle was not trained for.
+    """
     multiple, limits = rules.multiple, rules.limits
     if any(n % multiple for n in size):
         low = tuple(max(multiple, n // multiple * multiple) for n in size)

@@ -134,7 +134,7 @@ def _check_given(request: Request, bundle: Bundle, device: torch.device) -> None
 
 
 def check_modality(bundle: Bundle, modality: str, force: bool) -> None:
-    """Nothing, or the refusal of a modality that the bundle was not trained for."""
+    """Nothing, or an `InvalidRequestError` for an unknown modality, and without `force` one not trained for."""
     modality_code(modality)  # refuses one that nobody knows
     if modality in bundle.limits.modalities or force:
         return
@@ -155,7 +155,10 @@ def lasting_name(name: str, bundle: Bundle) -> str:
 
 
 def label_sources(request: GenerateRequest, bundle: Bundle) -> list[LabelSource]:
-    """The label sources that a request names, on grids that the bundle can make."""
+    """The label sources that a request names, on grids that the bundle can make.
+
+    Raises `InvalidBundleError` for a bundle without autoencoder or U-Net; for labels, what `file_source` raises.
+    """
     missing = [kind for kind in ("autoencoder", "unet") if kind not in bundle.kinds]
     if missing:
         raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")

@@ -66,7 +66,7 @@ def preview(
     """Three planes of a volume; with labels a second row that shows them in colour, and a legend of the largest.
 
     The planes go through `point` (a voxel); without it through the one that `telling_point` finds. `vocabulary` is that
-    of a bundle with classes of its own.
+    of a bundle with classes of its own. Raises `InvalidGridError` for volume and labels on different grids.
     """
     if labels is not None and not labels.grid.is_close(volume.grid):
         raise InvalidGridError(f"volume and labels are not on one grid: {volume.grid} and {labels.grid}")
@@ -92,7 +92,10 @@ def preview(
 def comparison(
     original: Volume, other: Volume, title: str = "", names: tuple[str, str] = ("original", "reconstruction")
 ) -> Image.Image:
-    """A row a plane: the original, the other volume on the same grid, and their difference (blue lower, red higher)."""
+    """A row a plane: the original, the other volume on the same grid, and their difference (blue lower, red higher).
+
+    Raises `InvalidGridError` for volumes on different grids.
+    """
     if not other.grid.is_close(original.grid):
         raise InvalidGridError(f"volumes on different grids cannot be compared: {original.grid} and {other.grid}")
     point = telling_point(original)

@@ -4,7 +4,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from maisi.errors import InvalidConfigError
-from maisi.recipes.bundle import BundleRecipe
+from maisi.recipes.recipe import BundleRecipe
 from maisi.storage.settings import check_settings, read_settings
 
 

@@ -98,7 +98,10 @@ class Place:
         return cls(out, out.parent, f"{stem}.{RUN_SETTINGS}", f"{stem}.{RUN_RECORD}")
 
     def check(self, task: Task[Any], request: BaseModel, overwrite: bool) -> frozenset[str]:
-        """Names of files that an earlier, unfinished part of the same run left; raises where the place is not free."""
+        """Names of files that an earlier, unfinished part of the same run left.
+
+        Raises `InvalidRequestError` where the place is not free, or holds an unfinished run of other settings.
+        """
         if task.output is Output.FILE:
             self._check_file(overwrite)
             return frozenset()

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from maisi.bundle.bundle import Bundle
-from maisi.bundle.files import CHECKSUMS
+from maisi.bundle.contents import CHECKSUMS
 from maisi.errors import InvalidRequestError
 from maisi.runs.meter import Stage
 from maisi.shapes import Frozen

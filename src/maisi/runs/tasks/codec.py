@@ -24,7 +24,7 @@ def check_encode(request: EncodeRequest) -> Checked[EncodeRequest]:
 
 
 def check_reconstruct(request: EncodeRequest) -> Checked[EncodeRequest]:
-    """The request with its bundle and the volume to encode and decode."""
+    """The request with its bundle and the volume to encode and decode; `InvalidRequestError` for a label map."""
     if request.content == "labels":
         raise InvalidRequestError(
             "a reconstruction is measured in HU; accepted: a volume, or encode and decode for labels"

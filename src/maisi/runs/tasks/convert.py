@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from maisi.bundle.bundle import fill_bundle
-from maisi.bundle.convert import converted
+from maisi.bundle.convert import assemble
 from maisi.runs.requests import ConvertRequest
 from maisi.runs.task import Checked, Output, Run, Task
 
@@ -22,7 +22,7 @@ def inputs(request: ConvertRequest) -> tuple[Path, ...]:
 def work(checked: Checked[ConvertRequest], run: Run) -> None:
     """Write the bundle."""
     request = checked.request
-    bundle = converted(
+    bundle = assemble(
         request.checkpoints,
         name=request.name or run.name,
         model=request.model,

@@ -8,7 +8,7 @@ from pydantic import Field
 from maisi.compute.compute import Compute
 from maisi.compute.machine import fill_defaults
 from maisi.data.manifest import read_manifest
-from maisi.recipes.bundle import BundleRecipe, build_bundle
+from maisi.recipes.recipe import BundleRecipe, build_bundle
 from maisi.runs.task import Checked, Output, Run, Task
 from maisi.shapes import Frozen
 

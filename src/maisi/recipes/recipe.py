@@ -116,9 +116,9 @@ def train_diffusion(
     on_step: OnStep | None = None,
 ) -> Bundle:
     """The bundle of an autoencoder with a U-Net and a ControlNet trained on its latents."""
-    autoencoder, latents = centred(autoencoder, latents)
+    autoencoder, latents = centre_latents(autoencoder, latents)
     scheduler, scale_factor = build_scheduler(recipe.scheduler), latent_scale(latents)
-    latents = latents.changed(lambda latent: _as_shown(latent, recipe.shown_as))
+    latents = latents.with_change(lambda latent: _as_shown(latent, recipe.shown_as))
     source = LatentSource(latents, recipe.latents.weights, recipe.diffusion.network.size_multiple)
     unet = train_unet(
         recipe.diffusion, source, scheduler, scale_factor, folder / "diffusion", _named(on_step, "diffusion")
@@ -179,7 +179,7 @@ def make_latents(recipe: BundleRecipe, cases: Sequence[Case], autoencoder: Autoe
     return LatentStore(paths, kept_bytes=recipe.kept_latent_bytes)
 
 
-def centred(autoencoder: Autoencoder, latents: LatentStore) -> tuple[Autoencoder, LatentStore]:
+def centre_latents(autoencoder: Autoencoder, latents: LatentStore) -> tuple[Autoencoder, LatentStore]:
     """The same autoencoder with latents of mean zero in every channel, as the noise has that they are made from.
 
     What the last bias of the encoder takes away, the first one of the decoder puts back: volumes do not change.
@@ -202,7 +202,7 @@ def centred(autoencoder: Autoencoder, latents: LatentStore) -> tuple[Autoencoder
     def centre(latent: Latent) -> Latent:
         return dataclasses.replace(latent, mean=(latent.mean.double() - moved).to(latent.mean))
 
-    return shifted, latents.changed(centre)
+    return shifted, latents.with_change(centre)
 
 
 def _encoded(
