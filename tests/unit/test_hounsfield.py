@@ -19,9 +19,16 @@ def unsigned() -> np.ndarray:
     return trunk().astype(np.uint16).astype(np.int32)
 
 
+def with_skull() -> np.ndarray:
+    """The trunk with as much dense bone as a head has."""
+    array = trunk()
+    array[6:10, 10:22] += 1100
+    return array
+
+
 NOT_HU = {
     "HU + 1024": (lambda: trunk() + 1024, r"HU \+ 1024", "--hu-offset -1024"),
-    "HU + 1000": (lambda: trunk() + 1000, r"HU \+ 10\d\d", "--hu-offset -10"),
+    "HU + 1000": (lambda: trunk() + 1000, r"HU \+ 1000", "--hu-offset -1000"),
     "HU + 8192": (lambda: trunk() + 8192, r"HU \+ 8192", "--hu-offset -8192"),
     "HU - 1024": (lambda: trunk() - 1024, "HU - 1024", "--hu-offset 1024"),
     "12 bits in 8": (lambda: stretched(-1024, 3071, 255), r"stretched to 0\.\.255", "--hu-window LOW HIGH"),
@@ -33,6 +40,12 @@ NOT_HU = {
     "upside down": (lambda: -trunk(), "upside down", "multiplied by -1"),
     "signed as unsigned": (unsigned, "signed values read as unsigned", "signed 16-bit"),
     "a clipped window": (lambda: np.clip(trunk(), -160, 240), "HU clipped at -160", "go down to air"),
+    "HU clipped at lung": (lambda: np.clip(trunk(), -500, 1300), "HU clipped at -500", "go down to air"),
+    "HU halved": (lambda: trunk() / 2 - (trunk() <= -1000) * 3, "stretched or shifted", "--hu-window LOW HIGH"),
+    "an MR with values below 0": (lambda: mr() - 100, "or an MR", "--modality mr"),
+    "HU in 8 bits that wrapped": (lambda: trunk().astype(np.int8), "cut down to 8 bits", "signed 16-bit"),
+    "a head upside down": (lambda: -with_skull(), "upside down", "multiplied by -1"),
+    "HU times 10": (lambda: with_skull().astype(np.int32) * 10, "another scale", "--hu-window LOW HIGH"),
     "a label map": (lambda: np.digitize(trunk(noise_hu=0), [-900, -200, 0, 80, 300]), "a label map", "label maps"),
 }
 
@@ -42,7 +55,7 @@ NOT_HU = {
 def test_what_is_no_hu_is_refused_with_what_it_looks_like_and_the_option_that_corrects_it(tmp_path, name, padding):
     make, looks, remedy = NOT_HU[name]
     array = make().astype(np.int32)
-    if padding is not None and array.min() >= -1024:
+    if padding is not None and (array.min() >= -1024 or array.max() > 4000):
         array[outside_circle()] = padding
     with pytest.raises(InvalidVolumeError, match=looks) as error:
         read_image(save_scan(tmp_path / "ct.nii.gz", array), ReadOptions())

@@ -17,6 +17,7 @@ def process_for(compute: Compute) -> Iterator[Ranks | None]:
     that fails makes the others fail.
     """
     set_threads(compute)
+    set_exact(compute)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield None
         return
@@ -27,6 +28,14 @@ def process_for(compute: Compute) -> Iterator[Ranks | None]:
         ranks.abort()
         raise
     ranks.leave()
+
+
+def set_exact(compute: Compute) -> None:
+    """Let float32 mean float32 on a GPU too: by default torch convolves with three digits there (TF32)."""
+    import torch
+
+    if compute.device != "cpu":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def set_threads(compute: Compute) -> None:

@@ -115,7 +115,7 @@ def draw_unit(
                 unet,
                 bundle.controlnet if seen is not None else None,
                 conditions=conditions,
-                bits=None if seen is None else label_bits(seen, dtype)[None].to(device),
+                bits=None if seen is None else label_bits(seen.to(device), dtype)[None],
                 controlnet_scale=controlnet_scale(request, bundle),
             ),
             bundle.scheduler,

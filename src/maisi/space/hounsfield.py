@@ -30,8 +30,10 @@ SHIFTED_TISSUE = Place(-1224, -824)  # fat and soft tissue, 1024 too low; in HU 
 FAT_AND_LESS = -60.0  # fat, lung and air lie below: 18 % or more of what was measured in each of 121 real scans
 TISSUE_AND_MORE = -500.0  # what is denser than lung lies above
 EMPTY_LUNG = -970.0  # no lung is as empty in its median, emphysema (below -950 in part) included
+LIGHTEST_AIR = -870.0  # the lowest HU of a scan with air lie below, noise or none
 BELOW_AIR = -1200.0  # nothing measured lies below: air at -1000 with the noise of thin slices ends above
 ABOVE_METAL = 4000.0  # 12-bit scanners end at 3071; above are metal on an extended scale and what is no HU
+ABOVE_BONE = 3100.0  # 12-bit scanners end at 3071; few voxels of metal alone lie above
 OFFSETS = (8192, 32768, -8192, -32768)  # of scanners that count from 0, beside 1024 and 1000
 
 _SAMPLE = 200_000  # voxels that are looked at, at most
@@ -96,6 +98,11 @@ class Values:
         """Share of the voxels darker than brain is in HU: background, and not brain beside bright bone."""
         return self._within(self.ordered, Place(-np.inf, max(15.0, 0.005 * self.high)))
 
+    @cached_property
+    def darkest(self) -> float:
+        """Share of the voxels in the lowest 6 % of the range: where air is, if it is there."""
+        return self._within(self.ordered, Place(-np.inf, self.low + 0.06 * (self.high - self.low) + 1e-6))
+
     def peak(self, low: float, high: float) -> int:
         """The middle of the fullest 8 HU within a range, over all voxels."""
         counts, edges = np.histogram(self.ordered, np.arange(low, high + 8, 8))
@@ -146,8 +153,8 @@ def _is_raised(values: Values) -> Verdict | None:
         return None
     if tissue < 1.5 * values.share(*DENSE) or tissue < 0.6 * values.share(700):
         return None
-    offset = 1000 if values.at_low >= _PILE and round(values.low) == -24 else 1024  # -1024 became -24
-    return _shifted(values, offset, values.peak(-200, 600), values.peak(*RAW_TISSUE))
+    air = values.peak(-200, 600)
+    return _shifted(values, _offset(values, air, 1), air, values.peak(*RAW_TISSUE))
 
 
 def _is_lowered(values: Values) -> Verdict | None:
@@ -155,7 +162,10 @@ def _is_lowered(values: Values) -> Verdict | None:
     tissue, shifted, bone = (values.share(*TISSUE), values.share(*SHIFTED_TISSUE), values.share(SHIFTED_TISSUE.high))
     if dark < 0.02 or shifted < 0.02 or (tissue > 0.03 and tissue > min(0.5 * bone, 0.12 * shifted)):
         return None
-    return _shifted(values, -1024, values.peak(-2300, -1700), values.peak(*SHIFTED_TISSUE))
+    if values.share(high=2 * BELOW_AIR) > 0.02:
+        return None  # darker than air could be after one offset
+    air = values.peak(-2300, -1700)
+    return _shifted(values, _offset(values, air, -1), air, values.peak(*SHIFTED_TISSUE))
 
 
 def _is_far_off(values: Values) -> Verdict | None:
@@ -166,6 +176,13 @@ def _is_far_off(values: Values) -> Verdict | None:
     return None
 
 
+def _offset(values: Values, air: int, sign: int) -> int:
+    """1024, or 1000 where air lies by it as it should, or the -1024 that scanners clamp at; with a sign."""
+    is_piled = values.at_low >= _PILE
+    is_1000 = sign > 0 and round(values.low) == -24 if is_piled else abs(air - sign * 1000 + 1000) <= 10
+    return sign * (1000 if is_1000 else 1024)
+
+
 def _shifted(values: Values, offset: int, air: int, tissue: int) -> Verdict:
     name = "HU with the rescale left out" if offset > 0 else "HU that were rescaled twice"
     places = f"their peaks lie at {air} and {tissue}, where air is -1000 and tissue from -100 to 100"
@@ -173,8 +190,8 @@ def _shifted(values: Values, offset: int, air: int, tissue: int) -> Verdict:
 
 
 def _is_inverted(values: Values) -> Verdict | None:
-    air, tissue = values.share(*RAW_TISSUE), values.share(TISSUE.low, -20)
-    if air < 0.1 or air < 1.5 * values.share(*DENSE) or tissue < 0.05 or values.share(high=TISSUE_AND_MORE) > 0.02:
+    air, tissue, dark = values.share(*RAW_TISSUE), values.share(TISSUE.low, -20), values.share(*AIR)
+    if air < 0.1 or air < 1.5 * values.share(*DENSE) or tissue < 0.05 or dark > 0.1 * air:
         return None
     if values.at_low >= _PILE and values.low < TISSUE_AND_MORE:
         return None
@@ -186,6 +203,12 @@ def _is_wrapped(values: Values) -> Verdict | None:
         return None
     looks = "signed values read as unsigned: what is below 0 lies 65536 too high"
     return Verdict(looks, "the file written again with signed 16-bit values")
+
+
+def _is_wrapped_in_8_bits(values: Values) -> Verdict | None:
+    if (values.ordered[0], values.ordered[-1]) != (-128, 127):
+        return None
+    return Verdict("HU cut down to 8 bits, -128 to 127", "the file written again with signed 16-bit values")
 
 
 def _is_normalised(values: Values) -> Verdict | None:
@@ -224,18 +247,30 @@ def _is_without_negatives(values: Values) -> Verdict | None:
 
 
 def _is_out_of_range(values: Values) -> Verdict | None:
-    beyond = values.share(high=BELOW_AIR) + values.share(ABOVE_METAL)
-    if beyond < 0.2:
+    below, above = values.share(high=BELOW_AIR), values.share(ABOVE_BONE)
+    if below + above < 0.2 and above < 0.05:
         return None
-    looks = f"another scale than HU: {beyond:.0%} of the voxels lie below {BELOW_AIR:g} or above {ABOVE_METAL:g}"
+    looks = f"another scale than HU: {below + above:.0%} of the voxels lie below {BELOW_AIR:g} or above {ABOVE_BONE:g}"
     return Verdict(looks, "--hu-window LOW HIGH, the HU of the lowest and the highest value")
 
 
 def _is_clipped_below(values: Values) -> Verdict | None:
-    if not TISSUE_AND_MORE < values.low < 0 or values.at_low < 0.02:
+    if not AIR.high < values.low < 0 or values.at_low < 0.02:
         return None
     looks = f"HU clipped at {values.low:g}, which {values.at_low:.0%} of the voxels hold: air and lung are lost"
-    return Verdict(looks, "HU that go down to air, near -1000", is_sure=values.at_low >= 0.1)
+    remedy = "HU that go down to air, near -1000; --hu-window LOW HIGH where they were stretched"
+    return Verdict(looks, remedy, is_sure=values.at_low >= 0.1)
+
+
+def _is_air_elsewhere(values: Values) -> Verdict | None:
+    """The darkest values hang together as air does, and lie where no air is."""
+    if not LIGHTEST_AIR < values.low < 0 or values.darkest < 0.25:
+        return None
+    looks = f"HU that were stretched or shifted, or an MR: {values.darkest:.0%} of the voxels lie near {values.low:g}, "
+    looks += "as air does near -1000, and none are darker"
+    remedy = "--hu-window LOW HIGH, the HU of the lowest and the highest value; --hu-offset; --modality mr for an MR"
+    is_lung = values.low < -700  # a crop inside a lung is as even
+    return Verdict(looks, remedy, is_sure=values.darkest >= (0.4 if is_lung else 0.32))
 
 
 def _is_only_air(values: Values) -> Verdict | None:
@@ -273,6 +308,7 @@ _RULES: tuple[Callable[[Values], Verdict | None], ...] = (
     _is_lowered,
     _is_inverted,
     _is_wrapped,
+    _is_wrapped_in_8_bits,
     _is_far_off,
     _is_label_map,
     _is_normalised,
@@ -280,6 +316,7 @@ _RULES: tuple[Callable[[Values], Verdict | None], ...] = (
     _is_without_negatives,
     _is_out_of_range,
     _is_clipped_below,
+    _is_air_elsewhere,
     _is_only_air,
     _is_without_air_and_fat,
     _is_without_tissue,
