@@ -305,6 +305,15 @@ def test_images_without_labels_come_from_the_unet_alone(bundle: Bundle) -> None:
     np.testing.assert_array_equal(alone.volume.array, same.volume.array)
 
 
+def test_a_bundle_that_was_not_trained_without_labels_is_not_asked_for_that_without_a_word(bundle: Bundle) -> None:
+    limits = LIMITS.model_copy(update={"unlabelled": False})
+    only = dataclasses.replace(bundle, info=bundle.info.model_copy(update={"limits": limits}))
+    with pytest.raises(InvalidRequestError, match="they show no anatomy"):
+        generate(asked(unlabelled=True), only)
+    (forced,) = generate(asked(unlabelled=True, force=True), only)
+    assert forced.labels is None
+
+
 def test_a_bundle_without_controlnet_claims_no_labels(
     bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

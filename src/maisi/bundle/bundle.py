@@ -91,6 +91,7 @@ class Limits(Frozen):
     max_fov_mm: Spacing3 | None = None
     regions: tuple[Literal["head", "chest", "abdomen", "lower"], ...] = ("head", "chest", "abdomen", "lower")
     modalities: tuple[str, ...] = ("ct",)
+    unlabelled: bool = True  # whether the U-Net alone, without a ControlNet, makes images
 
     @model_validator(mode="after")
     def _ordered(self) -> "Limits":

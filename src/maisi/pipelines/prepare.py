@@ -197,6 +197,11 @@ def _without_foreign_labels(request: GenerateRequest, bundle: Bundle) -> Generat
 def _check_source(request: GenerateRequest, bundle: Bundle, source: LabelSource) -> None:
     """Nothing, or the refusal of what the networks, the schedule or the training of the bundle do not allow."""
     check_modality(bundle, request.modality, request.force)
+    if request.unlabelled and not bundle.limits.unlabelled and not request.force:
+        raise InvalidRequestError(
+            f"bundle {bundle.name!r} was not trained to make images that follow no labels: they show no anatomy; "
+            "accepted: images that follow labels, or another bundle; --force goes on"
+        )
     config = cast(UNetConfig, bundle.configs["unet"])
     encode_conditioning(Conditioning(source.span, source.grid.spacing, request.modality), config)
     bundle.scheduler.timesteps(request.steps, num_voxels=math.prod(source.grid.shape))  # refuses too many
