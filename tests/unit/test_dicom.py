@@ -249,6 +249,10 @@ BAD = {
         one_of(range(SLICES), 3, position=FIRST + [0, 0, 12]),
         r"1 duplicate slice positions: between 1\.2\.3_03\.dcm \(z = 112 mm\) and odd\.dcm \(z = 112 mm\)",
     ),
+    "one place": (
+        lambda f: write_series(f, change=lambda d: setattr(d, "ImagePositionPatient", [1.0, 2.0, 3.0])),
+        r"8 slices that all lie at one place, \(1, 2, 3\) mm: 1\.2\.3_",
+    ),
     "shift": (shifted_unevenly, r"shift sideways by up to 19\.60 mm, not evenly \(by 4\.\d+ mm at \d\.dcm\)"),
     "steep": (shifted(50), r"a tilt of 50\.0 degrees\); accepted: a tilt of up to 45 degrees"),
     "uneven": (

@@ -86,6 +86,12 @@ def test_a_negative_id_is_refused_with_its_place(tmp_path: Path) -> None:
         read_labels(save(ids, tmp_path / "labels.nii.gz"))
 
 
+@pytest.mark.filterwarnings("error")
+def test_ids_that_int8_turned_negative_are_refused_without_a_warning_of_numpy(tmp_path: Path) -> None:
+    with pytest.raises(InvalidLabelsError, match="such as -56 at voxel"):
+        read_labels(save(some_ids().astype(np.int8), tmp_path / "labels.nii.gz", np.int8))
+
+
 def rgb(ids: np.ndarray) -> np.ndarray:
     colours = PALETTE[ids]
     voxels = np.zeros(ids.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -121,6 +127,12 @@ def test_one_hot_channels_are_ids_in_order_with_or_without_background(tmp_path: 
     assert np.array_equal(read_stored_labels(path, channels=[1, 3, 200]).labels.array, some_ids())
     five = save(one_hot(some_ids(), channels)[:, :, :, None], tmp_path / "five.nii.gz")
     assert np.array_equal(read_stored_labels(five, channels=[1, 3, 200]).labels.array, some_ids())
+
+
+def test_a_background_that_is_the_last_channel_is_refused(tmp_path: Path) -> None:
+    path = save(one_hot(some_ids(), [1, 3, 200, 0]), tmp_path / "labels.nii.gz")
+    with pytest.raises(InvalidLabelsError, match="4 channels of which the last looks like the background"):
+        read_stored_labels(path, channels=[1, 3, 200])
 
 
 def test_one_hot_channels_without_names_are_refused_with_the_option_that_gives_them(tmp_path: Path) -> None:
@@ -191,6 +203,13 @@ def test_masks_on_different_grids_are_refused_with_the_file(tmp_path: Path) -> N
     shifted[0, 3] += 5
     nib.save(nib.Nifti1Image((some_ids() == 3).astype(np.uint8), shifted), folder / "spleen.nii.gz")
     with pytest.raises(InvalidLabelsError, match=r"spleen\.nii\.gz.*another grid"):
+        read_stored_labels(folder)
+
+
+def test_two_masks_of_one_name_are_refused_with_both(tmp_path: Path) -> None:
+    folder = masks(tmp_path / "masks", some_ids(), liver=1)
+    save((some_ids() == 3).astype(np.uint8), folder / "liver.nii")
+    with pytest.raises(InvalidLabelsError, match=r"two masks of one name: liver\.nii and liver\.nii\.gz"):
         read_stored_labels(folder)
 
 

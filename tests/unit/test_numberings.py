@@ -167,6 +167,22 @@ def test_a_mirrored_map_is_warned_of_and_no_numbering_is_proposed(tmp_path: Path
     assert "no numbering known here fits better" in warning
 
 
+def test_one_organ_on_the_other_side_of_a_whole_image_is_warned_of_with_the_numberings_that_fit(tmp_path: Path) -> None:
+    spleen_as_1 = np.where(trunk().array == vocabulary.id("spleen"), 1, 0).astype(np.uint8)
+    _, report = opened(tmp_path, LabelMap(spleen_as_1, GRID))
+    (warning,) = warnings(report)
+    assert "liver 88 mm left of the middle of the image" in warning
+    assert "--numbering totalsegmentator" in warning
+    _, named = opened(tmp_path, LabelMap(spleen_as_1, GRID), "totalsegmentator")
+    assert warnings(named) == []
+
+
+def test_one_organ_in_a_narrow_image_may_lie_anywhere(tmp_path: Path) -> None:
+    spleen_as_1 = np.where(trunk().array == vocabulary.id("spleen"), 1, 0).astype(np.uint8)[:40]
+    _, report = opened(tmp_path, LabelMap(spleen_as_1, Grid.axis_aligned((40, 48, 40), GRID.spacing, GRID.origin)))
+    assert warnings(report) == []
+
+
 @pytest.mark.parametrize("region", ["head", "neck", "head-neck", "chest", "abdomen", "lower", "limbs"])
 def test_nothing_is_out_of_place_in_a_phantom(region: str) -> None:
     labels = draw_phantom(region, Grid.centered((80, 64, 64), (5.0, 5.0, 5.0)), np.random.default_rng(7))
@@ -297,6 +313,8 @@ def test_a_file_names_the_ids_in_either_direction(tmp_path: Path, name: str, con
         ("[1, 2]", "a list where the names"),
         ('{"labels": {"whole tumor": [1, 2]}}', "whole tumor'?: a list"),
         ('{"1": "liver", "spleen": 1}', "more than one name for 1"),
+        ('{"1": "liver", "1": "spleen"}', "more than one entry for 1"),
+        ('{"labels": {"liver": 1, "liver": 2}}', "more than one entry for liver"),
         ('{"1": 2}', "the entry '1': 2"),
         ('{"1": ""}', "the entry"),
         ('{"70000": "liver"}', "70000"),
@@ -310,7 +328,9 @@ def test_a_file_that_names_no_ids_is_refused_with_what_it_holds(tmp_path: Path, 
         find_numbering(str(tmp_path / "names.json"), vocabulary)
 
 
-@pytest.mark.parametrize("content", ["1: [", "1: !!python/name:os.system", "a: &a [*a]", "2001-99-99: liver", "\x00"])
+@pytest.mark.parametrize(
+    "content", ["1: [", "1: !!python/name:os.system", "a: &a [*a]", "2001-99-99: liver", "\x00", "1: liver\n1: spleen"]
+)
 def test_yaml_that_names_no_ids_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "names.yaml").write_text(content)
     with pytest.raises(InvalidConfigError, match="not a numbering"):

@@ -124,17 +124,19 @@ def meaning(name: str, vocabulary: Vocabulary) -> int | None:
     return WITHOUT_PLACE if key in _without_place() else None
 
 
-def fitting_numberings(found: Mapping[int, Footprint], taken: Numbering, vocabulary: Vocabulary) -> tuple[str, ...]:
+def fitting_numberings(
+    found: Mapping[int, Footprint], taken: Numbering, vocabulary: Vocabulary, middle: float | None = None
+) -> tuple[str, ...]:
     """The numberings by which the structures lie where they can, or nearly so, when by the one taken they do not."""
     others = [find_numbering(name, vocabulary) for name in numbering_names() if name != taken.name]
     placed = {
         each.name: _footprints_in(found, each, vocabulary) for each in others if found.keys() <= each.names.keys()
     }
-    wrong = {name: len(misplacements(shown, vocabulary)) for name, shown in placed.items()}
+    wrong = {name: len(misplacements(shown, vocabulary, middle)) for name, shown in placed.items()}
     fewest = min(wrong.values(), default=0)
     allowed = 0.0
     if found.keys() <= taken.names.keys():
-        allowed = MUCH_BETTER * len(misplacements(_footprints_in(found, taken, vocabulary), vocabulary))
+        allowed = MUCH_BETTER * len(misplacements(_footprints_in(found, taken, vocabulary), vocabulary, middle))
     if fewest > allowed:
         return ()
     unlike = {name: unlikeness(placed[name], vocabulary) for name, count in wrong.items() if count == fewest}
@@ -193,7 +195,7 @@ def _names_in(path: Path) -> dict[int, str]:
     """The names of the ids that a file declares, without 0."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, Loader=yaml.BaseLoader)
+        content = _parsed(text, path)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InvalidConfigError(
             f"{path} is not a numbering: no JSON or YAML ({str(error).splitlines()[0]})"
@@ -207,6 +209,26 @@ def _names_in(path: Path) -> dict[int, str]:
     if twice:
         raise _bad_numbering(path, f"more than one name for {id_ranges(twice)}")
     return {id: name for id, name in pairs if id != BACKGROUND}
+
+
+def _parsed(text: str, path: Path) -> Any:
+    """What a JSON or YAML text says; refused where one key stands twice, of which the parsers would drop the first."""
+    if path.suffix.lower() == ".json":
+        return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
+    node = yaml.compose(text, Loader=yaml.BaseLoader)
+    maps = [node] if isinstance(node, yaml.MappingNode) else []
+    for each in maps:
+        _once([(str(key.value), None) for key, _ in each.value], path)
+        maps += [value for _, value in each.value if isinstance(value, yaml.MappingNode)]
+    return yaml.load(text, Loader=yaml.BaseLoader)
+
+
+def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise _bad_numbering(path, f"more than one entry for {', '.join(twice)}")
+    return dict(pairs)
 
 
 def _pair(key: Any, value: Any, path: Path) -> tuple[int, str]:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from maisi.anatomy.vocabulary import Place, Vocabulary
+from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
 
 SAMPLING_MM = 3.0  # places and volumes are taken from every voxel or, on finer grids, from one in so many mm
+WHOLE_WIDTH_MM = 280.0  # an image so wide shows a body, near its middle, and no single organ
+OFF_MIDDLE_MM = 50.0  # as far from the middle on the other side no organ of one side lies
 _WAYS = (("left of", "right of"), ("behind", "in front of"), ("below", "above"))
 
 
@@ -61,10 +64,18 @@ def footprints(labels: LabelMap) -> dict[int, Footprint]:
     return footprint
 
 
-def misplacements(found: Mapping[int, Footprint], vocabulary: Vocabulary) -> tuple[Misplacement, ...]:
+def middle_of(grid: Grid) -> float | None:
+    """The x (mm, RAS) about which a body lies in an image as wide as a trunk; None for a narrower image."""
+    middle = (np.array(grid.shape) - 1) / 2
+    return float(grid.world(middle)[0]) if grid.fov_mm[0] >= WHOLE_WIDTH_MM else None
+
+
+def misplacements(
+    found: Mapping[int, Footprint], vocabulary: Vocabulary, middle: float | None = None
+) -> tuple[Misplacement, ...]:
     """What is larger than it can be, on the wrong side of another structure, too far from it, or never there at all.
 
-    The worst comes first.
+    With `middle`, see `middle_of`, also what lies on the wrong side of it. The worst comes first.
     """
     rules = vocabulary.place_rules
     placed = {
@@ -81,6 +92,7 @@ def misplacements(found: Mapping[int, Footprint], vocabulary: Vocabulary) -> tup
     reserved = [vocabulary.structure(id) for id in found if vocabulary.structure(id).is_dummy]
     wrong += [Misplacement((s.id,), f"{s.name} ({s.id}), which MAISI reserves and never fills", 1.0) for s in reserved]
     wrong += _misplaced_pairs(placed, vocabulary)
+    wrong += [] if middle is None else _on_the_other_side(placed, vocabulary, middle)
     return tuple(sorted(wrong, key=lambda each: -each.excess))
 
 
@@ -125,6 +137,20 @@ def _misplaced_pairs(placed: Mapping[int, tuple[Footprint, Place]], vocabulary: 
         way = _WAYS[axis][distance > 0]
         words = f"{vocabulary.name(pair[0])} {abs(distance):.0f} mm {way} {vocabulary.name(pair[1])}"
         wrong.append(Misplacement(pair, words, 1 + float(excess[k, axis]) / rules.slack_mm))
+    return wrong
+
+
+def _on_the_other_side(
+    placed: Mapping[int, tuple[Footprint, Place]], vocabulary: Vocabulary, middle: float
+) -> list[Misplacement]:
+    """The structures of one side of the body that lie on the other side of the image."""
+    wrong = []
+    for id, (footprint, place) in placed.items():
+        side = 1 if place.x[0] > 0 else -1 if place.x[1] < 0 else 0
+        off = -side * (footprint.middle[0] - middle)
+        if side and off > OFF_MIDDLE_MM and not any(footprint.is_cut):
+            words = f"{vocabulary.name(id)} {off:.0f} mm {'left' if side > 0 else 'right'} of the middle of the image"
+            wrong.append(Misplacement((id,), words, off / OFF_MIDDLE_MM))
     return wrong
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from maisi.anatomy.numberings import OURS, Numbering, find_numbering, fitting_numberings, in_our_ids
-from maisi.anatomy.places import footprints, misplacements
+from maisi.anatomy.places import footprints, middle_of, misplacements
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.errors import InvalidLabelsError
 from maisi.space.files import read_image
@@ -72,12 +72,13 @@ def _translated(
 def _out_of_place(
     stored: StoredLabels, labels: LabelMap, numbering: Numbering, vocabulary: Vocabulary
 ) -> tuple[Finding, ...]:
-    wrong = misplacements(footprints(labels), vocabulary)
+    middle = middle_of(labels.grid)
+    wrong = misplacements(footprints(labels), vocabulary, middle)
     if not wrong:
         return ()
     shown = "; ".join(each.words for each in wrong[:_NUM_SHOWN])
     more = f"; and {len(wrong) - _NUM_SHOWN} more" if len(wrong) > _NUM_SHOWN else ""
-    fitting = fitting_numberings(footprints(stored.labels), numbering, vocabulary)
+    fitting = fitting_numberings(footprints(stored.labels), numbering, vocabulary, middle)
     advice = f"all lie as they should by {_options(fitting)}" if fitting else "no numbering known here fits better"
     return (
         Finding(

@@ -13,6 +13,9 @@ Refusal = Callable[[Path, str, str], InvalidRequestError]
 SPACING_RANGE_MM = (0.05, 25.0)  # from micro-CT of specimens to the thickest slices of old scanners
 
 
+_NAN_ADVICE = "; where nothing was scanned write -1024, as numpy.nan_to_num(values, nan=-1024) does"
+
+
 def bad_volume(path: Path, found: str, accepted: str) -> InvalidVolumeError:
     """The error for an image, to be raised."""
     return InvalidVolumeError(f"{path} is not a volume that can be used: found {found}; accepted: {accepted}")
@@ -36,6 +39,6 @@ def check_content(array: np.ndarray, path: Path) -> None:
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         num_bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-        raise bad_volume(path, f"{num_bad} voxels that are NaN or infinite", "finite values")
+        raise bad_volume(path, f"{num_bad} voxels that are NaN or infinite", f"finite values{_NAN_ADVICE}")
     if low == high:
         raise bad_volume(path, f"the same value {low:g} in every voxel", "an image with content")

@@ -132,7 +132,8 @@ def _whole_ids(image: Any, grid: Grid, path: Path) -> tuple[np.ndarray, tuple[Fi
 
 def _refuse_range(values: np.ndarray, grid: Grid, path: Path, first_plane: int = 0) -> None:
     with np.errstate(invalid="ignore"):
-        wrong = ~((np.rint(values) >= 0) & (np.rint(values) <= LARGEST_ID))
+        whole = np.rint(values.astype(np.float64))
+        wrong = ~((whole >= 0) & (whole <= LARGEST_ID))
     k = int(np.argmax(wrong.any(axis=(0, 1))))
     example = float(values[:, :, k][wrong[:, :, k]].flat[0])
     where = _at(wrong[:, :, k], grid, first_plane + k)
@@ -205,6 +206,8 @@ def _of_channels(
             what,
             f"as many channels as the numbering has ids ({len(channels)}), or one more, the background first",
         )
+    if found.num > len(channels):
+        _check_background(found, path)
     ids = [0, *channels] if found.num > len(channels) else list(channels)
     array = np.zeros(grid.shape, np.uint16)
     taken = np.zeros(grid.shape, bool)
@@ -218,6 +221,16 @@ def _of_channels(
     )
     labels = _turned(array.astype(np.uint8) if array.max() < 256 else array, grid)
     return StoredLabels(labels, findings=(finding,))
+
+
+def _check_background(found: _Channels, path: Path) -> None:
+    """Nothing, or the refusal of a background that is the last channel: its corners say so."""
+    first, last = (found[channel] for channel in (0, found.num - 1))
+    corners = np.ix_(*((0, -1) for _ in range(3)))
+    if last[corners].any() and not first[corners].any():
+        raise bad_labels(
+            path, f"{found.num} channels of which the last looks like the background", "the background first"
+        )
 
 
 def _refuse_overlap(both: np.ndarray, grid: Grid, path: Path, channel: int) -> None:
@@ -257,6 +270,7 @@ def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
         inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and any(map(_stem, path.iterdir()))]
         hint = f"; its folder {inner[0]} has some" if inner else ""
         raise bad_labels(folder, f"a folder without masks{hint}", "a folder with one .nii or .nii.gz mask a structure")
+    _check_names(paths, folder)
     grid, first = None, paths[0]
     structures: list[_Structure] = []
     findings: list[Finding] = []
@@ -274,6 +288,16 @@ def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
     assert grid is not None
     stored = _painted(structures, grid, folder, len(paths))
     return replace(stored, findings=(*findings, *stored.findings))
+
+
+def _check_names(paths: Sequence[Path], folder: Path) -> None:
+    """Nothing, or the refusal of two masks of one name: which of them counts is not said."""
+    files: dict[str, list[str]] = {}
+    for path in paths:
+        files.setdefault(str(_stem(path)).casefold(), []).append(path.name)
+    twice = [" and ".join(same) for same in files.values() if len(same) > 1]
+    if twice:
+        raise bad_labels(folder, f"two masks of one name: {', '.join(twice)}", "one file a structure")
 
 
 def _boxed(name: str, mask: np.ndarray) -> list[_Structure]:

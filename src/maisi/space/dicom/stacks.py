@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from maisi.space.checks import bad_volume
-from maisi.space.dicom.alike import groups_of_alike, names
+from maisi.space.dicom.alike import are_alike, groups_of_alike, names
 from maisi.space.dicom.plane import KEYS, Plane, cosines
 from maisi.space.dicom.scan import listed
 from maisi.space.grid import TOLERANCE_VOXELS
@@ -79,6 +79,10 @@ def _check_no_single(parts: list[list[Plane]], folder: Path) -> None:
     if not single:
         return
     largest = max(parts, key=len)[0]
+    if all(are_alike(plane, largest) for plane in single):
+        place = ", ".join(f"{p:g}" for p in largest.position)
+        found = f"{len(single)} slices that all lie at one place, ({place}) mm: {listed(names(single, folder))}"
+        raise bad_volume(folder, found, "slices with an ImagePositionPatient each")
     unlike = [f"{name} ({_geometry(plane)})" for plane, name in zip(single, names(single, folder), strict=False)]
     found = f"slices of mixed sizes, spacings or orientations: {listed(unlike)} beside {_geometry(largest)}"
     raise bad_volume(folder, found, "slices of one size, pixel spacing and orientation")
