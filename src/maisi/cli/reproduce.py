@@ -30,7 +30,7 @@ def reproduce(
     past = read_run(settings_file)
     compute = getattr(past.request, "compute", Compute())
     with process_for(compute) as ranks, progress("reproduce") as on_stage, tempfile.TemporaryDirectory() as folder:
-        again = past.again(out or Path(folder) / "run", overwrite, Watch(on_stage), ranks)
+        again = past.repeat(out or Path(folder) / "run", overwrite, Watch(on_stage), ranks)
     if again is None:  # the first rank tells
         return
     different, changed = differences(past.record, again), changed_circumstances(past.record, again)

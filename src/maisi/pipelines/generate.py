@@ -56,7 +56,7 @@ def generate(
     would do.
     """
     prepared = prepare_generate(request, bundle)
-    return draw_all(prepared, [fitted(prepared, source) for source in prepared.sources], on_stage)
+    return draw_all(prepared, [fit_to(prepared, source) for source in prepared.sources], on_stage)
 
 
 def draw_all(prepared: Prepared, bundles: list[Bundle], on_stage: OnStage | None) -> Iterator[Sample]:
@@ -133,7 +133,7 @@ def draw_unit(
     return unit
 
 
-def fitted(prepared: Prepared, source: LabelSource, ranks: Ranks | None = None) -> Bundle:
+def fit_to(prepared: Prepared, source: LabelSource, ranks: Ranks | None = None) -> Bundle:
     """The bundle, its networks fitted to the samples of a source; see `compute.fit`."""
     return fit(prepared.bundle, prepared.request.compute, partial(rehearse, prepared.request, source), ranks)
 

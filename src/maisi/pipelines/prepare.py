@@ -83,13 +83,13 @@ def compute_for(compute: Compute, bundle: Bundle | None) -> Compute:
 
 
 def bundle_of(request: Request, given: Bundle | None = None) -> Bundle:
-    """The bundle of a request that makes CTs, see `loaded`; `InvalidBundleError` where no autoencoder takes CTs."""
-    bundle = loaded(request, given)
+    """The bundle of a request that makes CTs, see `load_for`; `InvalidBundleError` where no autoencoder takes CTs."""
+    bundle = load_for(request, given)
     check_takes_ct(bundle)
     return bundle
 
 
-def loaded(request: Request, given: Bundle | None = None) -> Bundle:
+def load_for(request: Request, given: Bundle | None = None) -> Bundle:
     """The bundle of a request, in its precision on its device.
 
     A bundle that is given is checked instead: it must be the one that the request names, if it names one, be on its
@@ -249,7 +249,7 @@ def prepare_encode(request: EncodeRequest, bundle: Bundle | None = None) -> Prep
     trained for. Raises `InvalidRequestError` as `prepare_generate`.
     """
     request = request.model_copy(update={"compute": compute_for(request.compute, bundle)})
-    bundle = loaded(request, bundle)
+    bundle = load_for(request, bundle)
     image: Volume | LabelMap
     if request.content == "labels" or (request.content is None and encodes_labels(bundle)):
         label_autoencoder_name(bundle)  # refuses a bundle without
@@ -285,7 +285,7 @@ def prepare_decode(request: DecodeRequest, bundle: Bundle | None = None) -> Prep
     """The request, its bundle and the latent to decode. Raises `InvalidRequestError` as `prepare_generate`."""
     request = request.model_copy(update={"compute": compute_for(request.compute, bundle)})
     latent = read_latent(request.source)
-    bundle = loaded(request, bundle)
+    bundle = load_for(request, bundle)
     if latent.content == "labels":
         label_autoencoder_name(bundle)
     else:

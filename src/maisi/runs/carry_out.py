@@ -66,14 +66,14 @@ def carry_out(
     if ranks is not None and not ranks.is_first:
         task.work(checked, silent_run(place, existing, ranks, meter))
         return None
-    with place.opened(task, overwrite) as folder:
+    with place.open(task, overwrite) as folder:
         run = Run(folder.partial, place.folder, out.name, existing, True, ranks, watch, meter, folder.publish)
         settings = {COMMAND: task.name, **checked.request.model_dump(mode="json")}
         with storage_errors(place.folder):
             write_settings(folder.partial / place.settings, settings)
         task.work(checked, run)
         known = _Known(task.name, started, bundle, inputs)
-        record = made_record(known, checked, run)
+        record = make_record(known, checked, run)
         with storage_errors(place.folder):
             (folder.partial / place.record).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
         folder.publish()
@@ -129,7 +129,7 @@ class Place:
             raise InvalidRequestError(f"there is no folder {self.folder} to write {self.path.name} into")
 
     @contextmanager
-    def opened(self, task: Task[Any], overwrite: bool) -> Iterator[OutputFolder]:
+    def open(self, task: Task[Any], overwrite: bool) -> Iterator[OutputFolder]:
         """The place to write to, see `storage.folders`."""
         if task.output is Output.WHOLE:
             with write_directory(self.path, overwrite=overwrite) as partial:
@@ -175,7 +175,7 @@ class _Known:
     inputs: dict[str, str]
 
 
-def made_record(known: _Known, checked: Checked[Any], run: Run) -> RunRecord:
+def make_record(known: _Known, checked: Checked[Any], run: Run) -> RunRecord:
     """The record of a run whose work is done."""
     settings, stages = checked.request.model_dump(), run.meter.stages
     compute = settings.get("compute") or {}

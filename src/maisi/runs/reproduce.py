@@ -29,7 +29,7 @@ class PastRun:
             return ""
         return next(name for name in self.record.outputs if name.endswith(self.task.suffixes))
 
-    def again(
+    def repeat(
         self, folder: Path, overwrite: bool = False, watch: Watch = Watch(), ranks: Ranks | None = None
     ) -> RunRecord | None:
         """Carry it out again into a folder; refused on another bundle or other inputs."""

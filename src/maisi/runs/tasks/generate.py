@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from maisi.bundle.bundle import Bundle
-from maisi.pipelines.generate import Sample, draw_one, fitted
+from maisi.pipelines.generate import Sample, draw_one, fit_to
 from maisi.pipelines.labels import LabelSource
 from maisi.pipelines.prepare import Prepared, bundle_vocabulary, prepare_generate
 from maisi.pipelines.preview import preview, write_png
@@ -29,7 +29,7 @@ def work(checked: Checked[GenerateRequest], run: Run) -> None:
     request, bundle = prepared.request, prepared.bundle
     for name in bundle.names:
         bundle.network(name)  # loads it
-    bundles = [fitted(prepared, source, run.ranks) for source in prepared.sources]
+    bundles = [fit_to(prepared, source, run.ranks) for source in prepared.sources]
     run.on_stage("load", 1, 1)
     for source, each in zip(prepared.sources, bundles, strict=True):
         for index in range(request.count):
