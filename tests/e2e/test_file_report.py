@@ -58,3 +58,17 @@ def test_info_warns_on_stderr_and_answers_on_stdout(maisi: Maisi, patient: Patie
     assert answer.json["kind"] == "volume"
     assert "warning: " in answer.err
     assert "neither sform nor qform has a code" in answer.err
+
+
+def test_info_says_of_labels_that_generate_could_not_follow_why_not(
+    maisi: Maisi, patient: Patient, tmp_path: Path
+) -> None:
+    image = nib.load(patient.labels)
+    nothing = np.zeros(image.shape, np.uint8)
+    for name, ids, why in (("nothing", nothing, "no label in it"), ("body", nothing + np.uint8(200), "--region")):
+        ids[0, 0, 0] = 0
+        nib.save(nib.Nifti1Image(ids, image.affine), tmp_path / f"{name}.nii.gz")
+        about = maisi("info", tmp_path / f"{name}.nii.gz", "--json").json
+        assert about["kind"] == "labels"
+        assert not about["taken_by"]["generate --labels"]["taken"]
+        assert why in about["taken_by"]["generate --labels"]["why"]

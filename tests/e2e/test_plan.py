@@ -171,3 +171,14 @@ def test_encoding_and_decoding_stay_within_a_bound_too(
     assert answer.code == 0, answer.err
     cut = answer.json
     assert cut["reconstruction"]["psnr_db"] == pytest.approx(whole["reconstruction"]["psnr_db"], abs=1e-3)
+
+
+def test_a_spacing_that_makes_more_voxels_than_memory_holds_is_refused_before_anything_is_resampled(
+    maisi: Maisi, codec_bundle: Path, patient: Patient, tmp_path: Path
+) -> None:
+    fine = ("--spacing", 0.1, 0.1, 0.1, "--force", "--precision", "float32", "--bundle", codec_bundle)
+    answer = maisi("encode", patient.ct, *fine, "--memory", "1GB", "--out", tmp_path / "a.safetensors")
+    assert answer.code == 2
+    assert "0.1 x 0.1 x 0.1 mm makes" in answer.err
+    assert "accepted: a larger spacing, or --memory" in answer.err
+    assert not (tmp_path / "a.safetensors").exists()

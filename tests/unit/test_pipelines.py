@@ -12,14 +12,28 @@ from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec
 from maisi.compute.calls import calls_of
-from maisi.errors import InvalidBundleError, InvalidGridError, InvalidPlanError, InvalidRequestError
+from maisi.errors import (
+    InvalidBundleError,
+    InvalidGridError,
+    InvalidLabelsError,
+    InvalidPlanError,
+    InvalidRequestError,
+)
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.codec import decode, encode
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code, shown_labels
 from maisi.pipelines.generate import generate, rehearse, sample_generators
-from maisi.pipelines.labels import GivenLabels, GridRules, LabelRules, LabelSource, file_source, region_grid
+from maisi.pipelines.labels import (
+    GivenLabels,
+    GridRules,
+    LabelRules,
+    LabelSource,
+    file_source,
+    folder_sources,
+    region_grid,
+)
 from maisi.pipelines.prepare import prepare_generate
 from maisi.pipelines.requests import GenerateRequest
 from maisi.space.files import write_labels
@@ -177,6 +191,19 @@ def test_labels_larger_than_the_bundle_takes_are_refused_or_forced_and_never_cut
         return
     source = file_source(path, LabelRules(GridRules(small, 4, force=True)))
     assert (source.labels.array > 0).sum() == ids.size
+
+
+def test_what_is_wrong_with_a_map_of_a_folder_names_its_file(tmp_path: Path) -> None:
+    liver = np.full((8, 8, 8), load_vocabulary().id("liver"), np.uint8)
+    grid = Grid.centered(liver.shape, (16.0, 16.0, 16.0))
+    write_labels(LabelMap(liver, grid), tmp_path / "a.nii.gz")
+    write_labels(LabelMap(np.zeros_like(liver), grid), tmp_path / "b.nii.gz")
+    with pytest.raises(InvalidLabelsError, match=r"b\.nii\.gz: these labels tell no body region"):
+        folder_sources(tmp_path, LabelRules(GridRules(LIMITS, 4)))
+    long = np.full((8, 8, 41), load_vocabulary().id("liver"), np.uint8)
+    write_labels(LabelMap(long, Grid.centered(long.shape, (16.0, 16.0, 16.0))), tmp_path / "b.nii.gz")
+    with pytest.raises(InvalidGridError, match=r"b\.nii\.gz: size "):
+        folder_sources(tmp_path, LabelRules(GridRules(LIMITS.model_copy(update={"max_spacing_mm": (16, 16, 16)}), 4)))
 
 
 def test_a_part_of_the_labels_is_taken_where_a_size_says_so(tmp_path: Path) -> None:

@@ -42,6 +42,6 @@ def reconstruct(request: EncodeRequest, out: Out, overwrite: Overwrite = False, 
         rows = {"reconstruction": metrics.reconstruction, "yardstick (3x3x3 box blur)": metrics.yardstick}
         give_table(
             [(name, f"{f.psnr_db:.2f}", f"{f.ssim:.4f}", f"{f.mae_hu:.1f}") for name, f in rows.items()],
-            ("", "PSNR dB", "SSIM", "MAE HU"),
+            ("", "PSNR dB", "SSIM", "MAE HU" if request.reading.modality == "ct" else "MAE"),
         )
     tell(f"{out}: {', '.join(record.outputs)}, in {record.seconds:.1f} s")

@@ -107,6 +107,8 @@ def _about_image(path: Path, reading: ReadOptions) -> dict[str, Any]:
             no_labels = str(error)
     else:
         no_labels = f"{path} is an image, not a label map"
+    if labels is not None:
+        no_labels = _why_not_generated(labels)
     about = {} if labels is None else _about_labels(labels)
     if volume is not None and labels is None:
         about = _about_volume(volume)
@@ -117,6 +119,20 @@ def _about_image(path: Path, reading: ReadOptions) -> dict[str, Any]:
     about["taken_by"] = {name: {"taken": not no_volume, "why": no_volume} for name in _TAKE_VOLUMES}
     about["taken_by"] |= {name: {"taken": not no_labels, "why": no_labels} for name in _TAKE_LABELS}
     return about
+
+
+def _why_not_generated(labels: "LabelMap") -> str:
+    """Why `generate` would not follow a label map that can be read; "" where it would."""
+    from maisi.anatomy.regions import region_span
+    from maisi.errors import InvalidLabelsError
+
+    if not labels.array.any():
+        return "no label in it: 0 in every voxel"
+    try:
+        region_span(labels)
+    except InvalidLabelsError as error:
+        return f"{error} (--region)"
+    return ""
 
 
 def _about_refused(path: Path, no_volume: str, no_labels: str) -> dict[str, Any]:
@@ -154,7 +170,7 @@ def _about_labels(labels: "LabelMap") -> dict[str, Any]:
     present = vocabulary.check_ids(labels.array)
     counts = np.bincount(labels.array.ravel(), minlength=max(present, default=0) + 1)
     voxel_ml = float(np.prod(labels.grid.spacing)) / 1000
-    span = region_span(labels) if present else None
+    span = None if _why_not_generated(labels) else region_span(labels)
     return {
         "kind": "labels",
         **_grid(labels.grid),

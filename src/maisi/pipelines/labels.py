@@ -172,8 +172,18 @@ def file_source(path: Path, rules: LabelRules) -> GivenLabels:
     coarse enough for the bundle's largest size; what is larger still is refused, not cut. The span is what the labels
     show, unless a region is named. With `enclose`, a map without body gets one around its structures. Raises
     `InvalidGridError` for what the bundle does not take, `InvalidLabelsError` for ids that the vocabulary lacks,
-    `InvalidRequestError` where no label lies in the field of view.
+    `InvalidRequestError` where no label lies in the field of view, all with the name of the file.
     """
+    try:
+        return _placed(path, rules)
+    except InvalidRequestError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _placed(path: Path, rules: LabelRules) -> GivenLabels:
+    """The labels of a file, checked and on their grid."""
     vocabulary = rules.vocabulary or load_vocabulary()
     labels, report = open_labels(path, rules.reading, vocabulary)
     log_findings(path, report.findings)

@@ -10,12 +10,12 @@ import torch
 
 from maisi.anatomy.vocabulary import Vocabulary, extended, load_vocabulary
 from maisi.bundle.bundle import Bundle, find_bundle, load_bundle, packaged_names
-from maisi.compute.compute import Compute
-from maisi.compute.fit import check_format, check_scratch, precision_of
+from maisi.compute.compute import Compute, format_bytes
+from maisi.compute.fit import PROCESS_BYTES, check_format, check_scratch, precision_of
 from maisi.compute.machine import device_of, dtype_of, fill_defaults
 from maisi.data.door import open_labels, open_volume
 from maisi.data.latents import Latent, read_latent
-from maisi.errors import InvalidBundleError, InvalidRequestError
+from maisi.errors import InvalidBundleError, InvalidPlanError, InvalidRequestError
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
@@ -33,11 +33,15 @@ from maisi.pipelines.labels import (
 )
 from maisi.pipelines.requests import DEFAULT_REGION, DecodeRequest, EncodeRequest, GenerateRequest, PlanRequest
 from maisi.space.files import log_findings
+from maisi.space.grid import Grid
 from maisi.space.reading import FileReport
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap, Volume
 
 logger = logging.getLogger(__name__)
+
+MOST_VOXELS = 4_000_000_000
+"""More than any scan has: 1600 voxels along each axis."""
 
 Request = TypeVar("Request", GenerateRequest, EncodeRequest, DecodeRequest, PlanRequest)
 
@@ -253,13 +257,13 @@ def prepare_encode(request: EncodeRequest, bundle: Bundle | None = None) -> Prep
     image: Volume | LabelMap
     if request.content == "labels" or (request.content is None and encodes_labels(bundle)):
         label_autoencoder_name(bundle)  # refuses a bundle without
-        labels, report = open_labels(request.source, request.reading, bundle_vocabulary(bundle))
-        image = labels if request.spacing is None else resample(labels, with_spacing(labels.grid, request.spacing))
+        read, report = open_labels(request.source, request.reading, bundle_vocabulary(bundle))
+        image = read if request.spacing is None else resample(read, _wanted_grid(read.grid, request))
     else:
         check_takes_ct(bundle)
         check_modality(bundle, request.reading.modality, request.force)
         volume, report = open_volume(request.source, request.reading)
-        image = volume if request.spacing is None else resample(volume, with_spacing(volume.grid, request.spacing))
+        image = volume if request.spacing is None else resample(volume, _wanted_grid(volume.grid, request))
     log_findings(request.source, report.findings)
     for sentence in bundle.limits.violations((1, 1, 1), image.grid.spacing):
         if sentence.startswith("spacing"):
@@ -270,6 +274,30 @@ def prepare_encode(request: EncodeRequest, bundle: Bundle | None = None) -> Prep
         "content": "labels" if isinstance(image, LabelMap) else "volume",
     }
     return PreparedImage(request.model_copy(update=update), bundle, image, report)
+
+
+def _wanted_grid(grid: Grid, request: EncodeRequest) -> Grid:
+    """The grid of the spacing that a request asks for, or the refusal of one that does not fit into its memory.
+
+    A volume that is resampled is there twice, in float32.
+    """
+    assert request.spacing is not None
+    wanted = with_spacing(grid, request.spacing)
+    memory, needed = request.compute.memory, PROCESS_BYTES + 2 * 4 * wanted.num_voxels
+    size = " x ".join(map(str, wanted.shape))
+    if memory is not None and needed > memory:
+        megabytes = -(-needed // 10**6)
+        raise InvalidPlanError(
+            f"a spacing of {' x '.join(f'{s:g}' for s in request.spacing)} mm makes {size} voxels, which do not fit "
+            f"into {format_bytes(memory)}; accepted: a larger spacing, or --memory {megabytes}MB or more",
+            megabytes * 10**6,
+        )
+    if wanted.num_voxels > MOST_VOXELS:
+        raise InvalidRequestError(
+            f"a spacing of {' x '.join(f'{s:g}' for s in request.spacing)} mm makes {size} voxels; accepted: a spacing "
+            f"that makes at most {MOST_VOXELS:.2g}"
+        )
+    return wanted
 
 
 @dataclass(frozen=True)
