@@ -513,3 +513,15 @@ def test_a_folder_that_is_locked_or_missing_is_a_storage_error(tmp_path):
     tmp_path.chmod(0o755)
     assert "Permission denied; accepted: a folder that can be written to" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("slope", "offset", "is_told"), [(0, 0, False), (0, -1024, True), (np.nan, np.nan, False), (np.nan, 7, True)]
+)
+def test_an_offset_without_a_factor_is_passed_over_with_a_warning(tmp_path, slope, offset, is_told):
+    content = bytearray(nib.Nifti1Image(torso(), np.diag([5, 5, 5, 1])).to_bytes())
+    content[112:120] = np.array([slope, offset], "<f4").tobytes()
+    (tmp_path / "ct.nii").write_bytes(bytes(content))
+    volume, findings = read_image(tmp_path / "ct.nii", ReadOptions())
+    np.testing.assert_array_equal(volume.array, torso())
+    assert any("a scale factor of" in f.found and f.is_warning for f in findings) == is_told

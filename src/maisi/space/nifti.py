@@ -113,7 +113,21 @@ def check_bytes(image: Any) -> list[Finding]:
     after_header = int(image.header["sizeof_hdr"]) + 4 + sum(e.get_sizeondisk() for e in image.header.extensions)
     if start >= after_header + 16:
         findings.append(_warned(f"{start - after_header} bytes between header and voxels", "passed over"))
-    return findings
+    return findings + _check_scale(image)
+
+
+def _check_scale(image: Any) -> list[Finding]:
+    """A warning of an offset whose factor is none (0, NaN, infinite), so that both are passed over."""
+    file = image.file_map["image"].fileobj
+    file.seek(0)
+    header = type(image.header)(
+        file.read(int(image.header["sizeof_hdr"])), endianness=image.header.endianness, check=False
+    )
+    slope, offset = float(header["scl_slope"]), float(header["scl_inter"])
+    is_factor, is_offset = np.isfinite(slope) and slope != 0, np.isfinite(offset) and offset != 0
+    if is_factor or not (is_offset or np.isinf(slope)):
+        return []
+    return [_warned(f"a scale factor of {slope:g} with an offset of {offset:g}", "values taken as they are stored")]
 
 
 def _check_size(image: Any, num_bytes: int, path: Path, refuse: Refusal) -> None:
