@@ -55,7 +55,7 @@ def carry_out(
     """
     started, meter = now(), StageMeter()
     checked = task.check(request)
-    place = Place.of(task, out)
+    place = Destination.of(task, out)
     existing = place.check(task, checked.request, overwrite)
     bundle = None if checked.bundle is None else identity(checked.bundle)
     inputs = input_sums(task.inputs(checked.request))
@@ -81,7 +81,7 @@ def carry_out(
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """Where the files of a task go, and what its two records are called."""
 
     path: Path
@@ -90,7 +90,7 @@ class Place:
     record: str = RUN_RECORD
 
     @classmethod
-    def of(cls, task: Task[Any], out: Path) -> "Place":
+    def of(cls, task: Task[Any], out: Path) -> "Destination":
         """The place that `--out` names."""
         if task.output is not Output.FILE:
             return cls(out, out)
@@ -160,7 +160,7 @@ def read_run_settings(path: Path) -> tuple[str, dict[str, Any]]:
     return command, settings
 
 
-def silent_run(place: Place, existing: frozenset[str], ranks: Ranks, meter: StageMeter) -> Run:
+def silent_run(place: Destination, existing: frozenset[str], ranks: Ranks, meter: StageMeter) -> Run:
     """The run as ranks besides the first see it: they compute, and write nothing."""
     return Run(Path(), place.folder, place.path.name, existing, False, ranks, Watch(), meter, publish_files=lambda: [])
 

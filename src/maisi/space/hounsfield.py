@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Place(NamedTuple):
+class Band(NamedTuple):
     """A range of HU, from `low` up to but without `high`."""
 
     low: float
@@ -22,11 +22,11 @@ class Place(NamedTuple):
 
 # Where tissues lie. The scale is defined by air = -1000 and water = 0; fat -120 to -60, muscle, blood and organs 0 to
 # 100 (Kalender, Computed Tomography, 3rd ed., ch. 1), blood with contrast agent to about 250 in the venous phase.
-AIR = Place(-1060, -900)  # with the noise of thin slices
-TISSUE = Place(-200, 250)
-DENSE = Place(250, 800)  # contrast agent, metal's streaks and most bone
-RAW_TISSUE = Place(824, 1224)  # fat and soft tissue, 1000 or 1024 too high; in HU cortical bone, rarer than DENSE
-SHIFTED_TISSUE = Place(-1224, -824)  # fat and soft tissue, 1024 too low; in HU air and inflated lung
+AIR = Band(-1060, -900)  # with the noise of thin slices
+TISSUE = Band(-200, 250)
+DENSE = Band(250, 800)  # contrast agent, metal's streaks and most bone
+RAW_TISSUE = Band(824, 1224)  # fat and soft tissue, 1000 or 1024 too high; in HU cortical bone, rarer than DENSE
+SHIFTED_TISSUE = Band(-1224, -824)  # fat and soft tissue, 1024 too low; in HU air and inflated lung
 FAT_AND_LESS = -60.0  # fat, lung and air lie below: 18 % or more of what was measured in each of 121 real scans
 TISSUE_AND_MORE = -500.0  # what is denser than lung lies above
 EMPTY_LUNG = -970.0  # no lung is as empty in its median, emphysema (below -950 in part) included
@@ -70,12 +70,12 @@ class Values:
     @cached_property
     def at_low(self) -> float:
         """Share of the voxels that hold the very lowest value."""
-        return self._within(self.ordered, Place(self.low, np.nextafter(np.float32(self.low), np.float32(np.inf))))
+        return self._within(self.ordered, Band(self.low, np.nextafter(np.float32(self.low), np.float32(np.inf))))
 
     @cached_property
     def at_high(self) -> float:
         """Share of the voxels that hold the very highest value."""
-        return self._within(self.ordered, Place(self.high, np.nextafter(np.float32(self.high), np.float32(np.inf))))
+        return self._within(self.ordered, Band(self.high, np.nextafter(np.float32(self.high), np.float32(np.inf))))
 
     @cached_property
     def measured(self) -> np.ndarray:
@@ -85,23 +85,23 @@ class Values:
 
     def share(self, low: float = -np.inf, high: float = np.inf) -> float:
         """Share of what was measured from `low` up to but without `high`."""
-        return self._within(self.measured, Place(low, high))
+        return self._within(self.measured, Band(low, high))
 
     @cached_property
     def near_floor(self) -> float:
         """Share of the voxels in the lowest 3 % of the range: the dark background of an MR or a window."""
         top = float(self.ordered[int(0.995 * (self.ordered.size - 1))])
-        return self._within(self.ordered, Place(-np.inf, self.low + 0.03 * (top - self.low) + 1e-6))
+        return self._within(self.ordered, Band(-np.inf, self.low + 0.03 * (top - self.low) + 1e-6))
 
     @cached_property
     def near_zero(self) -> float:
         """Share of the voxels darker than brain is in HU: background, and not brain beside bright bone."""
-        return self._within(self.ordered, Place(-np.inf, max(15.0, 0.005 * self.high)))
+        return self._within(self.ordered, Band(-np.inf, max(15.0, 0.005 * self.high)))
 
     @cached_property
     def darkest(self) -> float:
         """Share of the voxels in the lowest 6 % of the range: where air is, if it is there."""
-        return self._within(self.ordered, Place(-np.inf, self.low + 0.06 * (self.high - self.low) + 1e-6))
+        return self._within(self.ordered, Band(-np.inf, self.low + 0.06 * (self.high - self.low) + 1e-6))
 
     def peak(self, low: float, high: float) -> int:
         """The middle of the fullest 8 HU within a range, over all voxels."""
@@ -122,7 +122,7 @@ class Values:
         return same > 0.75 or (same > 0.4 and not is_stepwise)
 
     @staticmethod
-    def _within(ordered: np.ndarray, place: Place) -> float:
+    def _within(ordered: np.ndarray, place: Band) -> float:
         first, last = np.searchsorted(ordered, place)
         return float(last - first) / max(1, ordered.size)
 
@@ -170,7 +170,7 @@ def _is_lowered(values: Values) -> Verdict | None:
 
 def _is_far_off(values: Values) -> Verdict | None:
     for offset in OFFSETS:
-        tissue = Place(offset + TISSUE.low, offset + TISSUE.high)
+        tissue = Band(offset + TISSUE.low, offset + TISSUE.high)
         if values.share(offset + BELOW_AIR, offset + ABOVE_METAL) > 0.98 and values.share(*tissue) > 0.1:
             return _shifted(values, offset, values.peak(offset - 1100, offset - 500), values.peak(*tissue))
     return None

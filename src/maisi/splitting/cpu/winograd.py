@@ -107,7 +107,7 @@ class Workspace:
         self.rows = torch.empty(OUTPUTS, TILE, voxels - self.depth + 1, out_channels, dtype=dtype)
 
 
-class Place(NamedTuple):
+class TilePlace(NamedTuple):
     """Where tiles begin in the result."""
 
     sample: int
@@ -124,13 +124,13 @@ def winograd(slab: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequenc
     )
     source, target = slab.permute(0, 2, 3, 4, 1), result.permute(0, 2, 3, 4, 1)
     tiles = tiles_at_once((lines, size[2]), weight, padding[2])
-    places = [Place(*at) for at in product(range(batch), range(0, rows, OUTPUTS), range(0, lines, OUTPUTS * tiles))]
+    places = [TilePlace(*at) for at in product(range(batch), range(0, rows, OUTPUTS), range(0, lines, OUTPUTS * tiles))]
     spaces: SimpleQueue[Workspace] = SimpleQueue()
     for _ in range(min(torch.get_num_threads(), len(places))):
         spaces.put(Workspace(tiles, size[2], transformed, padding[2]))
     to_tile, to_outputs = TO_TILE.to(transformed.dtype), TO_OUTPUTS.to(transformed.dtype)
 
-    def fill(place: Place) -> None:
+    def fill(place: TilePlace) -> None:
         space = spaces.get()
         try:
             transform(source, place, padding, to_tile, space)
@@ -143,7 +143,7 @@ def winograd(slab: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequenc
     return result
 
 
-def transform(source: Tensor, place: Place, padding: Sequence[int], to_tile: Tensor, space: Workspace) -> None:
+def transform(source: Tensor, place: TilePlace, padding: Sequence[int], to_tile: Tensor, space: Workspace) -> None:
     """Lines of a channels-last slab (b, x, y, z, c) transformed along y, then x; those outside of it are zero."""
     first, size, width = place.row - padding[0], source.shape[1:3], source.shape[3]
     low, high = inside(first, size[0])
@@ -175,7 +175,7 @@ def multiply(space: Workspace, transformed: Tensor) -> None:
         torch.baddbmm(space.products, both[:, tap : tap + count], transformed[tap], out=space.products)
 
 
-def assemble(space: Workspace, to_outputs: Tensor, bias: Tensor | None, place: Place, target: Tensor) -> None:
+def assemble(space: Workspace, to_outputs: Tensor, bias: Tensor | None, place: TilePlace, target: Tensor) -> None:
     """The products transformed back along x, then y, into a channels-last result (b, x, y, z, o)."""
     torch.mm(to_outputs, space.products.view(TILE, -1), out=space.rows.view(OUTPUTS, -1))
     num_rows, num_lines, width = target.shape[1:4]

@@ -5,11 +5,11 @@ come from running the call on meta tensors, so a mistake is reported as torch re
 slab raises `UnsupportedOperationError`.
 """
 
-from maisi.splitting.ops import elementwise, norms, products, shapes, windows  # each fills HANDLERS
-from maisi.splitting.ops.calls import HANDLERS, Deferred, mapped, refuse, walk
+from maisi.splitting.ops import elementwise, norms, products, reshaping, windows  # each fills HANDLERS
 from maisi.splitting.ops.elementwise import ELEMENTWISE
+from maisi.splitting.ops.handlers import HANDLERS, Deferred, mapped, refuse, walk
 
 __all__ = [
-    "ELEMENTWISE", "HANDLERS", "Deferred", "elementwise", "mapped", "norms", "products", "refuse", "shapes", "walk",
+    "ELEMENTWISE", "HANDLERS", "Deferred", "elementwise", "mapped", "norms", "products", "refuse", "reshaping", "walk",
     "windows",
 ]  # fmt: skip

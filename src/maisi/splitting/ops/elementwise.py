@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maisi.splitting.graph import Leaf, Node, Pointwise, silu_into
-from maisi.splitting.ops.calls import (
+from maisi.splitting.ops.handlers import (
     Deferred,
     Slot,
     filled,

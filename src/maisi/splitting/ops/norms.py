@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maisi.splitting.graph import MomentsOf, Node, Normalised, Pointwise
-from maisi.splitting.ops.calls import filled, handles, on_meta, only_slab, refuse, split_inputs
+from maisi.splitting.ops.handlers import filled, handles, on_meta, only_slab, refuse, split_inputs
 
 
 @handles("group_norm")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maisi.splitting.graph import Linear, Node, Pointwise, Whole
-from maisi.splitting.ops.calls import (
+from maisi.splitting.ops.handlers import (
     Deferred,
     Shadow,
     arithmetic_of,

@@ -11,7 +11,7 @@ from torch import Tensor
 from maisi.splitting.arithmetic import Arithmetic, ConvMemory, Where
 from maisi.splitting.graph import Interpolated, Node, Pointwise, TransposedConv, Windowed, conv_flops
 from maisi.splitting.halo import Magnify, Transposed, Window, through
-from maisi.splitting.ops.calls import Shadow, arithmetic_of, handles, on_meta, only_slab, refuse
+from maisi.splitting.ops.handlers import Shadow, arithmetic_of, handles, on_meta, only_slab, refuse
 
 
 def per_axis(value: Any, ndim: int) -> list[int]:

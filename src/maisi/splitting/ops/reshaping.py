@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maisi.splitting.graph import Node, Pointwise
-from maisi.splitting.ops.calls import filled, handles, on_meta, only_slab, refuse, split_inputs, walk
+from maisi.splitting.ops.handlers import filled, handles, on_meta, only_slab, refuse, split_inputs, walk
 
 
 @handles("reshape", "view", "flatten", "unflatten")
