@@ -1,6 +1,9 @@
 """Networks in half precision: what is computed in float32 and what is rounded, and that nothing else is."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -229,3 +232,17 @@ def test_a_dilated_convolution_with_stride_and_padding_does_not_crash(groups: in
     exact = F.conv3d(x.double(), weight.double(), bias.double(), *where)
     found = kernels.convolve(x, kernels.TransformedWeight(weight), bias, where, torch.float32)
     assert off_by(found, exact) <= 1e-6
+
+
+def test_bfloat16_is_multiplied_in_float32_where_onednn_may_not_use_the_instructions_for_it() -> None:
+    code = (
+        "import torch\n"
+        "from maisi.splitting import SlabTensor\n"
+        "network = torch.nn.Conv3d(32, 32, 3, padding=1).to(torch.bfloat16).requires_grad_(False)\n"
+        "x = torch.randn(1, 32, 6, 5, 4).to(torch.bfloat16)\n"
+        "with torch.inference_mode():\n"
+        "    print(tuple(network(SlabTensor.split(x, parts=2)).gather().shape))"
+    )
+    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=limited)
+    assert done.stdout.strip() == "(1, 32, 6, 5, 4)", done.stderr

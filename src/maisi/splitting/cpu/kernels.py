@@ -30,14 +30,18 @@ LEAST_ROWS, LEAST_ROWS_COMPILED = 3, 2  # fewer would leave most of a tile empty
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """True where this processor does; elsewhere torch emulates it slowly, or oneDNN refuses."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """True where this processor does; elsewhere torch emulates it slowly, or oneDNN refuses.
+
+    oneDNN is asked too: it may be told to use fewer of the processor's instructions (`ONEDNN_MAX_CPU_ISA`).
+    """
+    has_products = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return has_products and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache
 def prefers_bfloat16() -> bool:
     """True where bfloat16 is taken to be the fastest: with AMX, as measured before there was a compiled convolution."""
-    return torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_amx_tile_supported() and multiplies_bfloat16()
 
 
 def is_widened(dtype: torch.dtype) -> bool:
