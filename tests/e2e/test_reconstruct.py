@@ -183,3 +183,16 @@ def test_label_maps_are_encoded_and_decoded_by_an_autoencoder_of_label_maps(
     refused = maisi("reconstruct", patient.ct, "-b", bundle, "-o", tmp_path / "out")
     assert refused.code == 2
     assert "takes 8 channels and gives 125 (label maps)" in refused.err
+
+
+def test_a_latent_is_decoded_as_the_modality_that_is_asked_for(
+    maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path
+) -> None:
+    latent = tmp_path / "l.safetensors"
+    assert maisi("encode", patient.ct, "-b", tiny_bundle, "-o", latent).code == 0
+    ask = ("decode", latent, "-b", tiny_bundle, "--modality", "mr", "-o", tmp_path / "mr.nii.gz")
+    refused = maisi(*ask)
+    assert refused.code == 2
+    assert "not trained for modality 'mr'" in refused.err
+    assert maisi(*ask, "--force").code == 0
+    assert np.asarray(nib.load(tmp_path / "mr.nii.gz").dataobj).min() >= 0

@@ -3,7 +3,7 @@ alike."""
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import torch
@@ -317,6 +317,7 @@ def prepare_decode(request: DecodeRequest, bundle: Bundle | None = None) -> Prep
     if latent.content == "labels":
         label_autoencoder_name(bundle)
     else:
+        latent = replace(latent, modality=request.modality or latent.modality)
         check_takes_ct(bundle)
         check_modality(bundle, latent.modality, request.force)
     update = {"bundle": lasting_name(request.bundle, bundle), "source": request.source.resolve()}

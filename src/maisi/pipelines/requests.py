@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from maisi.compute.compute import Compute
-from maisi.shapes import Frozen, Size3, Spacing3
+from maisi.shapes import Frozen, Modality, Size3, Spacing3
 from maisi.space.reading import ReadOptions
 
 DEFAULT_BUNDLE = "ct-small"
@@ -104,6 +104,9 @@ class DecodeRequest(Frozen):
     """Decoding one latent onto the grid of the volume that was encoded."""
 
     source: Path = Field(description="A file of maisi encode.")
+    modality: Modality | None = Field(
+        default=None, description="What the image shows: ct or mr.", json_schema_extra={"shown_default": "the latent's"}
+    )
     bundle: BundleName = DEFAULT_BUNDLE
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     compute: Compute = Compute()

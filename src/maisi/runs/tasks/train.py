@@ -12,8 +12,6 @@ from maisi.recipes.recipe import BundleRecipe, build_bundle
 from maisi.runs.task import Checked, Output, Run, Task
 from maisi.shapes import Frozen
 
-TOLD_EVERY = 50
-
 
 class TrainRequest(Frozen):
     """A recipe, and the cases to train on."""
