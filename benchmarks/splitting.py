@@ -45,8 +45,8 @@ from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.codec import decode, encode
 from maisi.pipelines.generate import generate
-from maisi.pipelines.prepare import bundle_of
 from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import bundle_of
 from maisi.runs.record import processor
 from maisi.space.grid import Grid
 from maisi.splitting import SlabTensor, gather, kept_between_calls, plan_memory, run_split

@@ -34,8 +34,8 @@ from maisi.pipelines.labels import (
     folder_sources,
     region_grid,
 )
-from maisi.pipelines.prepare import prepare_generate
 from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import validate_generate
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.intensity import to_unit
@@ -369,8 +369,8 @@ def test_a_sample_that_fails_its_check_is_drawn_anew_and_says_so(
 
 
 def test_a_rehearsal_calls_every_network_that_a_sample_calls_and_computes_nothing(bundle: Bundle) -> None:
-    prepared = prepare_generate(asked(memory="2GB"), bundle)
-    work = partial(rehearse, prepared.request, prepared.sources[0])
+    valid = validate_generate(asked(memory="2GB"), bundle)
+    work = partial(rehearse, valid.request, valid.sources[0])
     calls = calls_of(bundle, torch.float32, work)
     assert list(calls) == ["controlnet.embed_condition", "controlnet", "unet", "autoencoder.decode"]
     assert calls["unet"].shape == (1, 4, 8, 8, 8)

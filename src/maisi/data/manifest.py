@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from maisi.errors import InvalidConfigError, InvalidRequestError
-from maisi.shapes import Frozen, Size3, Spacing3
+from maisi.shapes import Frozen, Modality, Size3, Spacing3
 
 
 class Case(Frozen):
@@ -30,6 +30,10 @@ class Case(Frozen):
     source: str = ""
     patient: str = ""
     notes: str = ""
+    modality: Modality = "ct"
+    span: tuple[str, str] | None = None  # topmost and bottommost body region that the scan shows
+    sums: dict[str, str] = Field(default_factory=dict)  # SHA-256 of files, by the name of the field
+    attributes: dict[str, str] = Field(default_factory=dict)  # about the patient or the scan, such as sex and age
     split: Literal["training", "validation", "testing"] = "training"
 
 

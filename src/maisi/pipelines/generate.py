@@ -23,8 +23,8 @@ from maisi.pipelines.check import problems_of
 from maisi.pipelines.codec import volume_of_unit
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_of, shown_labels
 from maisi.pipelines.labels import Anatomy, LabelSource
-from maisi.pipelines.prepare import Prepared, prepare_generate
 from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import ValidRequest, validate_generate
 from maisi.space.volume import LabelMap, Volume
 from maisi.splitting.ranks import Ranks
 
@@ -55,15 +55,15 @@ def generate(
     `InvalidRequestError` for what the command line would refuse too, `InvalidPlanError` with the least memory that
     would do.
     """
-    prepared = prepare_generate(request, bundle)
-    return draw_all(prepared, [fit_to(prepared, source) for source in prepared.sources], on_stage)
+    valid = validate_generate(request, bundle)
+    return draw_all(valid, [fit_to(valid, source) for source in valid.sources], on_stage)
 
 
-def draw_all(prepared: Prepared, bundles: list[Bundle], on_stage: OnStage | None) -> Iterator[Sample]:
+def draw_all(valid: ValidRequest, bundles: list[Bundle], on_stage: OnStage | None) -> Iterator[Sample]:
     """The samples of all sources, each with the bundle fitted to it."""
-    for source, bundle in zip(prepared.sources, bundles, strict=True):
-        for index in range(prepared.request.count):
-            yield draw_one(prepared.request, bundle, source, index, on_stage or (lambda stage, done, total: None))
+    for source, bundle in zip(valid.sources, bundles, strict=True):
+        for index in range(valid.request.count):
+            yield draw_one(valid.request, bundle, source, index, on_stage or (lambda stage, done, total: None))
 
 
 def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, index: int, on_stage: OnStage) -> Sample:
@@ -133,9 +133,9 @@ def draw_unit(
     return unit
 
 
-def fit_to(prepared: Prepared, source: LabelSource, ranks: Ranks | None = None) -> Bundle:
+def fit_to(valid: ValidRequest, source: LabelSource, ranks: Ranks | None = None) -> Bundle:
     """The bundle, its networks fitted to the samples of a source; see `compute.fit`."""
-    return fit(prepared.bundle, prepared.request.compute, partial(rehearse, prepared.request, source), ranks)
+    return fit(valid.bundle, valid.request.compute, partial(rehearse, valid.request, source), ranks)
 
 
 def rehearse(request: GenerateRequest, source: LabelSource, bundle: Bundle) -> None:

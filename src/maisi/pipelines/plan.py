@@ -6,8 +6,8 @@ from maisi.compute.machine import dtype_of, fastest_precision
 from maisi.pipelines.codec import rehearse_both
 from maisi.pipelines.generate import rehearse
 from maisi.pipelines.labels import NoLabels
-from maisi.pipelines.prepare import bundle_of
 from maisi.pipelines.requests import GenerateRequest, PlanRequest
+from maisi.pipelines.validate import bundle_of
 from maisi.shapes import Frozen
 from maisi.space.grid import Grid
 from maisi.splitting.plan import MemoryPlan

@@ -19,8 +19,8 @@ from maisi.evaluation.reconstruction import measure, reconstruct
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.codec import rehearse_both
 from maisi.pipelines.generate import generate, sample_generators
-from maisi.pipelines.prepare import label_sources
 from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import label_sources
 from maisi.shapes import Frozen
 from maisi.space.files import read_volume
 from maisi.space.label_files import read_labels

@@ -9,9 +9,9 @@ from maisi.errors import InvalidRequestError
 from maisi.evaluation.reconstruction import METRICS, as_decoded, measure, reconstruct
 from maisi.pipelines.codec import decode, encode, rehearse_both, rehearse_decode, rehearse_encode
 from maisi.pipelines.label_codec import decode_labels, encode_labels, label_autoencoder, label_autoencoder_name
-from maisi.pipelines.prepare import PreparedImage, PreparedLatent, prepare_decode, prepare_encode
 from maisi.pipelines.preview import comparison, write_png
 from maisi.pipelines.requests import DecodeRequest, EncodeRequest
+from maisi.pipelines.validate import ValidImage, ValidLatent, validate_decode, validate_encode
 from maisi.runs.task import Checked, Output, Run, Task
 from maisi.space.files import write_labels, write_volume
 from maisi.space.volume import LabelMap, Volume
@@ -19,8 +19,8 @@ from maisi.space.volume import LabelMap, Volume
 
 def check_encode(request: EncodeRequest) -> Checked[EncodeRequest]:
     """The request with its bundle and the volume to encode."""
-    prepared = prepare_encode(request)
-    return Checked(prepared.request, prepared, prepared.bundle, (prepared.report,))
+    valid = validate_encode(request)
+    return Checked(valid.request, valid, valid.bundle, (valid.report,))
 
 
 def check_reconstruct(request: EncodeRequest) -> Checked[EncodeRequest]:
@@ -34,8 +34,8 @@ def check_reconstruct(request: EncodeRequest) -> Checked[EncodeRequest]:
 
 def check_decode(request: DecodeRequest) -> Checked[DecodeRequest]:
     """The request with its bundle and the latent to decode."""
-    prepared = prepare_decode(request)
-    return Checked(prepared.request, prepared, prepared.bundle)
+    valid = validate_decode(request)
+    return Checked(valid.request, valid, valid.bundle)
 
 
 def source_of(request: EncodeRequest | DecodeRequest) -> tuple[Path, ...]:
@@ -45,7 +45,7 @@ def source_of(request: EncodeRequest | DecodeRequest) -> tuple[Path, ...]:
 
 def encode_file(checked: Checked[EncodeRequest], run: Run) -> None:
     """Write the latent: mean, log-variance and grid."""
-    given: PreparedImage = checked.subject
+    given: ValidImage = checked.subject
     image, is_map = given.image, isinstance(given.image, LabelMap)
     name = label_autoencoder_name(given.bundle) if is_map else "autoencoder"
     work = partial(rehearse_encode, image.grid.shape, name=name)
@@ -64,7 +64,7 @@ def encode_file(checked: Checked[EncodeRequest], run: Run) -> None:
 
 def decode_file(checked: Checked[DecodeRequest], run: Run) -> None:
     """Write the volume of the latent's mean, or its label map."""
-    given: PreparedLatent = checked.subject
+    given: ValidLatent = checked.subject
     latent, is_map = given.latent, given.latent.content == "labels"
     name = label_autoencoder_name(given.bundle) if is_map else "autoencoder"
     work = partial(rehearse_decode, latent.grid.shape, name=name)
@@ -83,7 +83,7 @@ def decode_file(checked: Checked[DecodeRequest], run: Run) -> None:
 
 def reconstruct_files(checked: Checked[EncodeRequest], run: Run) -> None:
     """Write the reconstruction, a picture of the difference, and how much is lost."""
-    given: PreparedImage = checked.subject
+    given: ValidImage = checked.subject
     original, bundle = given.image, given.bundle
     assert isinstance(original, Volume)
     bundle = fit(bundle, given.request.compute, partial(rehearse_both, original.grid.shape))

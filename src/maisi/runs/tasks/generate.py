@@ -5,17 +5,17 @@ from pathlib import Path
 from maisi.bundle.bundle import Bundle
 from maisi.pipelines.generate import Sample, draw_one, fit_to
 from maisi.pipelines.labels import LabelSource
-from maisi.pipelines.prepare import Prepared, bundle_vocabulary, prepare_generate
 from maisi.pipelines.preview import preview, write_png
 from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import ValidRequest, bundle_vocabulary, validate_generate
 from maisi.runs.task import Checked, Run, Task
 from maisi.space.files import write_labels, write_volume
 
 
 def check(request: GenerateRequest) -> Checked[GenerateRequest]:
     """The request with its bundle and label sources."""
-    prepared = prepare_generate(request)
-    return Checked(prepared.request, prepared, prepared.bundle, prepared.reports)
+    valid = validate_generate(request)
+    return Checked(valid.request, valid, valid.bundle, valid.reports)
 
 
 def inputs(request: GenerateRequest) -> tuple[Path, ...]:
@@ -25,13 +25,13 @@ def inputs(request: GenerateRequest) -> tuple[Path, ...]:
 
 def work(checked: Checked[GenerateRequest], run: Run) -> None:
     """Draw and write sample after sample; those that an earlier part of the run has written stay."""
-    prepared: Prepared = checked.subject
-    request, bundle = prepared.request, prepared.bundle
+    valid: ValidRequest = checked.subject
+    request, bundle = valid.request, valid.bundle
     for name in bundle.names:
         bundle.network(name)  # loads it
-    bundles = [fit_to(prepared, source, run.ranks) for source in prepared.sources]
+    bundles = [fit_to(valid, source, run.ranks) for source in valid.sources]
     run.on_stage("load", 1, 1)
-    for source, each in zip(prepared.sources, bundles, strict=True):
+    for source, each in zip(valid.sources, bundles, strict=True):
         for index in range(request.count):
             names = file_names(request, source, index)
             if run.has(names.values()):

@@ -47,7 +47,7 @@ Request = TypeVar("Request", GenerateRequest, EncodeRequest, DecodeRequest, Plan
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ValidRequest:
     """A generate request that can be carried out, all that it left open filled in."""
 
     request: GenerateRequest
@@ -61,7 +61,7 @@ class Prepared:
         return tuple(report for report in found if report is not None)
 
 
-def prepare_generate(request: GenerateRequest, bundle: Bundle | None = None) -> Prepared:
+def validate_generate(request: GenerateRequest, bundle: Bundle | None = None) -> ValidRequest:
     """The request, its bundle and its label sources; networks are not loaded yet.
 
     A bundle given from Python goes before the request's; one that the request names must then be the same. Raises
@@ -74,7 +74,7 @@ def prepare_generate(request: GenerateRequest, bundle: Bundle | None = None) -> 
     sources = label_sources(request, bundle)
     for source in sources:
         _check_source(request, bundle, source)
-    return Prepared(_filled(request, bundle, sources), bundle, tuple(sources))
+    return ValidRequest(_filled(request, bundle, sources), bundle, tuple(sources))
 
 
 def compute_for(compute: Compute, bundle: Bundle | None) -> Compute:
@@ -237,7 +237,7 @@ def _filled(request: GenerateRequest, bundle: Bundle, sources: list[LabelSource]
 
 
 @dataclass(frozen=True)
-class PreparedImage:
+class ValidImage:
     """An encode request that can be carried out, and the volume or label map that it encodes."""
 
     request: EncodeRequest
@@ -246,11 +246,11 @@ class PreparedImage:
     report: FileReport
 
 
-def prepare_encode(request: EncodeRequest, bundle: Bundle | None = None) -> PreparedImage:
+def validate_encode(request: EncodeRequest, bundle: Bundle | None = None) -> ValidImage:
     """The request, its bundle and the image to encode, resampled where the request says so.
 
     A bundle whose autoencoder is one of label maps takes a label map. Warns of a spacing that the bundle was not
-    trained for. Raises `InvalidRequestError` as `prepare_generate`.
+    trained for. Raises `InvalidRequestError` as `validate_generate`.
     """
     request = request.model_copy(update={"compute": compute_for(request.compute, bundle)})
     bundle = load_for(request, bundle)
@@ -273,7 +273,7 @@ def prepare_encode(request: EncodeRequest, bundle: Bundle | None = None) -> Prep
         "source": request.source.resolve(),
         "content": "labels" if isinstance(image, LabelMap) else "volume",
     }
-    return PreparedImage(request.model_copy(update=update), bundle, image, report)
+    return ValidImage(request.model_copy(update=update), bundle, image, report)
 
 
 def _wanted_grid(grid: Grid, request: EncodeRequest) -> Grid:
@@ -301,7 +301,7 @@ def _wanted_grid(grid: Grid, request: EncodeRequest) -> Grid:
 
 
 @dataclass(frozen=True)
-class PreparedLatent:
+class ValidLatent:
     """A decode request that can be carried out, and the latent that it decodes."""
 
     request: DecodeRequest
@@ -309,8 +309,8 @@ class PreparedLatent:
     latent: Latent
 
 
-def prepare_decode(request: DecodeRequest, bundle: Bundle | None = None) -> PreparedLatent:
-    """The request, its bundle and the latent to decode. Raises `InvalidRequestError` as `prepare_generate`."""
+def validate_decode(request: DecodeRequest, bundle: Bundle | None = None) -> ValidLatent:
+    """The request, its bundle and the latent to decode. Raises `InvalidRequestError` as `validate_generate`."""
     request = request.model_copy(update={"compute": compute_for(request.compute, bundle)})
     latent = read_latent(request.source)
     bundle = load_for(request, bundle)
@@ -321,7 +321,7 @@ def prepare_decode(request: DecodeRequest, bundle: Bundle | None = None) -> Prep
         check_takes_ct(bundle)
         check_modality(bundle, latent.modality, request.force)
     update = {"bundle": lasting_name(request.bundle, bundle), "source": request.source.resolve()}
-    return PreparedLatent(request.model_copy(update=update), bundle, latent)
+    return ValidLatent(request.model_copy(update=update), bundle, latent)
 
 
 def encodes_labels(bundle: Bundle) -> bool:
