@@ -5,15 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from command_line import Maisi
 
-from maisi.bundle.bundle import load_bundle
+from maisi.bundle.bundle import Bundle, BundleInfo, load_bundle, save_bundle
 from maisi.errors import InvalidConfigError
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.generate import generate
 from maisi.pipelines.requests import GenerateRequest
 from maisi.recipes.load import load_recipe
-from maisi.recipes.recipe import BundleRecipe, build_bundle
+from maisi.recipes.recipe import BundleRecipe
+from maisi.recipes.stages import Lesson, build_bundle
 from maisi.space.files import write_volume
 from maisi.space.grid import Grid
 
@@ -76,7 +81,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_recipe_makes_a_bundle_that_generates_and_says_how_good_it_is(manifest: Path, tmp_path: Path) -> None:
-    path = build_bundle(tiny(), manifest, tmp_path)
+    path = build_bundle(Lesson.of(tiny(), manifest), tmp_path)
     bundle = load_bundle(path)
     bundle.verify()
     assert set(bundle.names) == {"autoencoder", "unet", "controlnet"}
@@ -89,17 +94,54 @@ def test_a_recipe_makes_a_bundle_that_generates_and_says_how_good_it_is(manifest
     assert np.isfinite(sample.volume.array).all()
 
     checksums = (path / "checksums.json").read_text()
-    again = build_bundle(tiny(), manifest, tmp_path)
+    again = build_bundle(Lesson.of(tiny(), manifest), tmp_path)
     assert (again / "checksums.json").read_text() == checksums
 
 
 def test_the_packaged_recipe_is_valid() -> None:
     recipe = load_recipe("ct-small")
     assert recipe.name == "ct-small"
-    assert recipe.controlnet.train_unet
+    assert recipe.for_controlnet().train_unet
 
 
 def test_a_recipe_with_a_setting_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("name: x\nlicence: y\nlerning_rate: 1\n")
     with pytest.raises(InvalidConfigError, match="lerning_rate"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_networks_trained_one_after_the_other_make_a_bundle_that_generates(
+    maisi: Maisi, manifest: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tiny().model_dump(mode="json")))
+    for part, before in (("autoencoder", None), ("diffusion", "autoencoder"), ("controlnet", "diffusion")):
+        given = [] if before is None else ["--bundle", tmp_path / before / "bundle"]
+        done = maisi("train", part, tmp_path / "r.yaml", "--manifest", manifest, *given, "--out", tmp_path / part)
+        assert done.code == 0, done.err
+    bundle = load_bundle(tmp_path / "controlnet" / "bundle")
+    assert set(bundle.names) == {"autoencoder", "unet", "controlnet"}
+    first = load_bundle(tmp_path / "autoencoder" / "bundle").autoencoder.state_dict()
+    assert all(torch.equal(weight, first[name]) for name, weight in bundle.autoencoder.state_dict().items())
+    request = GenerateRequest(size=(16, 16, 16), spacing=(16.0, 16.0, 16.0), steps=1)
+    (sample,) = generate(request, bundle)
+    assert np.isfinite(sample.volume.array).all()
+
+
+def test_a_training_that_lacks_what_goes_before_is_refused(maisi: Maisi, manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tiny().model_dump(mode="json")))
+    given = ("--manifest", manifest, "--out", tmp_path / "out")
+    autoencoder_alone = save_bundle(
+        Bundle.of(
+            BundleInfo(name="alone", licence="none", vocabulary_version="1.0"),
+            {"autoencoder": Autoencoder(AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2))},
+        ),
+        tmp_path / "alone",
+    )
+    refused = maisi("train", "controlnet", tmp_path / "r.yaml", "--bundle", autoencoder_alone, *given)
+    assert refused.code == 2
+    assert "bundle alone has no unet, which goes before; it has autoencoder" in refused.err
+    (tmp_path / "part.yaml").write_text("name: part\nlicence: none\n")
+    refused = maisi("train", "autoencoder", tmp_path / "part.yaml", *given)
+    assert refused.code == 2
+    assert "recipe part says nothing of autoencoder; it has nothing" in refused.err
+    assert not (tmp_path / "out").exists()

@@ -1,8 +1,8 @@
-"""`maisi train`: bundles from recipes."""
+"""`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,16 @@ TOLD_EVERY = 50
 
 train = typer.Typer(help="Train networks.", no_args_is_help=True)
 
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Packaged recipe or YAML file.", show_default=False)]
+Manifest = Annotated[
+    Path, typer.Option(metavar="FILE", help="Manifest of the cases to train on, or the folder of `maisi prepare`.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the run; the bundle is inside.")]
+Before = Annotated[
+    str, typer.Option("--bundle", "-b", help="Bundle whose networks go before: packaged name or folder.")
+]
+Threads = Annotated[int | None, typer.Option(help="Threads to compute with.", show_default="one a core")]
+
 
 @train.callback()
 def _group() -> None:
@@ -20,30 +30,57 @@ def _group() -> None:
 
 
 @train.command()
+def autoencoder(
+    name: Recipe, manifest: Manifest, out: Out, assignments: Assignments = None, threads: Threads = None
+) -> None:
+    """Train an autoencoder: volumes to latents and back. Run it again after a kill: it goes on."""
+    _train("autoencoder", name, out, assignments, threads, {"manifest": manifest})
+
+
+@train.command()
+def diffusion(
+    name: Recipe, manifest: Manifest, bundle: Before, out: Out, assignments: Assignments = None, threads: Threads = None
+) -> None:
+    """Train a denoising U-Net on latents of a bundle's autoencoder. Run it again after a kill: it goes on."""
+    _train("diffusion", name, out, assignments, threads, {"manifest": manifest, "bundle": bundle})
+
+
+@train.command()
+def controlnet(
+    name: Recipe, manifest: Manifest, bundle: Before, out: Out, assignments: Assignments = None, threads: Threads = None
+) -> None:
+    """Train a ControlNet, which makes a bundle's U-Net follow labels. Run it again after a kill: it goes on."""
+    _train("controlnet", name, out, assignments, threads, {"manifest": manifest, "bundle": bundle})
+
+
+@train.command()
 def recipe(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Packaged recipe or YAML file.", show_default=False)],
-    manifest: Annotated[Path, typer.Option(metavar="FILE", help="Manifest of the cases to train on.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the run; the bundle is inside.")],
-    assignments: Assignments = None,
-    threads: Annotated[int | None, typer.Option(help="Threads to compute with.", show_default="one a core")] = None,
+    name: Recipe, manifest: Manifest, out: Out, assignments: Assignments = None, threads: Threads = None
 ) -> None:
     """Train a whole bundle: autoencoder, latents, U-Net, ControlNet. Run it again after a kill: it goes on."""
+    _train("recipe", name, out, assignments, threads, {"manifest": manifest})
+
+
+def _train(
+    part: str, name: str, out: Path, assignments: list[str] | None, threads: int | None, more: dict[str, Any]
+) -> None:
     from maisi.cli.process import process_for
     from maisi.compute.compute import Compute
     from maisi.recipes.load import load_recipe
     from maisi.recipes.recipe import BundleRecipe
     from maisi.runs.carry_out import carry_out
     from maisi.runs.task import Watch
-    from maisi.runs.tasks.train import TRAIN, TrainRequest
+    from maisi.runs.tasks import task_named
     from maisi.storage.settings import check_settings, with_assignments
 
+    task = task_named(f"train {part}")
     settings = load_recipe(name).model_dump(mode="json")
     chosen = check_settings(BundleRecipe, with_assignments(settings, assignments or []))
     compute = {} if threads is None else {"threads": threads}
-    asked = {"recipe": chosen.model_dump(mode="json"), "manifest": manifest, "compute": compute}
-    request = check_settings(TrainRequest, asked)
+    asked = {"recipe": chosen.model_dump(mode="json"), "compute": compute, **more}
+    request = check_settings(task.request, asked)
     with process_for(Compute.model_validate(compute)):
-        carry_out(TRAIN, request, out, watch=Watch(_teller()))
+        carry_out(task, request, out, watch=Watch(_teller()))
     give(str(out / "bundle"))
 
 

@@ -236,7 +236,7 @@ def latent_scale(latents: Iterable[Latent]) -> float:
 
 
 class LatentSource:
-    """Random crops of encoded cases; groups are drawn by weight, cases of a group alike.
+    """Random crops of encoded cases; groups are drawn by weight, cases of a group alike, without weights all alike.
 
     Latents of a `LatentStore` are read when they are drawn.
     """
@@ -246,6 +246,7 @@ class LatentSource:
         self.multiple = multiple
         groups = latents.groups if isinstance(latents, LatentStore) else [latent.group for latent in latents]
         counts = {group: groups.count(group) for group in set(groups)}
+        weights = weights or counts
         shares = np.array([weights.get(group, 0.0) / counts[group] for group in groups])
         if not len(shares) or shares.sum() <= 0:
             raise InvalidRequestError(f"no latent case in the groups {sorted(weights)}; found {counts}")

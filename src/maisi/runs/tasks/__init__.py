@@ -12,7 +12,10 @@ HOMES = {
     "decode": "codec.DECODE",
     "reconstruct": "codec.RECONSTRUCT",
     "convert": "convert.CONVERT",
-    "train recipe": "train.TRAIN",
+    "train autoencoder": "train.AUTOENCODER",
+    "train diffusion": "train.DIFFUSION",
+    "train controlnet": "train.CONTROLNET",
+    "train recipe": "train.RECIPE",
 }
 
 

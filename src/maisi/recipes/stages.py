@@ -1,0 +1,185 @@
+"""The trainings of a bundle, one network at a time, and all of them as one recipe.
+
+Every stage leaves its state in its folder and goes on there when it is run again; each gives a bundle that holds one
+network more than the one it was given.
+"""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.bundle.bundle import Bundle, BundleInfo, build_scheduler, load_bundle, save_bundle
+from maisi.data.dataset import PatchSource
+from maisi.data.latents import LatentSource, LatentStore, latent_scale
+from maisi.data.manifest import Case, read_manifest
+from maisi.errors import InvalidRequestError
+from maisi.networks.autoencoder import Autoencoder
+from maisi.recipes.card import measure_bundle, model_card, write_quality
+from maisi.recipes.recipe import BundleRecipe
+from maisi.recipes.variations import as_shown, make_latents, patches_of
+from maisi.training.autoencoder import train_autoencoder
+from maisi.training.controlnet import train_controlnet
+from maisi.training.diffusion import train_unet
+from maisi.training.loop import step_generators
+
+logger = logging.getLogger(__name__)
+
+OnStep = Callable[[str, int, Mapping[str, float]], None]
+CENTRING_DRAWS = 64  # batches of patches whose latents are averaged
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a stage learns from: a recipe and the training and validation cases of a manifest."""
+
+    recipe: BundleRecipe
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...] = ()
+
+    @classmethod
+    def of(cls, recipe: BundleRecipe, manifest: Path) -> "Lesson":
+        """The cases with images of a manifest; raises `InvalidRequestError` where none is for training."""
+        cases = [case for case in read_manifest(manifest) if case.image is not None]
+        training = tuple(case for case in cases if case.split == "training")
+        if not training:
+            splits = ", ".join(sorted({case.split for case in cases})) or "no case with an image"
+            raise InvalidRequestError(f"{manifest} has no case to train on, only {splits}; expected split training")
+        return cls(recipe, training, tuple(case for case in cases if case.split == "validation"))
+
+
+def build_bundle(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> Path:
+    """Train everything and give the path of the bundle, `folder/bundle`, measured and with its model card.
+
+    Run it again after a kill: it goes on where it stopped, and gives the same bundle.
+    """
+    bundle = autoencoder_stage(lesson, folder, on_step)
+    latents = encoded(lesson, bundle, folder / "latents")
+    bundle = unet_stage(lesson, bundle, latents, folder, on_step)
+    bundle = controlnet_stage(lesson, bundle, latents, folder, on_step)
+    return save_measured(bundle, lesson, folder)
+
+
+def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> Bundle:
+    """A bundle of the autoencoder alone, whose latents have mean zero in every channel."""
+    recipe = lesson.recipe
+    source = patches_of(recipe, lesson.training)
+    config = recipe.for_autoencoder()
+    autoencoder = train_autoencoder(config, source, folder / "autoencoder", _named(on_step, "autoencoder"))
+    centred = centred_autoencoder(autoencoder.cpu(), source, config.batch_size, config.patch, config.loop.seed)
+    return Bundle.of(_info(recipe), {"autoencoder": centred})
+
+
+def encoded(lesson: Lesson, bundle: Bundle, folder: Path) -> LatentStore:
+    """Latents of variations of the training cases, made with the bundle's autoencoder; files that are there stay."""
+    unet = bundle.configs.get("unet", None)
+    multiple = (lesson.recipe.for_unet().network if unet is None else unet).size_multiple  # type: ignore[union-attr]
+    return make_latents(lesson.recipe, lesson.training, bundle.autoencoder, multiple, folder)
+
+
+def unet_stage(
+    lesson: Lesson, bundle: Bundle, latents: LatentStore, folder: Path, on_step: OnStep | None = None
+) -> Bundle:
+    """The bundle with a U-Net trained on latents of its autoencoder."""
+    recipe, config = lesson.recipe, lesson.recipe.for_unet()
+    scale_factor = latent_scale(latents)
+    source = latent_source(recipe, latents, config.network.size_multiple)
+    scheduler = build_scheduler(recipe.scheduler)
+    unet = train_unet(config, source, scheduler, scale_factor, folder / "diffusion", _named(on_step, "diffusion"))
+    info = bundle.info.model_copy(update={"scheduler": recipe.scheduler, "scale_factor": scale_factor})
+    return with_networks(bundle, info, {"unet": unet.cpu()})
+
+
+def controlnet_stage(
+    lesson: Lesson, bundle: Bundle, latents: LatentStore, folder: Path, on_step: OnStep | None = None
+) -> Bundle:
+    """The bundle with a ControlNet for its U-Net; with `train_unet` the U-Net has learned along."""
+    recipe, config = lesson.recipe, lesson.recipe.for_controlnet()
+    assert bundle.info.scheduler is not None
+    controlnet, unet = train_controlnet(
+        config,
+        bundle.unet,
+        latent_source(recipe, latents, bundle.unet.config.size_multiple),
+        build_scheduler(bundle.info.scheduler),
+        bundle.info.scale_factor,
+        folder / "controlnet",
+        _named(on_step, "controlnet"),
+    )
+    update = {"controlnet_scale": recipe.controlnet_scale, "shown_as": recipe.shown_as, "limits": recipe.limits}
+    info = bundle.info.model_copy(update=update)
+    return with_networks(bundle, info, {"unet": unet.cpu(), "controlnet": controlnet.cpu()})
+
+
+def latent_source(recipe: BundleRecipe, latents: LatentStore, multiple: int) -> LatentSource:
+    """Crops of the latents, groups drawn by the recipe's weights, labels as the ControlNet is shown them."""
+    shown = latents.with_change(lambda latent: as_shown(latent, recipe.shown_as))
+    return LatentSource(shown, recipe.latents.weights, multiple)
+
+
+def with_networks(bundle: Bundle, info: BundleInfo, networks: Mapping[str, nn.Module]) -> Bundle:
+    """The bundle with other information, and with networks added or in place of those of the same name."""
+    kept = {name: bundle.network(name) for name in bundle.names if name not in networks}
+    return Bundle.of(info, {**kept, **networks}, model_card=bundle.model_card, licence_text=bundle.licence_text)
+
+
+def centred_autoencoder(
+    autoencoder: Autoencoder, source: PatchSource, batch: int, patch: tuple[int, int, int], seed: int
+) -> Autoencoder:
+    """The same autoencoder with latents of mean zero in every channel, as the noise has that they are made from.
+
+    The mean is that of patches of the training cases. What the last bias of the encoder takes away, the first one of
+    the decoder puts back: volumes do not change.
+    """
+    sums, count = torch.zeros(autoencoder.config.latent_channels, dtype=torch.float64), 0
+    with torch.inference_mode():
+        for draw in range(CENTRING_DRAWS):
+            mean, _ = autoencoder.encode(source.draw(batch, patch, step_generators(seed, draw)[1]))
+            sums += mean.double().sum((0, 2, 3, 4))
+            count += mean[:, 0].numel()
+    return shifted(autoencoder, sums / count)
+
+
+def shifted(autoencoder: Autoencoder, mean: torch.Tensor) -> Autoencoder:
+    """The same autoencoder with latents that are less by `mean` (c,) everywhere; volumes do not change."""
+    moved = copy.deepcopy(autoencoder)
+    encoding, decoding = moved.to_mean.bias, moved.from_latent.bias
+    assert encoding is not None
+    assert decoding is not None
+    with torch.no_grad():
+        encoding -= mean.to(encoding)
+        weight = moved.from_latent.weight[:, :, 0, 0, 0].double()
+        decoding += (weight @ mean.to(weight.device)).to(decoding)
+    return moved
+
+
+def save_measured(bundle: Bundle, lesson: Lesson, folder: Path) -> Path:
+    """Save a bundle as float16, measure it as it will be loaded, and save it again with its model card."""
+    path = save_bundle(bundle, folder / "bundle", dtype=torch.float16, overwrite=True)
+    labelled = [*lesson.training, *lesson.validation]
+    quality = measure_bundle(load_bundle(path), lesson.validation, labelled, on_case=logger.info)
+    write_quality(quality, folder / "quality.json")
+    licence = f"{bundle.info.licence}\nAttribution: see MODEL_CARD.md\n"
+    loaded = load_bundle(path)
+    card = model_card(loaded, quality, lesson.training, lesson.recipe.expectations)
+    carded = dataclasses.replace(loaded, model_card=card, licence_text=licence)
+    return save_bundle(carded, folder / "bundle", dtype=torch.float16, overwrite=True)
+
+
+def _info(recipe: BundleRecipe) -> BundleInfo:
+    return BundleInfo(
+        name=recipe.name,
+        description=recipe.description,
+        licence=recipe.licence,
+        vocabulary_version=load_vocabulary().version,
+        limits=recipe.limits,
+    )
+
+
+def _named(on_step: OnStep | None, stage: str) -> Callable[[int, Mapping[str, float]], None] | None:
+    return None if on_step is None else (lambda step, metrics: on_step(stage, step, metrics))
