@@ -103,6 +103,6 @@ def patch_source(groups: Iterable[tuple[float, Sequence[LoadVolumes]]], kept_byt
 def at_spacings(case: Case, spacings: Sequence[float]) -> list[Volume]:
     """The volume of a case as stored, and resampled to each isotropic spacing (mm) that is coarser than it."""
     assert case.image is not None
-    volume = read_volume(case.image)
+    volume = read_volume(case.image, modality=case.modality)
     coarser = [s for s in spacings if s > 1.2 * max(volume.grid.spacing)]
     return [volume] + [resample(volume, with_spacing(volume.grid, (s, s, s))) for s in coarser]
