@@ -38,7 +38,7 @@ def tiny() -> BundleRecipe:
         "network": {**BACKBONE, "regions": True, "spacing": True},
         "loop": loop,
         "sizes": [[8, 8, 8]],
-        "bfloat16": False,
+        "optimization": {"precision": "float32"},
     }
     return BundleRecipe.model_validate(
         {
@@ -52,7 +52,7 @@ def tiny() -> BundleRecipe:
                 "loop": loop,
                 "batch_size": 1,
                 "patch": [16, 16, 16],
-                "bfloat16": False,
+                "optimization": {"precision": "float32"},
             },
             "latents": {
                 "variations": {"made": 2},

@@ -217,6 +217,7 @@ class LatentExample:
     spacing: Spacing3
     span: RegionSpan
     modality: int
+    name: str = ""  # of what it was made from
 
 
 def latent_scale(latents: Iterable[Latent]) -> float:
@@ -252,6 +253,11 @@ class LatentSource:
             raise InvalidRequestError(f"no latent case in the groups {sorted(weights)}; found {counts}")
         self.shares = shares / shares.sum()
 
+    @property
+    def num_cases(self) -> int:
+        """How many latents there are."""
+        return len(self.latents)
+
     def draw(self, size: Size3, rng: np.random.Generator, draw: torch.Generator) -> LatentExample:
         """A random crop of at most `size` latent voxels, sampled from the posterior."""
         latent = self.latents[int(rng.choice(len(self.latents), p=self.shares))]
@@ -272,5 +278,10 @@ class LatentSource:
         voxels = tuple(slice(b.start * factor, b.stop * factor) for b in box)
         mean, log_variance = (tensor[0][:, *box].float() for tensor in (latent.mean, latent.log_variance))
         return LatentExample(
-            draw_latent(mean, log_variance, draw)[None], labels[voxels], latent.grid.spacing, span, modality
+            draw_latent(mean, log_variance, draw)[None],
+            labels[voxels],
+            latent.grid.spacing,
+            span,
+            modality,
+            latent.made_from,
         )
