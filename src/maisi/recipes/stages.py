@@ -7,7 +7,7 @@ network more than the one it was given.
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, build_scheduler, load_bundle, save_bundle
 from maisi.data.dataset import PatchSource
-from maisi.data.latents import LatentSource, LatentStore, latent_scale
+from maisi.data.latents import LatentEntry, LatentSource, LatentStore, latent_scale
 from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
@@ -27,7 +27,7 @@ from maisi.recipes.variations import as_shown, make_latents, patches_of
 from maisi.training.autoencoder import train_autoencoder
 from maisi.training.controlnet import train_controlnet
 from maisi.training.diffusion import train_unet
-from maisi.training.loop import step_generators
+from maisi.training.loop import LoopConfig, step_generators
 
 logger = logging.getLogger(__name__)
 
@@ -86,50 +86,100 @@ def autoencoder_stage(
     return Bundle.of(_info(recipe), {"autoencoder": centred})
 
 
-def encoded(lesson: Lesson, bundle: Bundle, folder: Path) -> LatentStore:
-    """Latents of variations of the training cases, made with the bundle's autoencoder; files that are there stay."""
+@dataclass(frozen=True)
+class Encoded:
+    """Latents to learn from, and those of held-out cases to measure on."""
+
+    training: LatentStore
+    validation: LatentStore | None = None
+
+
+def encoded(lesson: Lesson, bundle: Bundle, folder: Path) -> Encoded:
+    """Latents of variations of the cases, made with the bundle's autoencoder; files that are there stay.
+
+    Those of held-out cases are made where the recipe validates.
+    """
+    recipe, autoencoder = lesson.recipe, bundle.autoencoder
     unet = bundle.configs.get("unet", None)
-    multiple = (lesson.recipe.for_unet().network if unet is None else unet).size_multiple  # type: ignore[union-attr]
-    return make_latents(lesson.recipe, lesson.training, bundle.autoencoder, multiple, folder)
+    multiple = (recipe.for_unet().network if unet is None else unet).size_multiple  # type: ignore[union-attr]
+    training = make_latents(recipe, lesson.training, autoencoder, multiple, folder)
+    parts = (recipe.diffusion, recipe.controlnet)
+    if not lesson.validation or not any(part is not None and part.loop.validate_every for part in parts):
+        return Encoded(training)
+    alone = recipe.model_copy(update={"latents": recipe.latents.model_copy(update={"num_phantoms": 0})})
+    held_out = make_latents(alone, lesson.validation, autoencoder, multiple, folder / "validation")
+    return Encoded(training, held_out if len(held_out) else None)
 
 
-def unet_stage(
-    lesson: Lesson, bundle: Bundle, latents: LatentStore, folder: Path, on_step: OnStep | None = None
-) -> Bundle:
-    """The bundle with a U-Net trained on latents of its autoencoder."""
+def stored_latents(folder: Path, entries: Sequence[LatentEntry], kept_bytes: int) -> Encoded:
+    """Latents of a folder by the split of its index; raises `InvalidRequestError` where none is for training."""
+    paths = {
+        split: [folder / entry.file for entry in entries if entry.split == split]
+        for split in ("training", "validation")
+    }
+    if not paths["training"]:
+        raise InvalidRequestError(f"{folder} has no latent to train on; expected split training")
+    held_out = LatentStore(paths["validation"], kept_bytes=kept_bytes) if paths["validation"] else None
+    return Encoded(LatentStore(paths["training"], kept_bytes=kept_bytes), held_out)
+
+
+def unet_stage(lesson: Lesson, bundle: Bundle, latents: Encoded, folder: Path, on_step: OnStep | None = None) -> Bundle:
+    """The bundle with a U-Net trained on latents of its autoencoder.
+
+    A U-Net that it has already is trained on, with the noise schedule and the scale of latents that it knows.
+    """
     recipe, config = lesson.recipe, lesson.recipe.for_unet()
-    scale_factor = latent_scale(latents)
-    source = latent_source(recipe, latents, config.network.size_multiple)
-    scheduler = build_scheduler(recipe.scheduler)
-    unet = train_unet(config, source, scheduler, scale_factor, folder / "diffusion", _named(on_step, "diffusion"))
-    info = bundle.info.model_copy(update={"scheduler": recipe.scheduler, "scale_factor": scale_factor})
+    start = bundle.unet if "unet" in bundle.names else None
+    if start is None:
+        scale_factor, schedule = latent_scale(latents.training), recipe.scheduler
+    else:
+        assert bundle.info.scheduler is not None
+        scale_factor, schedule = bundle.info.scale_factor, bundle.info.scheduler
+    training, held_out = sources(recipe, latents, config.network.size_multiple, config.loop)
+    scheduler, told = build_scheduler(schedule), _named(on_step, "diffusion")
+    where = folder / "diffusion"
+    unet = train_unet(config, training, scheduler, scale_factor, where, told, validation=held_out, start=start)
+    info = bundle.info.model_copy(update={"scheduler": schedule, "scale_factor": scale_factor})
     return with_networks(bundle, info, {"unet": unet.cpu()})
 
 
 def controlnet_stage(
-    lesson: Lesson, bundle: Bundle, latents: LatentStore, folder: Path, on_step: OnStep | None = None
+    lesson: Lesson, bundle: Bundle, latents: Encoded, folder: Path, on_step: OnStep | None = None
 ) -> Bundle:
-    """The bundle with a ControlNet for its U-Net; with `train_unet` the U-Net has learned along."""
+    """The bundle with a ControlNet for its U-Net; with `train_unet` the U-Net has learned along.
+
+    A ControlNet that it has already is trained on.
+    """
     recipe, config = lesson.recipe, lesson.recipe.for_controlnet()
     assert bundle.info.scheduler is not None
+    training, held_out = sources(recipe, latents, bundle.unet.config.size_multiple, config.loop)
     controlnet, unet = train_controlnet(
         config,
         bundle.unet,
-        latent_source(recipe, latents, bundle.unet.config.size_multiple),
+        training,
         build_scheduler(bundle.info.scheduler),
         bundle.info.scale_factor,
         folder / "controlnet",
         _named(on_step, "controlnet"),
+        validation=held_out,
+        start=bundle.controlnet if "controlnet" in bundle.names else None,
     )
     update = {"controlnet_scale": recipe.controlnet_scale, "shown_as": recipe.shown_as, "limits": recipe.limits}
     info = bundle.info.model_copy(update=update)
     return with_networks(bundle, info, {"unet": unet.cpu(), "controlnet": controlnet.cpu()})
 
 
-def latent_source(recipe: BundleRecipe, latents: LatentStore, multiple: int) -> LatentSource:
+def sources(
+    recipe: BundleRecipe, latents: Encoded, multiple: int, loop: LoopConfig
+) -> tuple[LatentSource, LatentSource | None]:
     """Crops of the latents, groups drawn by the recipe's weights, labels as the ControlNet is shown them."""
-    shown = latents.with_change(lambda latent: as_shown(latent, recipe.shown_as))
-    return LatentSource(shown, recipe.latents.weights, multiple)
+
+    def of(store: LatentStore) -> LatentSource:
+        shown = store.with_change(lambda latent: as_shown(latent, recipe.shown_as))
+        return LatentSource(shown, recipe.latents.weights, multiple)
+
+    validates = latents.validation is not None and loop.validate_every > 0
+    return of(latents.training), of(latents.validation) if validates and latents.validation is not None else None
 
 
 def with_networks(bundle: Bundle, info: BundleInfo, networks: Mapping[str, nn.Module]) -> Bundle:
