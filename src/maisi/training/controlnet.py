@@ -2,35 +2,110 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from maisi.anatomy.bits import label_bits
-from maisi.data.latents import LatentExample, LatentSource
+from maisi.data.latents import LatentSource
 from maisi.diffusion.denoiser import predict
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet
-from maisi.training.diffusion import DiffusionTraining, accumulate_loss
+from maisi.training.contrastive import ContrastiveConfig, differing, labels_without, region_contrast
+from maisi.training.diffusion import Denoising, DiffusionTraining, Lesson, accumulated
 from maisi.training.loop import TrainingState, fit, set_learning_rate, training_device, update_average, warmed_cosine
+from maisi.training.partial_labels import LabelDropout, thinned_out
 
 
 class ControlNetTraining(DiffusionTraining):
-    """Recipe of a ControlNet. With `train_unet` the U-Net learns along, which small data and short runs need."""
+    """Recipe of a ControlNet. With `train_unet` the U-Net learns along, which small data and short runs need.
+
+    `drop_labels` is the share of batches that see no label map: with `train_unet` the U-Net learns them alone, else the
+    ControlNet is given a map that says nothing, an embedding of zeros. `thin_labels` leaves out the names of some
+    structures. `occupancy` lists structures and groups whose fraction of every latent voxel the ControlNet sees.
+    """
 
     controlnet: ControlNetConfig = ControlNetConfig()
     train_unet: bool = False
     unet_learning_rate: float = Field(default=1e-4, gt=0)
     drop_labels: float = Field(default=0.0, ge=0, lt=1)
+    thin_labels: LabelDropout = LabelDropout()
+    contrast: ContrastiveConfig | None = None
+    occupancy: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _something_learns(self) -> "ControlNetTraining":
-        if self.drop_labels and not self.train_unet:
-            raise ValueError("drop_labels needs train_unet: without labels only the U-Net could learn")
-        return self
+    @property
+    def seeing(self) -> ControlNetConfig:
+        """The ControlNet with the occupancies that are asked for by name."""
+        named = [id for name in self.occupancy for id in self.vocabulary.members(name)]
+        ids = tuple(dict.fromkeys([*self.controlnet.occupancy_ids, *named]))
+        return ControlNetConfig.model_validate({**self.controlnet.model_dump(), "occupancy_ids": ids})
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How a ControlNet and its U-Net answer the batches of a training, and what their answers cost."""
+
+    config: ControlNetTraining
+    task: Denoising
+    unet: DenoisingUNet
+    controlnet: ControlNet
+
+    def losses(self, number: int) -> dict[str, Tensor]:
+        """The losses of batch `number`; `total` is to be made small."""
+        lesson = self.task.lesson(number)
+        unlabelled = lesson.rng.random() < self.config.drop_labels
+        labels = None if unlabelled else self.labels(lesson)
+        prediction = self.answer(lesson, labels)
+        losses = {"total": self.task.loss(prediction, lesson)}
+        if self.config.contrast is not None and labels is not None:
+            losses |= self.contrast(self.config.contrast, prediction, lesson, labels)
+            losses["total"] = losses["total"] + self.config.contrast.weight * losses["foreground"]
+            losses["total"] = losses["total"] + self.config.contrast.weight * losses["background"]
+        return losses
+
+    def labels(self, lesson: Lesson) -> Tensor:
+        """The ids (b, x, y, z) of a batch, some of them unnamed."""
+        thinned = []
+        for example in lesson.examples:
+            assert example.labels is not None, "sources of labelled latents give labels"
+            thinned.append(thinned_out(example.labels, self.config.thin_labels, self.config.vocabulary, lesson.rng))
+        return torch.stack(thinned)
+
+    def answer(self, lesson: Lesson, labels: Tensor | None) -> Tensor:
+        """The prediction for a batch under label maps (b, x, y, z), or without any."""
+        x, t, conditions = lesson.noisy, lesson.t, lesson.conditions
+        with self.task.precision(lesson):
+            if labels is None and self.config.train_unet:
+                return predict(self.unet, None, x, t, conditions=conditions)
+            embedding = self.silence(lesson) if labels is None else self.embedded(labels)
+            return predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding)
+
+    def embedded(self, labels: Tensor) -> Tensor:
+        """Label maps as the ControlNet sees them."""
+        bits = label_bits(labels.to(self.task.device)).to(memory_format=torch.channels_last_3d)
+        return self.controlnet.embed_condition(bits)
+
+    def silence(self, lesson: Lesson) -> Tensor:
+        """An embedding that says nothing."""
+        size = lesson.batch.clean.shape[2:]
+        return lesson.batch.clean.new_zeros((1, self.controlnet.config.channels[0], *size))
+
+    def contrast(
+        self, config: ContrastiveConfig, prediction: Tensor, lesson: Lesson, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """The two terms of the region-contrastive loss; a second answer is asked for only where there are lesions."""
+        healthy = labels_without(labels, config.structures, self.config.vocabulary)
+        size = lesson.batch.clean.shape
+        region = differing(labels, healthy, (size[2], size[3], size[4])).to(self.task.device)
+        if not bool(region.any()):
+            nothing = prediction.new_zeros((), dtype=torch.float32)
+            return {"foreground": nothing, "background": nothing}
+        without = self.answer(lesson, healthy).float()
+        return region_contrast(prediction.float(), without, lesson.batch.target, region, config)._asdict()
 
 
 def train_controlnet(
@@ -50,7 +125,7 @@ def train_controlnet(
     device = training_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
-        controlnet = ControlNet.from_unet(unet, config.controlnet)
+        controlnet = ControlNet.from_unet(unet, config.seeing)
     controlnet = controlnet.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     unet = copy.deepcopy(unet).to(device).requires_grad_(config.train_unet)
     averages = {"controlnet": copy.deepcopy(controlnet), "unet": copy.deepcopy(unet)}
@@ -62,31 +137,22 @@ def train_controlnet(
     if config.train_unet:
         state.modules |= {"unet": unet, "average_unet": averages["unet"]}
         state.optimizers |= {"unet": unet_optimizer}
-
-    def answer(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
-        if config.drop_labels and float(torch.rand((), generator=drop)) < config.drop_labels:
-            return predict(unet, None, noisy, t, conditions=conditions)
-        bits = label_bits(example.labels.to(device))[None].to(memory_format=torch.channels_last_3d)
-        embedding = controlnet.embed_condition(bits)
-        return predict(unet, controlnet, noisy, t, conditions=conditions, embedding=embedding)
-
-    drop = torch.Generator()
+    steering = Steering(config, Denoising(config, unet.config, source, scheduler, scale_factor), unet, controlnet)
 
     def take_step(step: int) -> dict[str, float]:
-        drop.manual_seed(config.loop.seed * 1_000_003 + step)
         factor = warmed_cosine(step, config.loop.num_steps, config.warmup)
         set_learning_rate(optimizer, config.learning_rate * factor)
         set_learning_rate(unet_optimizer, config.unet_learning_rate * factor)
         for parameter in (*controlnet.parameters(), *unet.parameters()):
             parameter.grad = None
-        loss = accumulate_loss(config, source, scheduler, scale_factor, step, answer)
+        found = accumulated(steering.losses, step, config.examples_per_step)
         norm = torch.nn.utils.clip_grad_norm_([*controlnet.parameters(), *unet.parameters()], 1.0)
         optimizer.step()
         if config.train_unet:
             unet_optimizer.step()
             update_average(averages["unet"], unet, config.average_decay, step)
         update_average(averages["controlnet"], controlnet, config.average_decay, step)
-        return {"loss": round(loss, 6), "grad_norm": round(float(norm), 4)}
+        return {**found, "grad_norm": round(float(norm), 4)}
 
     fit(state, take_step, config.loop, folder, on_step, until)
     return averages["controlnet"], averages["unet"]

@@ -1,23 +1,24 @@
 """Training of the denoising U-Net on stored latents (MAISI, arXiv 2409.11169, section 3.2)."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn import functional as F
 
-from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.anatomy.vocabulary import Vocabulary
 from maisi.compute.compute import Device
 from maisi.data.latents import LatentExample, LatentSource
 from maisi.diffusion.denoiser import predict
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.unet import DenoisingUNet, UNetConfig
-from maisi.pipelines.conditioning import condition_tensors
 from maisi.shapes import Frozen, Size3
+from maisi.training.denoising import ConditionDropout, ErrorKind, NoisyBatch, error_of, told, weighted_mean, weights_of
 from maisi.training.loop import (
     LoopConfig,
     TrainingState,
@@ -29,34 +30,96 @@ from maisi.training.loop import (
     update_average,
     warmed_cosine,
 )
-
-UNKNOWN_MODALITY = 0
+from maisi.training.new_classes import NewClass, vocabulary_with
 
 
 class DiffusionTraining(Frozen):
-    """Recipe of a denoising U-Net; sizes are in latent voxels, one is drawn for every example."""
+    """Recipe of a denoising U-Net; `sizes` of crops are in latent voxels, without any none is cut."""
 
     network: UNetConfig = UNetConfig()
     loop: LoopConfig
     sizes: tuple[Size3, ...] = ((32, 32, 32),)
+    batch_size: int = Field(default=1, ge=1)
     examples_per_step: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
     warmup: int = Field(default=100, ge=0)
     average_decay: float = Field(default=0.999, ge=0, lt=1)
-    loss: Literal["l1", "mse"] = "l1"
+    loss: ErrorKind = "l1"
     structure_weights: dict[str, float] = Field(default_factory=dict)  # of structures or groups; all else counts 1
-    drop_modality: float = Field(default=0.1, ge=0, le=1)
+    drop: ConditionDropout = ConditionDropout()
+    classes: dict[str, NewClass] = Field(default_factory=dict)  # by name; the vocabulary lacks them
     device: Device = "cpu"
     bfloat16: bool = True
 
-    @field_validator("structure_weights")
-    @classmethod
-    def _known_structures(cls, weights: dict[str, float]) -> dict[str, float]:
-        for name, weight in weights.items():
-            load_vocabulary().members(name)
+    @model_validator(mode="after")
+    def _known_structures(self) -> "DiffusionTraining":
+        for name, weight in self.structure_weights.items():
+            self.vocabulary.members(name)
             if weight < 1:
                 raise ValueError(f"the weight of {name} must be at least 1, what all else counts; got {weight}")
-        return weights
+        return self
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary with the classes of the recipe."""
+        return vocabulary_with(self.classes)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch of a training step: its examples, noisy, what is told of them, and the rest of the random numbers."""
+
+    examples: tuple[LatentExample, ...]
+    batch: NoisyBatch
+    conditions: dict[str, Tensor]
+    rng: np.random.Generator
+
+    @property
+    def noisy(self) -> Tensor:
+        """The noisy latents, laid out for convolutions."""
+        return self.batch.noisy.to(memory_format=torch.channels_last_3d)
+
+    @property
+    def t(self) -> Tensor:
+        """The times as a network takes them."""
+        return self.batch.t.float().to(self.batch.noisy.device)
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Where the batches of a training come from, and how answers to them are judged."""
+
+    config: DiffusionTraining
+    unet: UNetConfig
+    source: LatentSource
+    scheduler: NoiseScheduler
+    scale_factor: float
+
+    @property
+    def device(self) -> torch.device:
+        return training_device(self.config.device)
+
+    def lesson(self, number: int) -> Lesson:
+        """Batch `number`: the same whenever it is asked for."""
+        config = self.config
+        examples = self.source.draw(config.loop.seed, number, config.batch_size, config.sizes)
+        draw, rng = step_generators(config.loop.seed, number)
+        batch = NoisyBatch.drawn(examples, self.scale_factor, self.scheduler, draw, self.device)
+        conditions = told(examples, config.drop, self.unet, rng)
+        return Lesson(examples, batch, {name: value.to(self.device) for name, value in conditions.items()}, rng)
+
+    def precision(self, lesson: Lesson) -> torch.autocast:
+        """Products in bfloat16 where the recipe says so and all feature maps are large enough for it."""
+        least_planes = min(lesson.batch.clean.shape[2:]) // self.unet.size_multiple
+        return mixed_precision(self.config.bfloat16, self.device, least_planes)
+
+    def loss(self, prediction: Tensor, lesson: Lesson) -> Tensor:
+        """The mean error of a prediction, chosen structures weighing more."""
+        error = error_of(prediction, lesson.batch.target, self.config.loss)
+        weights = weights_of(
+            lesson.examples, error.shape[2:], self.config.structure_weights, self.config.vocabulary, self.device
+        )
+        return weighted_mean(error, weights)
 
 
 def train_unet(
@@ -77,73 +140,33 @@ def train_unet(
     average = copy.deepcopy(unet)
     optimizer = torch.optim.AdamW(unet.named_parameters(), lr=config.learning_rate, weight_decay=0.0)
     state = TrainingState({"unet": unet, "average": average}, {"unet": optimizer})
+    task = Denoising(config, unet.config, source, scheduler, scale_factor)
 
-    def answer(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
-        return predict(unet, None, noisy, t, conditions=conditions)
+    def losses(number: int) -> dict[str, Tensor]:
+        lesson = task.lesson(number)
+        with task.precision(lesson):
+            prediction = predict(unet, None, lesson.noisy, lesson.t, conditions=lesson.conditions)
+        return {"total": task.loss(prediction, lesson)}
 
     def take_step(step: int) -> dict[str, float]:
         set_learning_rate(optimizer, config.learning_rate * warmed_cosine(step, config.loop.num_steps, config.warmup))
         optimizer.zero_grad(set_to_none=True)
-        loss = accumulate_loss(config, source, scheduler, scale_factor, step, answer)
+        found = accumulated(losses, step, config.examples_per_step)
         norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         update_average(average, unet, config.average_decay, step)
-        return {"loss": round(loss, 6), "grad_norm": round(float(norm), 4)}
+        return {**found, "grad_norm": round(float(norm), 4)}
 
     fit(state, take_step, config.loop, folder, on_step, until)
     return average
 
 
-Answer = Callable[[Tensor, Tensor, dict[str, Tensor], LatentExample], Tensor]
-
-
-def accumulate_loss(
-    config: DiffusionTraining,
-    source: LatentSource,
-    scheduler: NoiseScheduler,
-    scale_factor: float,
-    step: int,
-    answer: Answer,
-) -> float:
-    """The mean loss of one step's examples, its gradient added up in the parameters that `answer` uses."""
-    draw, rng = step_generators(config.loop.seed, step)
-    device = torch.device(config.device)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for _ in range(config.examples_per_step):
-        example = source.draw(config.sizes[int(rng.integers(len(config.sizes)))], rng, draw)
-        clean = (example.latent * scale_factor).to(device)
-        noise = torch.randn(clean.shape, generator=draw).to(device)  # drawn on the CPU: one seed, one run on any device
-        t = scheduler.sample_times(1, draw, clean[0, 0].numel())
-        modality = UNKNOWN_MODALITY if rng.random() < config.drop_modality else example.modality
-        given = condition_tensors(example.span, example.spacing, modality, config.network)
-        conditions = {name: tensor.to(device) for name, tensor in given.items()}
-        noisy = scheduler.add_noise(clean, noise, t).to(memory_format=torch.channels_last_3d)
-        least_planes = min(clean.shape[2:]) // config.network.size_multiple
-        with mixed_precision(config.bfloat16, device, least_planes):
-            prediction = answer(noisy, t.float().to(device), conditions, example)
-        error = prediction.float() - scheduler.target(clean, noise, t)
-        loss = error.abs() if config.loss == "l1" else error.square()
-        weights = loss_weights(example.labels.to(device), error.shape[2:], config.structure_weights)
-        loss = weighted_mean(loss, weights)
-        (loss / config.examples_per_step).backward()
-        total += loss.detach().double() / config.examples_per_step
-    return float(total)
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """The mean of (b, c, u, v, w) values with weights (u, v, w)."""
-    return (values * weights).mean() / weights.mean()
-
-
-def loss_weights(labels: Tensor, size: Sequence[int], structure_weights: Mapping[str, float]) -> Tensor:
-    """How much each latent voxel (u, v, w) counts: as the weightiest structure in it or next to it, or 1.
-
-    `labels` (x, y, z) are those of its volume. A thin bone is a small part of a crop, so that a plain mean hardly
-    notices it; the neighbours count too, since a bone that is too thick is as wrong. Upstream weighs tumours so.
-    """
-    weights = torch.ones(tuple(labels.shape), device=labels.device)
-    for name, weight in structure_weights.items():
-        shown = torch.isin(labels, torch.tensor(load_vocabulary().members(name), device=labels.device))
-        weights = torch.where(shown, weights.clamp(min=weight), weights)
-    pooled = F.adaptive_max_pool3d(weights[None], tuple(size))
-    return F.max_pool3d(pooled, kernel_size=3, stride=1, padding=1)[0]
+def accumulated(losses: Callable[[int], Mapping[str, Tensor]], step: int, count: int) -> dict[str, float]:
+    """The mean losses of the batches of a step, the gradient of their total added up in the parameters behind them."""
+    sums: dict[str, float] = {}
+    for number in range(step * count, (step + 1) * count):
+        found = losses(number)
+        (found["total"] / count).backward()
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / count
+    return {"loss": round(sums.pop("total"), 6), **{name: round(value, 6) for name, value in sums.items()}}
