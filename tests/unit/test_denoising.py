@@ -1,5 +1,6 @@
 """Batches of noisy latents: what is told of them, every schedule and loss, validation, and what a ControlNet adds."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,22 +8,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from maisi.anatomy.bits import label_bits
 from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import DDPMSpec, RectifiedFlowSpec, SchedulerSpec, build_scheduler
 from maisi.data.latents import Latent, LatentExample, LatentSource
 from maisi.diffusion.scheduler import DDPM, DDPMConfig, RectifiedFlow, RectifiedFlowConfig
-from maisi.networks.controlnet import ControlNet, ControlNetConfig
+from maisi.errors import InvalidRequestError
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.conditioning import MODALITIES
 from maisi.space.grid import Grid
-from maisi.training.controlnet import ControlNetTraining, Steering, train_controlnet
+from maisi.training.controlnet import ControlNetTraining, Steering, starting_controlnet, train_controlnet
 from maisi.training.denoising import ConditionDropout, NoisyBatch, error_of, told
-from maisi.training.diffusion import Denoising, DiffusionTraining, train_unet
+from maisi.training.diffusion import Denoising, DiffusionTraining, starting_unet, train_unet
 from maisi.training.loop import LoopConfig
-from maisi.training.validation import ValidationConfig, held_out, middle_times, validation_losses
+from maisi.training.lora import LoraConfig, base_digest, load_adapters, merge_adapters
+from maisi.training.validation import HeldOut, Judged, Steered, ValidationConfig, middle_times, validation_losses
 
 BACKBONE: dict[str, Any] = {
     "channels": (8, 16),
@@ -182,21 +188,52 @@ def test_a_batch_of_two_counts_each_structure_of_each_sample() -> None:
 # --- validation ---
 
 
-def test_validation_repeats_itself_and_tells_times_apart() -> None:
-    unet, scheduler, config = shaken(DenoisingUNet(UNET)).eval(), RectifiedFlow(), ValidationConfig(cases=2, times=3)
-    examples = held_out(source(5), ((8, 8, 8), (4, 8, 8)), config.cases)
-    assert [example.latent.shape[2:] for example in examples] == [(8, 8, 8), (4, 8, 8)]
-    assert len({example.case for example in examples}) == 2
+def judged(config: DiffusionTraining) -> Judged:
+    task = Denoising(config, UNET, source(), RectifiedFlow(), 1.0)
+    return Judged(UNET, task.scheduler, 1.0, config.loss, CPU, task.precision)
 
-    def predict(batch: NoisyBatch, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
-        return unet(batch.noisy, batch.t.float(), **conditions)
 
-    first, again = (validation_losses(predict, examples, scheduler, 1.0, UNET, config, "l1", CPU) for _ in range(2))
+def test_validation_repeats_itself_and_tells_times_apart(tmp_path: Path) -> None:
+    config = ValidationConfig(cases=2, times=3)
+    held_out = HeldOut.of(config, source(5), ((8, 8, 8), (4, 8, 8)), tmp_path)
+    assert [example.latent.shape[2:] for example in held_out.examples] == [(8, 8, 8), (4, 8, 8)]
+    assert len({example.case for example in held_out.examples}) == 2
+    asked = question(steering())
+    networks = Steered(asked.unet, asked.controlnet)
+    first, again = (held_out.look(1, networks, judged(recipe())) for _ in range(2))
     assert first == again
     assert list(first) == ["validation", "validation_t1", "validation_t2", "validation_t3"]
-    assert first["validation"] == pytest.approx(np.mean([first[f"validation_t{k}"] for k in (1, 2, 3)]))
-    right = validation_losses(lambda batch, *_: batch.target, examples, scheduler, 1.0, UNET, config, "l1", CPU)
-    assert set(right.values()) == {0.0}
+    assert first["validation"] == pytest.approx(np.mean([first[f"validation_t{k}"] for k in (1, 2, 3)]), abs=1e-5)
+    assert len(set(first.values())) == 4
+    alone = held_out.look(1, Steered(networks.unet), judged(recipe()))
+    assert alone != first
+
+
+def test_validation_is_the_error_at_its_times(tmp_path: Path) -> None:
+    held_out = HeldOut.of(ValidationConfig(cases=1, times=2), source(1), (), tmp_path)
+    unet, (example,) = DenoisingUNet(UNET), held_out.examples  # fresh: its prediction is zero
+    found = validation_losses([example], Steered(unet), judged(recipe(loss="mse")), 2)
+    for part in range(2):
+        noise = torch.randn(example.latent.shape, generator=torch.Generator().manual_seed(part))
+        expected = float((example.latent - noise).square().mean())
+        assert found[f"validation_t{part + 1}"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_a_training_looks_at_held_out_cases_and_draws_what_it_can(decoded: bool, tmp_path: Path) -> None:
+    validation = {"every": 1, "cases": 1, "times": 1, "picture_every": 2, "picture_steps": 2}
+    config = steering(validation=validation)
+    autoencoder = Autoencoder(AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2))
+    held_out = HeldOut.of(config.validation, source(1), (), tmp_path / "pictures", autoencoder if decoded else None)
+    told: list[dict[str, float]] = []
+    unet, at = shaken(DenoisingUNet(UNET)), tmp_path / "run"
+    train_controlnet(
+        config, unet, source(), RectifiedFlow(), 1.0, at, lambda n, found: told.append(dict(found)), held_out=held_out
+    )
+    assert all(np.isfinite(found["validation_t1"]) for found in told)
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["step_0000002.png"]
+    with Image.open(tmp_path / "pictures" / "step_0000002.png") as picture:
+        assert picture.size[1] > 200 if decoded else picture.size == (32, 8)
 
 
 @pytest.mark.parametrize("scheduler", [DDPM(), RectifiedFlow()])
@@ -208,13 +245,79 @@ def test_validation_times_lie_inside_the_schedule(scheduler: Any) -> None:
     scheduler.levels(torch.tensor(times))
 
 
+# --- where training starts ---
+
+
+def test_training_starts_at_the_weights_that_are_given(tmp_path: Path) -> None:
+    start = shaken(DenoisingUNet(UNET))
+    before = base_digest(start)
+    learned = train_unet(recipe(learning_rate=1e-9), source(), RectifiedFlow(), 1.0, tmp_path, start=start)
+    torch.testing.assert_close(flat(learned), flat(start), atol=1e-6, rtol=0)
+    assert base_digest(start) == before
+
+
+@pytest.mark.parametrize("steers", [False, True])
+def test_adapters_learn_resume_and_end_in_plain_weights(steers: bool, tmp_path: Path) -> None:
+    lora = LoraConfig(rank=2, targets=("middle.*", "conv_in"))
+    more = {"start_from": "a bundle", "lora": lora, "learning_rate": 0.01}
+    unet = shaken(DenoisingUNet(UNET))
+    controlnet = shaken(starting_controlnet(steering(), unet, None))
+
+    def train(folder: Path, until: int | None = None) -> torch.nn.Module:
+        flow = RectifiedFlow()
+        if not steers:
+            return train_unet(recipe(**more), source(), flow, 1.0, folder, until=until, start=unet)
+        config = steering(**more)
+        return train_controlnet(config, unet, source(), flow, 1.0, folder, until=until, start=controlnet)[0]
+
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "parts", until=1)
+    assert torch.equal(flat(whole), flat(train(tmp_path / "parts")))
+    start = controlnet if steers else unet
+    changed = {n for n, p in whole.state_dict().items() if not torch.equal(p, start.state_dict()[n])}
+    assert changed
+    assert all(n.endswith(".weight") and n.startswith(("middle.", "conv_in")) for n in changed)
+    again = copy.deepcopy(start)
+    assert load_adapters(again, tmp_path / "whole" / "adapters.safetensors") == lora
+    merge_adapters(again)
+    assert torch.equal(flat(again), flat(whole))
+
+
+def test_a_recipe_of_another_network_than_the_one_to_start_from_is_refused() -> None:
+    unet = DenoisingUNet(UNET)
+    with pytest.raises(InvalidRequestError, match="spacing of the U-Net to start from is True; the recipe says False"):
+        starting_unet(UNET.model_copy(update={"spacing": False}), unet)
+    assert starting_unet(None, unet).config == UNET
+    other = steering(controlnet=ControlNetConfig(**BACKBONE, embedding_widths=(4, 4)))
+    with pytest.raises(InvalidRequestError, match=r"embedding_widths of the ControlNet to start from is \(4, 8\)"):
+        starting_controlnet(other, unet, starting_controlnet(steering(), unet, None))
+    with pytest.raises(ValueError, match="lora needs start_from"):
+        recipe(lora={})
+    with pytest.raises(ValueError, match="leave out train_unet"):
+        steering(lora={}, start_from="ct-small", train_unet=True)
+
+
+def test_a_controlnet_that_starts_to_see_occupancies_answers_as_before() -> None:
+    unet = shaken(DenoisingUNet(UNET))
+    first = shaken(starting_controlnet(steering(occupancy=["hepatic tumor"]), unet, None))
+    wider = steering(controlnet=first.config.model_copy(update={"occupancy_bits": True}), occupancy=["spleen"])
+    second = starting_controlnet(wider, unet, first)
+    assert second.config.occupancy_ids == (NAMES.id("hepatic tumor"), NAMES.id("spleen"))
+    bits = (torch.rand(1, 8, 8, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    bits[:, :, :4] = label_bits(torch.full((1, 4, 8, 8), NAMES.id("hepatic tumor")))
+    with torch.no_grad():
+        torch.testing.assert_close(second.embed_condition(bits), first.embed_condition(bits))
+    with pytest.raises(InvalidRequestError, match="occupancy_ids of the ControlNet to start from"):
+        starting_controlnet(steering(), unet, second)
+
+
 # --- steering ---
 
 
 def question(config: ControlNetTraining, shake: bool = True) -> Steering:
     torch.manual_seed(0)
     unet = shaken(DenoisingUNet(UNET))
-    controlnet = ControlNet.from_unet(unet, config.seeing)
+    controlnet = starting_controlnet(config, unet, None)
     task = Denoising(config, UNET, source(), RectifiedFlow(), 1.0)
     return Steering(config, task, unet, shaken(controlnet) if shake else controlnet)
 
@@ -255,7 +358,10 @@ def test_thinned_labels_reach_the_controlnet() -> None:
 
 def test_occupancies_are_asked_for_by_name_and_start_silent() -> None:
     config = steering(occupancy=["adrenals", "my tumour"], classes={"my tumour": {"id": 154, "like": "hepatic tumor"}})
-    assert config.seeing.occupancy_ids == (*NAMES.group("adrenals"), 154)
+    assert starting_controlnet(config, DenoisingUNet(UNET), None).config.occupancy_ids == (
+        *NAMES.group("adrenals"),
+        154,
+    )
     asked = question(config, shake=False)
     lesson = asked.task.lesson(0)
     with torch.no_grad():

@@ -193,6 +193,38 @@ class ControlNet(nn.Module):
         return Residuals(residuals, self.zero_middle(h) * scale)
 
 
+def with_occupancies(controlnet: ControlNet, config: ControlNetConfig) -> ControlNet:
+    """The same ControlNet with the occupancies of `config`; what it did not see before it answers nothing to.
+
+    Raises `InvalidRequestError` where the configurations differ in anything else, or some occupancy would be lost.
+    """
+    ours = controlnet.config
+    unlike = [name for name in type(ours).model_fields if getattr(ours, name) != getattr(config, name)]
+    lost = set(ours.occupancy_ids) - set(config.occupancy_ids) or (ours.occupancy_bits and not config.occupancy_bits)
+    other = [name for name in unlike if not name.startswith("occupancy_")]
+    if other or lost:
+        name = other[0] if other else "occupancy_ids"
+        raise InvalidRequestError(
+            f"{name} of the ControlNet to start from is {getattr(ours, name)}; the recipe says {getattr(config, name)}"
+        )
+    if not unlike:
+        return controlnet
+    wider = ControlNet(config).to(controlnet.conv_in.weight)
+    state = wider.state_dict() | controlnet.state_dict()
+    if ours.occupancy_channels:
+        name, places = "condition_embedding.occupancy.weight", _places(ours, config)
+        state[name] = wider.state_dict()[name].index_copy(1, places.to(state[name].device), state[name])
+    wider.load_state_dict(state)
+    return wider
+
+
+def _places(ours: ControlNetConfig, theirs: ControlNetConfig) -> Tensor:
+    """Where the occupancy channels of one configuration are in another that has them all."""
+    before = theirs.condition_channels * theirs.occupancy_bits
+    bits = list(range(ours.condition_channels)) if ours.occupancy_bits else []
+    return torch.tensor([*bits, *(before + theirs.occupancy_ids.index(id) for id in ours.occupancy_ids)])
+
+
 def check_levels(unet: BackboneConfig, controlnet: BackboneConfig) -> None:
     """Raise `InvalidRequestError` where the ControlNet's residuals would not fit the U-Net's skip connections."""
     for name in ("in_channels", "channels", "num_res_blocks"):

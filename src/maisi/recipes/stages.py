@@ -7,7 +7,7 @@ network more than the one it was given.
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,23 @@ import torch
 from torch import nn
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, build_scheduler, load_bundle, save_bundle
+from maisi.bundle.bundle import Bundle, BundleInfo, RectifiedFlowSpec, build_scheduler, load_bundle, save_bundle
 from maisi.data.dataset import PatchSource
 from maisi.data.latents import LatentSource, LatentStore, latent_scale
 from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
+from maisi.networks.unet import UNetConfig
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.recipes.recipe import BundleRecipe
-from maisi.recipes.variations import as_shown, make_latents, patches_of
+from maisi.recipes.variations import as_shown, held_out_latents, make_latents, patches_of
 from maisi.training.autoencoder import train_autoencoder
-from maisi.training.controlnet import train_controlnet
-from maisi.training.diffusion import train_unet
+from maisi.training.controlnet import controlnet_like, train_controlnet
+from maisi.training.diffusion import DiffusionTraining, train_unet
 from maisi.training.loop import step_generators
+from maisi.training.lora import base_digest
+from maisi.training.new_classes import numbered
+from maisi.training.validation import HeldOut
 
 logger = logging.getLogger(__name__)
 
@@ -78,22 +82,49 @@ def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = Non
 
 def encoded(lesson: Lesson, bundle: Bundle, folder: Path) -> LatentStore:
     """Latents of variations of the training cases, made with the bundle's autoencoder; files that are there stay."""
-    unet = bundle.configs.get("unet", None)
-    multiple = (lesson.recipe.for_unet().network if unet is None else unet).size_multiple  # type: ignore[union-attr]
-    return make_latents(lesson.recipe, lesson.training, bundle.autoencoder, multiple, folder)
+    return make_latents(lesson.recipe, lesson.training, bundle.autoencoder, _multiple(lesson, bundle), folder)
+
+
+def _multiple(lesson: Lesson, bundle: Bundle) -> int:
+    """Of what the sizes of latents must be multiples: for the U-Net that the recipe trains, else the bundle's."""
+    config = lesson.recipe.diffusion
+    if config is None:
+        return bundle.unet.config.size_multiple
+    if config.start_from is not None:
+        return load_bundle(config.start_from).unet.config.size_multiple
+    return (config.network or UNetConfig()).size_multiple
 
 
 def unet_stage(
     lesson: Lesson, bundle: Bundle, latents: LatentStore, folder: Path, on_step: OnStep | None = None
 ) -> Bundle:
-    """The bundle with a U-Net trained on latents of its autoencoder."""
+    """The bundle with a U-Net trained on latents of its autoencoder; a ControlNet of an earlier U-Net is left out.
+
+    One that starts from a bundle keeps that one's noise schedule and scale factor: its weights know no other.
+    """
     recipe, config = lesson.recipe, lesson.recipe.for_unet()
-    scale_factor = latent_scale(latents)
-    source = latent_source(recipe, latents, config.network.size_multiple)
-    scheduler = build_scheduler(recipe.scheduler)
-    unet = train_unet(config, source, scheduler, scale_factor, folder / "diffusion", _named(on_step, "diffusion"))
-    info = bundle.info.model_copy(update={"scheduler": recipe.scheduler, "scale_factor": scale_factor})
-    return with_networks(bundle, info, {"unet": unet.cpu()})
+    start = starting_bundle(config, bundle, "unet")
+    spec = recipe.scheduler or (RectifiedFlowSpec() if start is None else start.info.scheduler)
+    assert spec is not None, "a bundle with a U-Net has a schedule"
+    if start is not None and spec != start.info.scheduler:
+        raise InvalidRequestError(
+            f"bundle {start.name} was trained by another schedule than the recipe's; leave scheduler out to keep it"
+        )
+    scale_factor = latent_scale(latents) if start is None else start.scale_factor
+    unet = train_unet(
+        config,
+        latent_source(recipe, latents, _multiple(lesson, bundle), {}),
+        build_scheduler(spec),
+        scale_factor,
+        folder / "diffusion",
+        _named(on_step, "diffusion"),
+        start=None if start is None else start.unet,
+        held_out=held_out(lesson, bundle, config, folder, "diffusion", {}),
+    )
+    update = {"scheduler": spec, "scale_factor": scale_factor, "classes": _classes(bundle, config)}
+    info = bundle.info.model_copy(update=update)
+    stale = () if start is not None else ("controlnet",)  # one that steers another U-Net
+    return with_networks(bundle, info, {"unet": unet.cpu()}, without=stale)
 
 
 def controlnet_stage(
@@ -102,29 +133,84 @@ def controlnet_stage(
     """The bundle with a ControlNet for its U-Net; with `train_unet` the U-Net has learned along."""
     recipe, config = lesson.recipe, lesson.recipe.for_controlnet()
     assert bundle.info.scheduler is not None
+    start = starting_bundle(config, bundle, "controlnet")
+    if start is None and config.controlnet is None:
+        like = controlnet_like(bundle.unet.config, bundle.autoencoder.factor)
+        config = config.model_copy(update={"controlnet": like})
+    shown_as = recipe.shown_as if recipe.shown_as is not None else {} if start is None else start.info.shown_as
     controlnet, unet = train_controlnet(
         config,
         bundle.unet,
-        latent_source(recipe, latents, bundle.unet.config.size_multiple),
+        latent_source(recipe, latents, bundle.unet.config.size_multiple, shown_as),
         build_scheduler(bundle.info.scheduler),
         bundle.info.scale_factor,
         folder / "controlnet",
         _named(on_step, "controlnet"),
+        start=None if start is None else start.controlnet,
+        held_out=held_out(lesson, bundle, config, folder, "controlnet", shown_as),
     )
-    update = {"controlnet_scale": recipe.controlnet_scale, "shown_as": recipe.shown_as, "limits": recipe.limits}
+    scale = 1.0 if start is None else start.info.controlnet_scale
+    update = {
+        "controlnet_scale": scale if recipe.controlnet_scale is None else recipe.controlnet_scale,
+        "shown_as": shown_as,
+        "limits": recipe.limits if start is None else start.limits,
+        "classes": _classes(bundle, config),
+    }
     info = bundle.info.model_copy(update=update)
     return with_networks(bundle, info, {"unet": unet.cpu(), "controlnet": controlnet.cpu()})
 
 
-def latent_source(recipe: BundleRecipe, latents: LatentStore, multiple: int) -> LatentSource:
+def starting_bundle(config: DiffusionTraining, bundle: Bundle, network: str) -> Bundle | None:
+    """The bundle whose network goes on learning, None for a fresh one.
+
+    Raises `InvalidRequestError` where it has no such network, or latents of an autoencoder other than `bundle`'s.
+    """
+    if config.start_from is None:
+        return None
+    start = load_bundle(config.start_from)
+    if network not in start.names:
+        there = ", ".join(start.names)
+        raise InvalidRequestError(f"bundle {start.name} has no {network} to start from; it has {there}")
+    if "autoencoder" in start.names and base_digest(start.autoencoder) != base_digest(bundle.autoencoder):
+        raise InvalidRequestError(
+            f"bundle {start.name} has another autoencoder than {bundle.name}, so that its {network} knows other "
+            f"latents; give --bundle {config.start_from}"
+        )
+    return start
+
+
+def held_out(
+    lesson: Lesson, bundle: Bundle, config: DiffusionTraining, folder: Path, part: str, shown_as: Mapping[str, str]
+) -> HeldOut | None:
+    """What the training of a part looks at between its steps; None where the manifest has no validation cases."""
+    if not lesson.validation:
+        logger.warning("no case of the manifest is for validation: %s learns unwatched", part)
+        return None
+    cases, multiple = lesson.validation[: config.validation.cases], _multiple(lesson, bundle)
+    latents = held_out_latents(lesson.recipe, cases, bundle.autoencoder, multiple, folder / "latents")
+    shown = latents.with_change(lambda latent: as_shown(latent, shown_as))
+    source = LatentSource(shown, {}, multiple)
+    pictures = folder / part / "pictures"
+    return HeldOut.of(config.validation, source, config.sizes, pictures, bundle.autoencoder)
+
+
+def _classes(bundle: Bundle, config: DiffusionTraining) -> dict[int, str]:
+    return bundle.info.classes | numbered(config.classes)
+
+
+def latent_source(
+    recipe: BundleRecipe, latents: LatentStore, multiple: int, shown_as: Mapping[str, str]
+) -> LatentSource:
     """Crops of the latents, groups drawn by the recipe's weights, labels as the ControlNet is shown them."""
-    shown = latents.with_change(lambda latent: as_shown(latent, recipe.shown_as))
+    shown = latents.with_change(lambda latent: as_shown(latent, shown_as))
     return LatentSource(shown, recipe.latents.weights, multiple)
 
 
-def with_networks(bundle: Bundle, info: BundleInfo, networks: Mapping[str, nn.Module]) -> Bundle:
-    """The bundle with other information, and with networks added or in place of those of the same name."""
-    kept = {name: bundle.network(name) for name in bundle.names if name not in networks}
+def with_networks(
+    bundle: Bundle, info: BundleInfo, networks: Mapping[str, nn.Module], without: Collection[str] = ()
+) -> Bundle:
+    """The bundle with other information, and with networks added, left out, or in place of those of the same name."""
+    kept = {name: bundle.network(name) for name in bundle.names if name not in {*networks, *without}}
     return Bundle.of(info, {**kept, **networks}, model_card=bundle.model_card, licence_text=bundle.licence_text)
 
 

@@ -32,18 +32,13 @@ def make_latents(
 ) -> LatentStore:
     """Variations of every case and of phantoms, encoded, read when they are drawn; files that are there stay.
 
-    Their latents have sizes that are multiples of `unet_multiple`.
+    Variations have latents whose sizes are multiples of `unet_multiple`; what is not varied is as it was prepared.
     """
     paths: list[Path] = []
     multiple, counts = autoencoder.factor * unet_multiple, recipe.latents.variations
     for case in (case for case in cases if case.id not in recipe.latents.exclude):
-        count = counts.get(case.group, 0) if counts else 1
-        names = [folder / f"{case.id}_{i}.safetensors" for i in range(count)]
-        if names and not all(path.exists() for path in names):
-            for path, latent in zip(names, _vary(recipe, case, autoencoder, multiple, count), strict=True):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_latent(latent, path)
-        paths += names
+        count = 1 if not counts or not recipe.latents.vary else counts.get(case.group, 0)
+        paths += _encode_case(recipe, case, autoencoder, multiple, count, folder)
     for index in range(recipe.latents.num_phantoms):
         path = folder / f"{PHANTOM}_{index}.safetensors"
         if not path.exists():
@@ -51,6 +46,37 @@ def make_latents(
             write_latent(encode_phantom(recipe, autoencoder, multiple, index), path)
         paths.append(path)
     return LatentStore(paths, kept_bytes=recipe.kept_latent_bytes)
+
+
+def held_out_latents(
+    recipe: BundleRecipe, cases: Sequence[Case], autoencoder: Autoencoder, unet_multiple: int, folder: Path
+) -> LatentStore:
+    """One variation of each case, as `make_latents` makes them, whatever the recipe says of its group."""
+    multiple = autoencoder.factor * unet_multiple
+    found = [_encode_case(recipe, case, autoencoder, multiple, 1, folder) for case in cases]
+    return LatentStore([path for paths in found for path in paths], kept_bytes=recipe.kept_latent_bytes)
+
+
+def _encode_case(
+    recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, multiple: int, count: int, folder: Path
+) -> list[Path]:
+    """The files of the latents of a case, written unless all are there."""
+    names = [folder / f"{case.id}_{i}.safetensors" for i in range(count)]
+    if all(path.exists() for path in names):
+        return names
+    vary = recipe.latents.vary
+    made = _vary(recipe, case, autoencoder, multiple, count) if vary else [_prepared(recipe, case, autoencoder)]
+    for path, latent in zip(names, made, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_latent(latent, path)
+    return names
+
+
+def _prepared(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder) -> Latent:
+    """A case as it was prepared, all of it."""
+    volume, labels = read_case(case, recipe.latents.drop, recipe.vocabulary)
+    span, name = case_span(case, labels), f"case {case.id}"
+    return _encoded(autoencoder, volume, labels, span, volume.modality, case.group, name)
 
 
 def _encoded(
@@ -65,7 +91,7 @@ def _encoded(
 
 def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, multiple: int, count: int) -> list[Latent]:
     rng = np.random.default_rng([recipe.seed, *case.id.encode()])
-    volume, labels = read_case(case, recipe.latents.drop)
+    volume, labels = read_case(case, recipe.latents.drop, recipe.vocabulary)
     tissues = tissue_labels(volume)
     made = []
     for i in range(count):

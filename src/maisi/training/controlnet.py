@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from maisi.anatomy.bits import label_bits
 from maisi.data.latents import LatentSource
 from maisi.diffusion.denoiser import predict
 from maisi.diffusion.scheduler import NoiseScheduler
-from maisi.networks.controlnet import ControlNet, ControlNetConfig
-from maisi.networks.unet import DenoisingUNet
+from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels, with_occupancies
+from maisi.networks.unet import BackboneConfig, DenoisingUNet, UNetConfig
 from maisi.training.contrastive import ContrastiveConfig, differing, labels_without, region_contrast
-from maisi.training.diffusion import Denoising, DiffusionTraining, Lesson, accumulated
+from maisi.training.diffusion import Denoising, DiffusionTraining, Lesson, accumulated, plain
 from maisi.training.loop import TrainingState, fit, set_learning_rate, training_device, update_average, warmed_cosine
+from maisi.training.lora import add_adapters
 from maisi.training.partial_labels import LabelDropout, thinned_out
+from maisi.training.validation import HeldOut, Steered
 
 
 class ControlNetTraining(DiffusionTraining):
@@ -29,7 +31,7 @@ class ControlNetTraining(DiffusionTraining):
     structures. `occupancy` lists structures and groups whose fraction of every latent voxel the ControlNet sees.
     """
 
-    controlnet: ControlNetConfig = ControlNetConfig()
+    controlnet: ControlNetConfig | None = None  # that of the bundle to start from, else as the U-Net
     train_unet: bool = False
     unet_learning_rate: float = Field(default=1e-4, gt=0)
     drop_labels: float = Field(default=0.0, ge=0, lt=1)
@@ -37,12 +39,23 @@ class ControlNetTraining(DiffusionTraining):
     contrast: ContrastiveConfig | None = None
     occupancy: tuple[str, ...] = ()
 
-    @property
-    def seeing(self) -> ControlNetConfig:
-        """The ControlNet with the occupancies that are asked for by name."""
+    @model_validator(mode="after")
+    def _adapters_or_a_unet(self) -> "ControlNetTraining":
+        if self.lora is not None and self.train_unet:
+            raise ValueError("lora is of the ControlNet alone, whose U-Net stays as it is; leave out train_unet")
+        return self
+
+    @model_validator(mode="after")
+    def _known_occupancies(self) -> "ControlNetTraining":
+        for name in self.occupancy:
+            self.vocabulary.members(name)
+        return self
+
+    def seeing(self, config: ControlNetConfig) -> ControlNetConfig:
+        """The configuration with the occupancies that are asked for by name."""
         named = [id for name in self.occupancy for id in self.vocabulary.members(name)]
-        ids = tuple(dict.fromkeys([*self.controlnet.occupancy_ids, *named]))
-        return ControlNetConfig.model_validate({**self.controlnet.model_dump(), "occupancy_ids": ids})
+        ids = tuple(dict.fromkeys([*config.occupancy_ids, *named]))
+        return ControlNetConfig.model_validate({**config.model_dump(), "occupancy_ids": ids})
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ class Steering:
     def answer(self, lesson: Lesson, labels: Tensor | None) -> Tensor:
         """The prediction for a batch under label maps (b, x, y, z), or without any."""
         x, t, conditions = lesson.noisy, lesson.t, lesson.conditions
-        with self.task.precision(lesson):
+        with self.task.precision(lesson.batch.clean):
             if labels is None and self.config.train_unet:
                 return predict(self.unet, None, x, t, conditions=conditions)
             embedding = self.silence(lesson) if labels is None else self.embedded(labels)
@@ -117,19 +130,26 @@ def train_controlnet(
     folder: Path,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     until: int | None = None,
+    *,
+    start: ControlNet | None = None,
+    held_out: HeldOut | None = None,
 ) -> tuple[ControlNet, DenoisingUNet]:
     """The averaged ControlNet and its U-Net (the one given, unless `train_unet`), on `config.device`.
 
-    Resumes from `folder` where a run was stopped.
+    It starts as `start`, or from the U-Net. Resumes from `folder` where a run was stopped; adapters end in its weights,
+    and as `adapters.safetensors` in `folder`.
     """
     device = training_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
-        controlnet = ControlNet.from_unet(unet, config.seeing)
+        controlnet = starting_controlnet(config, unet, start)
+        if config.lora is not None:
+            add_adapters(controlnet, config.lora)
     controlnet = controlnet.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     unet = copy.deepcopy(unet).to(device).requires_grad_(config.train_unet)
     averages = {"controlnet": copy.deepcopy(controlnet), "unet": copy.deepcopy(unet)}
-    optimizer = torch.optim.AdamW(controlnet.named_parameters(), lr=config.learning_rate, weight_decay=0.0)
+    learned = [(name, parameter) for name, parameter in controlnet.named_parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=0.0)
     state = TrainingState(
         {"controlnet": controlnet, "average_controlnet": averages["controlnet"]}, {"controlnet": optimizer}
     )
@@ -152,7 +172,29 @@ def train_controlnet(
             unet_optimizer.step()
             update_average(averages["unet"], unet, config.average_decay, step)
         update_average(averages["controlnet"], controlnet, config.average_decay, step)
-        return {**found, "grad_norm": round(float(norm), 4)}
+        looked_at = steering.task.looked_at(held_out, step, Steered(averages["unet"], averages["controlnet"]))
+        return {**found, "grad_norm": round(float(norm), 4), **looked_at}
 
     fit(state, take_step, config.loop, folder, on_step, until)
-    return averages["controlnet"], averages["unet"]
+    return plain(averages["controlnet"], config.lora, folder), averages["unet"]
+
+
+def starting_controlnet(config: ControlNetTraining, unet: DenoisingUNet, start: ControlNet | None) -> ControlNet:
+    """A ControlNet to train: a copy of `start`, which may see more than before, else one made from the U-Net.
+
+    Raises `InvalidRequestError` where the recipe describes another than the one to start from, or one that does not fit
+    the U-Net.
+    """
+    if start is None:
+        return ControlNet.from_unet(unet, config.seeing(config.controlnet or controlnet_like(unet.config)))
+    check_levels(unet.config, start.config)
+    started = with_occupancies(start, config.seeing(config.controlnet or start.config))
+    return copy.deepcopy(started).requires_grad_(True).train()
+
+
+def controlnet_like(unet: UNetConfig, factor: int = 4) -> ControlNetConfig:
+    """The configuration of a ControlNet with the levels of a U-Net, for label maps that are `factor` times larger."""
+    widths = (8, 32, *[64] * max(0, factor.bit_length() - 2))[: factor.bit_length()]
+    return ControlNetConfig(
+        **{name: getattr(unet, name) for name in BackboneConfig.model_fields}, embedding_widths=widths
+    )

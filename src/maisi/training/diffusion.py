@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from maisi.compute.compute import Device
 from maisi.data.latents import LatentExample, LatentSource
 from maisi.diffusion.denoiser import predict
 from maisi.diffusion.scheduler import NoiseScheduler
+from maisi.errors import InvalidRequestError
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.shapes import Frozen, Size3
 from maisi.training.denoising import ConditionDropout, ErrorKind, NoisyBatch, error_of, told, weighted_mean, weights_of
@@ -30,13 +32,19 @@ from maisi.training.loop import (
     update_average,
     warmed_cosine,
 )
+from maisi.training.lora import LoraConfig, add_adapters, merge_adapters, save_adapters
 from maisi.training.new_classes import NewClass, vocabulary_with
+from maisi.training.validation import HeldOut, Judged, Steered, ValidationConfig
+
+T = TypeVar("T", bound=torch.nn.Module)
 
 
 class DiffusionTraining(Frozen):
     """Recipe of a denoising U-Net; `sizes` of crops are in latent voxels, without any none is cut."""
 
-    network: UNetConfig = UNetConfig()
+    network: UNetConfig | None = None  # that of the bundle to start from, else the released one's
+    start_from: str | None = None  # bundle whose weights go on learning: packaged name or folder
+    lora: LoraConfig | None = None  # what learns beside the weights of that bundle; without, all of them do
     loop: LoopConfig
     sizes: tuple[Size3, ...] = ((32, 32, 32),)
     batch_size: int = Field(default=1, ge=1)
@@ -47,9 +55,16 @@ class DiffusionTraining(Frozen):
     loss: ErrorKind = "l1"
     structure_weights: dict[str, float] = Field(default_factory=dict)  # of structures or groups; all else counts 1
     drop: ConditionDropout = ConditionDropout()
+    validation: ValidationConfig = ValidationConfig()
     classes: dict[str, NewClass] = Field(default_factory=dict)  # by name; the vocabulary lacks them
     device: Device = "cpu"
     bfloat16: bool = True
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> "DiffusionTraining":
+        if self.lora is not None and self.start_from is None:
+            raise ValueError("lora needs start_from: adapters learn beside weights that there are")
+        return self
 
     @model_validator(mode="after")
     def _known_structures(self) -> "DiffusionTraining":
@@ -108,9 +123,9 @@ class Denoising:
         conditions = told(examples, config.drop, self.unet, rng)
         return Lesson(examples, batch, {name: value.to(self.device) for name, value in conditions.items()}, rng)
 
-    def precision(self, lesson: Lesson) -> torch.autocast:
+    def precision(self, latent: Tensor) -> torch.autocast:
         """Products in bfloat16 where the recipe says so and all feature maps are large enough for it."""
-        least_planes = min(lesson.batch.clean.shape[2:]) // self.unet.size_multiple
+        least_planes = min(latent.shape[2:]) // self.unet.size_multiple
         return mixed_precision(self.config.bfloat16, self.device, least_planes)
 
     def loss(self, prediction: Tensor, lesson: Lesson) -> Tensor:
@@ -121,6 +136,13 @@ class Denoising:
         )
         return weighted_mean(error, weights)
 
+    def looked_at(self, held_out: HeldOut | None, step: int, networks: Steered) -> dict[str, float]:
+        """What validation finds after `step`, nothing where it is not due."""
+        if held_out is None or (step + 1) % self.config.validation.every:
+            return {}
+        judged = Judged(self.unet, self.scheduler, self.scale_factor, self.config.loss, self.device, self.precision)
+        return held_out.look(step + 1, networks, judged)
+
 
 def train_unet(
     config: DiffusionTraining,
@@ -130,21 +152,30 @@ def train_unet(
     folder: Path,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     until: int | None = None,
+    *,
+    start: DenoisingUNet | None = None,
+    held_out: HeldOut | None = None,
 ) -> DenoisingUNet:
-    """The averaged U-Net after `config.loop.num_steps`, on `config.device`; resumes from `folder` after a stop."""
+    """The averaged U-Net after `config.loop.num_steps`, on `config.device`; resumes from `folder` after a stop.
+
+    It starts as `start`, or fresh; adapters end in its weights, and as `adapters.safetensors` in `folder`.
+    """
     device = training_device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
-        unet = DenoisingUNet(config.network)
+        unet = starting_unet(config.network, start)
+        if config.lora is not None:
+            add_adapters(unet, config.lora)
     unet = unet.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = copy.deepcopy(unet)
-    optimizer = torch.optim.AdamW(unet.named_parameters(), lr=config.learning_rate, weight_decay=0.0)
+    learned = [(name, parameter) for name, parameter in unet.named_parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=0.0)
     state = TrainingState({"unet": unet, "average": average}, {"unet": optimizer})
     task = Denoising(config, unet.config, source, scheduler, scale_factor)
 
     def losses(number: int) -> dict[str, Tensor]:
         lesson = task.lesson(number)
-        with task.precision(lesson):
+        with task.precision(lesson.batch.clean):
             prediction = predict(unet, None, lesson.noisy, lesson.t, conditions=lesson.conditions)
         return {"total": task.loss(prediction, lesson)}
 
@@ -152,13 +183,35 @@ def train_unet(
         set_learning_rate(optimizer, config.learning_rate * warmed_cosine(step, config.loop.num_steps, config.warmup))
         optimizer.zero_grad(set_to_none=True)
         found = accumulated(losses, step, config.examples_per_step)
-        norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in learned], 1.0)
         optimizer.step()
         update_average(average, unet, config.average_decay, step)
-        return {**found, "grad_norm": round(float(norm), 4)}
+        return {**found, "grad_norm": round(float(norm), 4), **task.looked_at(held_out, step, Steered(average))}
 
     fit(state, take_step, config.loop, folder, on_step, until)
-    return average
+    return plain(average, config.lora, folder)
+
+
+def starting_unet(config: UNetConfig | None, start: DenoisingUNet | None) -> DenoisingUNet:
+    """A U-Net to train: a copy of `start`, else a fresh one of torch's generator.
+
+    Raises `InvalidRequestError` where the recipe describes another than the one to start from.
+    """
+    if start is None:
+        return DenoisingUNet(config or UNetConfig())
+    for name in UNetConfig.model_fields if config is not None else ():
+        ours, theirs = getattr(config, name), getattr(start.config, name)
+        if ours != theirs:
+            raise InvalidRequestError(f"{name} of the U-Net to start from is {theirs}; the recipe says {ours}")
+    return copy.deepcopy(start).requires_grad_(True).train()
+
+
+def plain(network: T, lora: LoraConfig | None, folder: Path) -> T:
+    """The network with its adapters in its weights, after they were saved in `folder`; without adapters as it is."""
+    if lora is not None:
+        save_adapters(network, lora, folder / "adapters.safetensors")
+        merge_adapters(network)
+    return network
 
 
 def accumulated(losses: Callable[[int], Mapping[str, Tensor]], step: int, count: int) -> dict[str, float]:
