@@ -199,15 +199,8 @@ def with_occupancies(controlnet: ControlNet, config: ControlNetConfig) -> Contro
     Raises `InvalidRequestError` where the configurations differ in anything else, or some occupancy would be lost.
     """
     ours = controlnet.config
-    unlike = [name for name in type(ours).model_fields if getattr(ours, name) != getattr(config, name)]
-    lost = set(ours.occupancy_ids) - set(config.occupancy_ids) or (ours.occupancy_bits and not config.occupancy_bits)
-    other = [name for name in unlike if not name.startswith("occupancy_")]
-    if other or lost:
-        name = other[0] if other else "occupancy_ids"
-        raise InvalidRequestError(
-            f"{name} of the ControlNet to start from is {getattr(ours, name)}; the recipe says {getattr(config, name)}"
-        )
-    if not unlike:
+    check_occupancies(ours, config)
+    if ours == config:
         return controlnet
     wider = ControlNet(config).to(controlnet.conv_in.weight)
     state = wider.state_dict() | controlnet.state_dict()
@@ -216,6 +209,18 @@ def with_occupancies(controlnet: ControlNet, config: ControlNetConfig) -> Contro
         state[name] = wider.state_dict()[name].index_copy(1, places.to(state[name].device), state[name])
     wider.load_state_dict(state)
     return wider
+
+
+def check_occupancies(ours: ControlNetConfig, config: ControlNetConfig) -> None:
+    """Raise `InvalidRequestError` where a ControlNet of ours could not become one of `config` by seeing more."""
+    unlike = [name for name in type(ours).model_fields if getattr(ours, name) != getattr(config, name)]
+    lost = set(ours.occupancy_ids) - set(config.occupancy_ids) or (ours.occupancy_bits and not config.occupancy_bits)
+    other = [name for name in unlike if not name.startswith("occupancy_")]
+    if other or lost:
+        name = other[0] if other else "occupancy_ids"
+        raise InvalidRequestError(
+            f"{name} of the ControlNet to start from is {getattr(ours, name)}; the recipe says {getattr(config, name)}"
+        )
 
 
 def _places(ours: ControlNetConfig, theirs: ControlNetConfig) -> Tensor:

@@ -21,13 +21,14 @@ from maisi.data.latents import LatentSource, LatentStore, latent_scale
 from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
+from maisi.networks.controlnet import check_levels, check_occupancies
 from maisi.networks.unet import UNetConfig
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.variations import as_shown, held_out_latents, make_latents, patches_of
 from maisi.training.autoencoder import train_autoencoder
-from maisi.training.controlnet import controlnet_like, train_controlnet
-from maisi.training.diffusion import DiffusionTraining, train_unet
+from maisi.training.controlnet import ControlNetTraining, controlnet_like, train_controlnet
+from maisi.training.diffusion import DiffusionTraining, check_unet, train_unet
 from maisi.training.loop import step_generators
 from maisi.training.lora import base_digest
 from maisi.training.new_classes import numbered
@@ -103,13 +104,9 @@ def unet_stage(
     One that starts from a bundle keeps that one's noise schedule and scale factor: its weights know no other.
     """
     recipe, config = lesson.recipe, lesson.recipe.for_unet()
-    start = starting_bundle(config, bundle, "unet")
-    spec = recipe.scheduler or (RectifiedFlowSpec() if start is None else start.info.scheduler)
+    start = starting_bundle(recipe, config, bundle, "unet")
+    spec = recipe.scheduler or RectifiedFlowSpec() if start is None else start.info.scheduler
     assert spec is not None, "a bundle with a U-Net has a schedule"
-    if start is not None and spec != start.info.scheduler:
-        raise InvalidRequestError(
-            f"bundle {start.name} was trained by another schedule than the recipe's; leave scheduler out to keep it"
-        )
     scale_factor = latent_scale(latents) if start is None else start.scale_factor
     unet = train_unet(
         config,
@@ -133,7 +130,7 @@ def controlnet_stage(
     """The bundle with a ControlNet for its U-Net; with `train_unet` the U-Net has learned along."""
     recipe, config = lesson.recipe, lesson.recipe.for_controlnet()
     assert bundle.info.scheduler is not None
-    start = starting_bundle(config, bundle, "controlnet")
+    start = starting_bundle(recipe, config, bundle, "controlnet")
     if start is None and config.controlnet is None:
         like = controlnet_like(bundle.unet.config, bundle.autoencoder.factor)
         config = config.model_copy(update={"controlnet": like})
@@ -160,10 +157,11 @@ def controlnet_stage(
     return with_networks(bundle, info, {"unet": unet.cpu(), "controlnet": controlnet.cpu()})
 
 
-def starting_bundle(config: DiffusionTraining, bundle: Bundle, network: str) -> Bundle | None:
+def starting_bundle(recipe: BundleRecipe, config: DiffusionTraining, bundle: Bundle, network: str) -> Bundle | None:
     """The bundle whose network goes on learning, None for a fresh one.
 
-    Raises `InvalidRequestError` where it has no such network, or latents of an autoencoder other than `bundle`'s.
+    Raises `InvalidRequestError` where it has no such network, another than the recipe describes, another schedule, or
+    latents of an autoencoder other than `bundle`'s.
     """
     if config.start_from is None:
         return None
@@ -171,6 +169,15 @@ def starting_bundle(config: DiffusionTraining, bundle: Bundle, network: str) -> 
     if network not in start.names:
         there = ", ".join(start.names)
         raise InvalidRequestError(f"bundle {start.name} has no {network} to start from; it has {there}")
+    if network == "unet":
+        check_unet(config.network, start.unet.config)
+        if recipe.scheduler is not None and recipe.scheduler != start.info.scheduler:
+            raise InvalidRequestError(
+                f"bundle {start.name} was trained by another schedule than the recipe's; leave scheduler out to keep it"
+            )
+    elif isinstance(config, ControlNetTraining):
+        check_levels(bundle.unet.config, start.controlnet.config)
+        check_occupancies(start.controlnet.config, config.seeing(config.controlnet or start.controlnet.config))
     if "autoencoder" in start.names and base_digest(start.autoencoder) != base_digest(bundle.autoencoder):
         raise InvalidRequestError(
             f"bundle {start.name} has another autoencoder than {bundle.name}, so that its {network} knows other "

@@ -199,11 +199,16 @@ def starting_unet(config: UNetConfig | None, start: DenoisingUNet | None) -> Den
     """
     if start is None:
         return DenoisingUNet(config or UNetConfig())
+    check_unet(config, start.config)
+    return copy.deepcopy(start).requires_grad_(True).train()
+
+
+def check_unet(config: UNetConfig | None, start: UNetConfig) -> None:
+    """Raise `InvalidRequestError` where a recipe describes another U-Net than the one to start from."""
     for name in UNetConfig.model_fields if config is not None else ():
-        ours, theirs = getattr(config, name), getattr(start.config, name)
+        ours, theirs = getattr(config, name), getattr(start, name)
         if ours != theirs:
             raise InvalidRequestError(f"{name} of the U-Net to start from is {theirs}; the recipe says {ours}")
-    return copy.deepcopy(start).requires_grad_(True).train()
 
 
 def plain(network: T, lora: LoraConfig | None, folder: Path) -> T:

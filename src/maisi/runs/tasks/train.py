@@ -12,7 +12,15 @@ from maisi.data.manifest import read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.validate import lasting_name
 from maisi.recipes.recipe import BundleRecipe
-from maisi.recipes.stages import Lesson, autoencoder_stage, build_bundle, controlnet_stage, encoded, unet_stage
+from maisi.recipes.stages import (
+    Lesson,
+    autoencoder_stage,
+    build_bundle,
+    controlnet_stage,
+    encoded,
+    starting_bundle,
+    unet_stage,
+)
 from maisi.runs.task import Checked, Output, Run, Task
 from maisi.shapes import Frozen
 
@@ -46,14 +54,23 @@ def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
 
 def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a U-Net is trained, and whose bundle has an autoencoder."""
-    request.recipe.for_unet()
-    return _with_networks(check(request), "autoencoder")
+    config = request.recipe.for_unet()
+    checked = _with_networks(check(request), "autoencoder")
+    starting_bundle(request.recipe, config, _before(checked), "unet")
+    return checked
 
 
 def check_controlnet(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a ControlNet is trained, and whose bundle has an autoencoder and a U-Net."""
-    request.recipe.for_controlnet()
-    return _with_networks(check(request), "autoencoder", "unet")
+    config = request.recipe.for_controlnet()
+    checked = _with_networks(check(request), "autoencoder", "unet")
+    starting_bundle(request.recipe, config, _before(checked), "controlnet")
+    return checked
+
+
+def _before(checked: Checked[TrainRequest]) -> Bundle:
+    assert checked.bundle is not None, "the networks that go before were checked"
+    return checked.bundle
 
 
 def _with_networks(checked: Checked[TrainRequest], *needed: str) -> Checked[TrainRequest]:
@@ -80,8 +97,7 @@ def train_autoencoder(checked: Checked[TrainRequest], run: Run) -> None:
 
 def train_unet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a U-Net, in `bundle`."""
-    assert checked.bundle is not None
-    bundle = checked.bundle
+    bundle = _before(checked)
 
     def work(lesson: Lesson, on_step: OnStep) -> Path:
         latents = encoded(lesson, bundle, run.folder / "latents")
@@ -92,8 +108,7 @@ def train_unet(checked: Checked[TrainRequest], run: Run) -> None:
 
 def train_controlnet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a ControlNet, in `bundle`."""
-    assert checked.bundle is not None
-    bundle = checked.bundle
+    bundle = _before(checked)
 
     def work(lesson: Lesson, on_step: OnStep) -> Path:
         latents = encoded(lesson, bundle, run.folder / "latents")
