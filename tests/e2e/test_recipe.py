@@ -24,6 +24,7 @@ from maisi.recipes.stages import Lesson, build_bundle
 from maisi.space.files import write_volume
 from maisi.space.grid import Grid
 from maisi.training.controlnet import controlnet_like, starting_controlnet
+from maisi.training.diffusion import starting_unet
 
 BACKBONE = {
     "channels": [8, 16],
@@ -36,13 +37,12 @@ BACKBONE = {
 
 
 def tiny() -> BundleRecipe:
-    loop = {"num_steps": 3, "save_every": 1}
+    loop = {"num_steps": 3, "save_every": 1, "validate_every": 3}
     diffusion = {
         "network": {**BACKBONE, "regions": True, "spacing": True},
         "loop": loop,
         "sizes": [[8, 8, 8]],
-        "bfloat16": False,
-        "validation": {"every": 3},
+        "optimization": {"precision": "float32"},
     }
     return BundleRecipe.model_validate(
         {
@@ -56,7 +56,7 @@ def tiny() -> BundleRecipe:
                 "loop": loop,
                 "batch_size": 1,
                 "patch": [16, 16, 16],
-                "bfloat16": False,
+                "optimization": {"precision": "float32"},
             },
             "latents": {
                 "variations": {"made": 2},
@@ -122,12 +122,30 @@ def test_the_presets_of_the_diffusion_networks_fit_each_other(size: str) -> None
 def test_the_paper_trains_the_released_networks_as_it_says() -> None:
     diffusion, steering = load_recipe("diffusion-paper"), load_recipe("controlnet-paper")
     config = diffusion.for_unet()
+    assert config.loop.epochs == 200
+    for how in (config.optimization, steering.for_controlnet().optimization):
+        assert (how.optimizer, how.betas, how.learning_rate) == ("adam", (0.9, 0.999), 1e-4)
+        assert (how.schedule, how.accumulate) == ("polynomial", 1)
     assert config.network == RELEASED["ddpm-ct"].unet
     assert diffusion.scheduler == DDPMSpec()
     assert (config.loss, config.batch_size, config.sizes) == ("l1", 1, ())
     assert controlnet_like(config.network, 4) == RELEASED["ddpm-ct"].controlnet
     assert steering.for_controlnet().structure_weights == {"tumours": 100}
     assert steering.for_controlnet().loop.num_steps == 10_000
+
+
+def fresh() -> Bundle:
+    """A bundle of the recipe's networks, untrained."""
+    torch.manual_seed(0)
+    recipe = tiny()
+    unet = starting_unet(recipe.for_unet().network, None)
+    networks = {
+        "autoencoder": Autoencoder(recipe.for_autoencoder().network),
+        "unet": unet,
+        "controlnet": starting_controlnet(recipe.for_controlnet(), unet, None),
+    }
+    about = {"scheduler": DDPMSpec(), "scale_factor": 1.25}
+    return Bundle.of(BundleInfo(name="fresh", licence="none", vocabulary_version="1.0", **about), networks)
 
 
 def written(recipe: BundleRecipe, path: Path, **parts: dict) -> Path:
@@ -138,7 +156,7 @@ def written(recipe: BundleRecipe, path: Path, **parts: dict) -> Path:
 
 
 def test_a_bundle_is_trained_on_with_adapters_and_gains_classes(maisi: Maisi, manifest: Path, tmp_path: Path) -> None:
-    base = build_bundle(Lesson.of(tiny(), manifest), tmp_path / "base")
+    base = save_bundle(fresh(), tmp_path / "base")
     before = load_bundle(base)
     on = {"start_from": str(base), "lora": {"rank": 2}, "network": None, "controlnet": None}
     classes = {"my tumour": {"like": "hepatic tumor"}}
@@ -154,10 +172,10 @@ def test_a_bundle_is_trained_on_with_adapters_and_gains_classes(maisi: Maisi, ma
         assert done.code == 0, done.err
         assert (tmp_path / part / part / "adapters.safetensors").exists()
         losses = (tmp_path / part / part / "metrics.jsonl").read_text()
-        assert losses.count('"validation_t4"') == 1
+        assert losses.count('"loss_t4"') == 1
     unet = load_bundle(tmp_path / "diffusion" / "bundle")
     assert unet.info.scheduler == before.info.scheduler
-    assert unet.scale_factor == before.scale_factor
+    assert unet.scale_factor == 1.25
     assert set(unet.names) == set(before.names)
     after = load_bundle(tmp_path / "controlnet" / "bundle")
     assert after.info.classes == {154: "my tumour"}

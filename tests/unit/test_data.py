@@ -10,7 +10,7 @@ from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.augment import on_grid, vary_grid
 from maisi.data.cases import case_span, own_labels, read_case
-from maisi.data.dataset import at_spacings, patch_source
+from maisi.data.dataset import NamedVolumes, at_spacings, patch_source
 from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidConfigError, InvalidLabelsError, InvalidRequestError
 from maisi.space.files import write_labels, write_volume
@@ -118,13 +118,13 @@ def test_patches_are_the_same_however_many_volumes_stay_in_memory() -> None:
         read.append(seed)
         return [noisy(seed, (12, 10, 8)), noisy(seed + 10, (6, 5, 4))]
 
-    loads = [lambda seed=seed: load(seed) for seed in range(3)]
+    loads = [NamedVolumes(str(seed), lambda seed=seed: load(seed)) for seed in range(3)]
     patches, reads = [], []
     for kept_bytes in (1 << 30, 4000, 0):
         read.clear()
         source = patch_source([(0.3, loads[:1]), (0.7, loads[1:])], kept_bytes)
         rng = np.random.default_rng(1)
-        patches.append([source.draw(2, (6, 6, 6), rng) for _ in range(10)])
+        patches.append([source.draw(2, (6, 6, 6), rng).images for _ in range(10)])
         reads.append(len(read))
     for others in patches[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(patches[0], others, strict=True))
@@ -133,9 +133,13 @@ def test_patches_are_the_same_however_many_volumes_stay_in_memory() -> None:
 
 def test_groups_are_drawn_by_weight_and_volumes_by_the_root_of_their_size() -> None:
     first, second = [noisy(0, (8, 8, 8)), noisy(1, (16, 16, 16))], [noisy(2, (4, 4, 4))]
-    source = patch_source([(1.0, [lambda: first]), (0.0, []), (3.0, [lambda: second])])
+    source = patch_source(
+        [(1.0, [NamedVolumes("a", lambda: first)]), (0.0, []), (3.0, [NamedVolumes("b", lambda: second)])]
+    )
     assert source.weights == pytest.approx([0.25 / 3, 0.5 / 3, 0.75])
     assert [array.shape for array in source.arrays] == [(8, 8, 8), (16, 16, 16), (4, 4, 4)]
+    assert source.names == ("a", "a", "b")
+    assert source.num_cases == 2
 
 
 def test_without_a_volume_there_is_nothing_to_train_on() -> None:

@@ -9,13 +9,14 @@ from pydantic import ValidationError
 from scipy import ndimage
 from torch import Tensor
 
-from maisi.data.dataset import PatchSource, patch_source
+from maisi.data.dataset import NamedVolumes, PatchSource, patch_source
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.space.grid import Grid
 from maisi.space.volume import Volume
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.haar import start_at_haar
 from maisi.training.loop import LoopConfig
+from maisi.training.optimization import Optimization
 
 NETWORK = AutoencoderConfig(
     channels=(8, 16), num_res_blocks=(1, 2), norm_groups=1, norm_eps=100.0, upsampling="transposed"
@@ -70,7 +71,7 @@ def patches() -> PatchSource:
     hu = np.full((24, 24, 24), -1000.0, np.float32)
     hu[4:20, 4:20, 4:20] = 40 + 1500 * ndimage.gaussian_filter(rng.normal(size=(16, 16, 16)), 1.2)
     volume = Volume(hu, Grid.centered((24, 24, 24), (3.0, 3.0, 3.0)))
-    return patch_source([(1.0, [lambda: [volume]])])
+    return patch_source([(1.0, [NamedVolumes("a", lambda: [volume])])])
 
 
 def error_after(steps: int, start: str, folder: Path) -> float:
@@ -82,11 +83,10 @@ def error_after(steps: int, start: str, folder: Path) -> float:
         start=start,
         batch_size=1,
         patch=(16, 16, 16),
-        warmup=5,
-        bfloat16=False,
+        optimization=Optimization(learning_rate=1e-3, warmup=5, average_decay=0.995, precision="float32"),
     )
     network = train_autoencoder(recipe, source, folder).eval()
-    x = source.draw(1, (24, 24, 24), np.random.default_rng(1))
+    x = source.draw(1, (24, 24, 24), np.random.default_rng(1)).images
     with torch.no_grad():
         return float((network.decode(network.encode(x)[0]) - x).square().mean())
 

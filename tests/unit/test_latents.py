@@ -165,9 +165,9 @@ def test_a_batch_holds_cases_of_one_shape_whole_where_no_size_is_asked(tmp_path:
     seen = set()
     for number in range(4):
         examples = source.draw(0, number, 2)
-        assert {example.case for example in examples} in ({"case 0", "case 2"}, {"case 1", "case 3"})
+        assert {example.name for example in examples} in ({"case 0", "case 2"}, {"case 1", "case 3"})
         assert len({example.latent.shape for example in examples}) == 1
-        seen |= {(example.case, tuple(example.latent.shape[2:])) for example in examples}
+        seen |= {(example.name, tuple(example.latent.shape[2:])) for example in examples}
     assert seen == {("case 0", (4, 4, 4)), ("case 2", (4, 4, 4)), ("case 1", (6, 4, 4)), ("case 3", (6, 4, 4))}
 
 

@@ -19,6 +19,7 @@ from maisi.cli.doctor import doctor
 from maisi.cli.generate import generate
 from maisi.cli.info import info
 from maisi.cli.plan import plan
+from maisi.cli.prepare import prepare
 from maisi.cli.reproduce import reproduce
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
@@ -38,7 +39,7 @@ _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Make": [generate],
     "Encode": [reconstruct, encode, decode],
     "Look": [info, doctor, plan, reproduce],
-    "Build": [convert],
+    "Build": [prepare, convert],
 }
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:

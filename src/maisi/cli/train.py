@@ -31,10 +31,15 @@ def _group() -> None:
 
 @train.command()
 def autoencoder(
-    name: Recipe, manifest: Manifest, out: Out, assignments: Assignments = None, threads: Threads = None
+    name: Recipe,
+    manifest: Manifest,
+    out: Out,
+    bundle: Annotated[str | None, typer.Option("--bundle", "-b", help="Train on the autoencoder of this one.")] = None,
+    assignments: Assignments = None,
+    threads: Threads = None,
 ) -> None:
     """Train an autoencoder: volumes to latents and back. Run it again after a kill: it goes on."""
-    _train("autoencoder", name, out, assignments, threads, {"manifest": manifest})
+    _train("autoencoder", name, out, assignments, threads, {"manifest": manifest, "bundle": bundle})
 
 
 @train.command()

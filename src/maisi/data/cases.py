@@ -33,12 +33,14 @@ def read_case(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | N
     """
     if case.image is None:
         raise InvalidRequestError(f"case {case.id!r} has no image")
-    volume = read_volume(case.image)
+    volume = read_volume(case.image, modality=case.modality)
     own = own_labels(case, drop, vocabulary)
+    if own is None and volume.modality != "ct":
+        raise InvalidRequestError(f"case {case.id!r} is an MR without labels, and only a CT shows tissues by itself")
     if own is None:
         return volume, tissue_labels(volume)
     check_same_grid(own, volume)
-    return volume, complete_labels(own, volume)
+    return volume, complete_labels(own, volume) if volume.modality == "ct" else own
 
 
 def own_labels(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | None = None) -> LabelMap | None:
@@ -79,8 +81,13 @@ def _warn(case: Case, findings: tuple[Finding, ...]) -> None:
 
 
 def case_span(case: Case, labels: LabelMap) -> RegionSpan:
-    """The regions that the manifest's words name; without any, those that the labels show."""
-    named = [region for region, words in REGION_WORDS.items() if re.search(words, case.region.lower())]
-    if named:
-        return RegionSpan(named[0], named[-1])
-    return region_span(labels)
+    """The span that the manifest says, in its words or as such; without one, what the labels show."""
+    if case.span is not None:
+        return RegionSpan.named(*case.span)
+    return words_span(case.region) or region_span(labels)
+
+
+def words_span(words: str) -> RegionSpan | None:
+    """The body regions that words such as "chest and abdomen" name; None where they name none."""
+    named = [region for region, pattern in REGION_WORDS.items() if re.search(pattern, words.lower())]
+    return RegionSpan(named[0], named[-1]) if named else None

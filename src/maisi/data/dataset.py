@@ -11,11 +11,35 @@ import torch
 from maisi.data.lazy import LazySequence
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
-from maisi.shapes import ImageBatch, Size3
+from maisi.shapes import ImageBatch, Modality, Size3
 from maisi.space.files import read_volume
 from maisi.space.intensity import to_unit
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import Volume
+
+
+@dataclass(frozen=True)
+class NamedVolumes:
+    """The volumes of a case, read or made when they are asked for, the same ones every time."""
+
+    name: str
+    load: "LoadVolumes"
+    modality: Modality = "ct"
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A batch of patches, (b, 1, x, y, z) in [0, 1], and of which cases they are."""
+
+    images: ImageBatch
+    cases: tuple[str, ...]
+
+
+Change = Callable[[np.ndarray, Modality, np.random.Generator], np.ndarray]
+"""A changed copy of a patch [x y z] in [0, 1] of a modality."""
+
+MOST_TRIES = 8  # to find a patch that shows something
+SHOWS_SOMETHING = 0.02  # of a patch's range, from its darkest to its brightest voxel
 
 
 @dataclass(frozen=True)
@@ -24,11 +48,33 @@ class PatchSource:
 
     arrays: Sequence[np.ndarray]  # uint16 [x y z], 65535 = 1
     weights: np.ndarray
+    names: Sequence[str] = ()
+    modalities: Sequence[Modality] = ()
+    num_cases: int = 1
 
-    def draw(self, batch: int, size: Size3, rng: np.random.Generator) -> ImageBatch:
-        """A batch of randomly flipped patches; volumes smaller than a patch are centred in air."""
+    def draw(self, batch: int, size: Size3, rng: np.random.Generator, change: Change | None = None) -> Patches:
+        """A batch of randomly flipped patches; volumes smaller than a patch are centred in air.
+
+        A patch of one value is drawn again, a few times at most. `change` augments each.
+        """
         chosen = rng.choice(len(self.arrays), size=batch, p=self.weights)
-        return torch.from_numpy(np.stack([_patch(self.arrays[i], size, rng) for i in chosen])[:, None])
+        patches = [_telling_patch(self.arrays[i], size, rng) for i in chosen]
+        if change is not None:
+            patches = [
+                change(patch, self.modalities[i] if self.modalities else "ct", rng)
+                for i, patch in zip(chosen, patches, strict=True)
+            ]
+        names = tuple(self.names[i] if self.names else str(i) for i in chosen)
+        return Patches(torch.from_numpy(np.stack(patches)[:, None]), names)
+
+
+def _telling_patch(array: np.ndarray, size: Size3, rng: np.random.Generator) -> np.ndarray:
+    """A patch that shows something, or the last of a few that do not."""
+    for _ in range(MOST_TRIES):
+        patch = _patch(array, size, rng)
+        if float(np.ptp(patch)) > SHOWS_SOMETHING:
+            return patch
+    return patch
 
 
 def _patch(array: np.ndarray, size: Size3, rng: np.random.Generator) -> np.ndarray:
@@ -54,12 +100,14 @@ class CaseArrays(Sequence[np.ndarray]):
     `kept_bytes`.
     """
 
-    def __init__(self, loads: Sequence[LoadVolumes], kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, cases: Sequence[NamedVolumes], kept_bytes: int = KEPT_BYTES) -> None:
         self._cases = LazySequence(
-            [partial(_arrays, load) for load in loads], lambda arrays: sum(a.nbytes for a in arrays), kept_bytes
+            [partial(_arrays, case.load) for case in cases], lambda arrays: sum(a.nbytes for a in arrays), kept_bytes
         )
-        self.sizes = [[array.size for array in self._cases[case]] for case in range(len(loads))]
+        self.sizes = [[array.size for array in self._cases[case]] for case in range(len(cases))]
         self._places = [(case, k) for case, sizes in enumerate(self.sizes) for k in range(len(sizes))]
+        self.names = tuple(cases[case].name for case, _ in self._places)
+        self.modalities = tuple(cases[case].modality for case, _ in self._places)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -78,12 +126,13 @@ class CaseArrays(Sequence[np.ndarray]):
 
 
 def _arrays(load: LoadVolumes) -> tuple[np.ndarray, ...]:
-    return tuple(np.round(to_unit(volume.array, volume.modality) * 65535).astype(np.uint16) for volume in load())
+    units = (np.clip(to_unit(volume.array, volume.modality), 0, 1) for volume in load())
+    return tuple(np.round(unit * 65535).astype(np.uint16) for unit in units)
 
 
-def patch_source(groups: Iterable[tuple[float, Sequence[LoadVolumes]]], kept_bytes: int = KEPT_BYTES) -> PatchSource:
+def patch_source(groups: Iterable[tuple[float, Sequence[NamedVolumes]]], kept_bytes: int = KEPT_BYTES) -> PatchSource:
     """A source that draws each group with its weight, and within a group each volume by the cube root of its size."""
-    loads: list[LoadVolumes] = []
+    loads: list[NamedVolumes] = []
     shares: list[tuple[float, int]] = []
     for weight, cases in groups:
         loads += cases
@@ -97,12 +146,12 @@ def patch_source(groups: Iterable[tuple[float, Sequence[LoadVolumes]]], kept_byt
         roots = np.array([float(size) ** (1 / 3) for size in sizes])
         weights += [weight * share for share in roots / max(roots.sum(), 1e-9)]
         first += num_cases
-    return PatchSource(arrays, np.array(weights) / sum(weights))
+    return PatchSource(arrays, np.array(weights) / sum(weights), arrays.names, arrays.modalities, len(loads))
 
 
 def at_spacings(case: Case, spacings: Sequence[float]) -> list[Volume]:
     """The volume of a case as stored, and resampled to each isotropic spacing (mm) that is coarser than it."""
     assert case.image is not None
-    volume = read_volume(case.image)
+    volume = read_volume(case.image, modality=case.modality)
     coarser = [s for s in spacings if s > 1.2 * max(volume.grid.spacing)]
     return [volume] + [resample(volume, with_spacing(volume.grid, (s, s, s))) for s in coarser]

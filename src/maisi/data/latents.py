@@ -244,7 +244,7 @@ class LatentExample:
     spacing: Spacing3
     span: RegionSpan
     modality: int
-    case: str = ""  # what it was made from, for a reader
+    name: str = ""  # of what it was made from
 
 
 def latent_scale(latents: Iterable[Latent]) -> float:
@@ -280,12 +280,26 @@ class LatentSource:
         extents = latents.extents if stored else tuple(latent.extent for latent in latents)  # type: ignore[attr-defined]
         self.buckets = Buckets(extents, _shares(groups, weights) if weights else None, multiple)
 
+    @property
+    def num_cases(self) -> int:
+        """How many latents there are."""
+        return len(self.latents)
+
     def draw(self, seed: int, number: int, count: int = 1, sizes: Sequence[Size3] = ()) -> tuple["LatentExample", ...]:
         """Batch `number`: examples of one shape, crops of at most one of `sizes`, sampled from their posteriors."""
         shape, chosen = self.buckets.chosen(seed, number, count, sizes)
         words = np.random.SeedSequence([seed, number, count]).generate_state(2, np.uint64)
         rng, draw = np.random.default_rng(int(words[0])), torch.Generator().manual_seed(int(words[1] >> np.uint64(1)))
         return tuple(self._crop(self.latents[index], shape, rng, draw) for index in chosen)
+
+    def chosen(
+        self, seed: int, number: int, count: int = 1, sizes: Sequence[Size3] = ()
+    ) -> tuple[Size3, tuple[str, ...]]:
+        """The shape of batch `number`, and what tells its cases apart: their files, or what they were made from."""
+        shape, indices = self.buckets.chosen(seed, number, count, sizes)
+        if isinstance(self.latents, LatentStore):
+            return shape, tuple(self.latents.paths[index].name for index in indices)
+        return shape, tuple(self.latents[index].made_from for index in indices)
 
     def _crop(self, latent: Latent, shape: Size3, rng: np.random.Generator, draw: torch.Generator) -> "LatentExample":
         labels, span, modality = latent.labels, latent.span, latent.modality_code

@@ -1,16 +1,22 @@
 """Manifests: the list of cases that training, evaluation and preparation work on.
 
-A manifest is a JSON file `{"cases": [...]}`; paths in it are relative to the file.
+A manifest is a file of JSON lines, a case each, as `maisi prepare` writes it, or one JSON object `{"cases": [...]}`;
+paths in it are relative to the file.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.shapes import Frozen, Modality, Size3, Spacing3
+from maisi.storage.atomic import write_atomically
+
+STORED = "manifest.jsonl"
+"""The manifest in the folder that `maisi prepare` makes."""
 
 
 class Case(Frozen):
@@ -38,18 +44,21 @@ class Case(Frozen):
 
 
 def read_manifest(path: Path) -> tuple[Case, ...]:
-    """All cases of a manifest, with paths resolved against its folder.
+    """All cases of a manifest, or of the folder that `maisi prepare` made, with paths resolved against its folder.
 
     Raises `InvalidConfigError` for a file that is not a manifest, a case with unknown fields, or an id used twice.
     """
     path = Path(path)
+    if path.is_dir() and (path / STORED).is_file():
+        path = path / STORED
     if not path.is_file():
-        raise InvalidRequestError(f"no manifest at {path}; expected a JSON file with a list 'cases'")
+        raise InvalidRequestError(f"no manifest at {path}; expected JSON lines, or a JSON file with a list 'cases'")
     try:
-        entries = json.loads(path.read_text())["cases"]
-        cases = tuple(Case.model_validate(entry) for entry in entries)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InvalidConfigError(f"{path} is not a manifest: expected JSON with a list 'cases' ({error})") from error
+        cases = tuple(Case.model_validate(entry) for entry in _entries(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InvalidConfigError(
+            f"{path} is not a manifest: expected JSON lines, or JSON with a list 'cases' ({error})"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidConfigError(f"{path}: case field {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -58,6 +67,21 @@ def read_manifest(path: Path) -> tuple[Case, ...]:
     if twice:
         raise InvalidConfigError(f"{path}: case ids must be unique; used twice: {', '.join(twice)}")
     return tuple(_resolve(case, path.parent) for case in cases)
+
+
+def _entries(path: Path) -> list[Any]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    entries: list[Any] = json.loads(text)["cases"]
+    return entries
+
+
+def write_manifest(cases: Iterable[Case], path: Path) -> None:
+    """Write cases as JSON lines, what is not said left out; paths are written as they are, relative to the file."""
+    lines = [case.model_dump_json(exclude_defaults=True) for case in cases]
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _resolve(case: Case, root: Path) -> Case:

@@ -71,12 +71,22 @@ def build_bundle(lesson: Lesson, folder: Path, on_step: OnStep | None = None) ->
     return save_measured(bundle, lesson, folder)
 
 
-def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> Bundle:
-    """A bundle of the autoencoder alone, whose latents have mean zero in every channel."""
+def autoencoder_stage(
+    lesson: Lesson, folder: Path, on_step: OnStep | None = None, start: Bundle | None = None
+) -> Bundle:
+    """A bundle of the autoencoder alone, whose latents have mean zero in every channel.
+
+    With `start` the autoencoder of that bundle is trained on, and its other networks stay.
+    """
     recipe = lesson.recipe
-    source = patches_of(recipe, lesson.training)
-    config = recipe.for_autoencoder()
-    autoencoder = train_autoencoder(config, source, folder / "autoencoder", _named(on_step, "autoencoder"))
+    source, config = patches_of(recipe, lesson.training), recipe.for_autoencoder()
+    held_out = patches_of(recipe, lesson.validation) if lesson.validation and config.loop.validate_every else None
+    told = _named(on_step, "autoencoder")
+    first = None if start is None else start.autoencoder
+    where = folder / "autoencoder"
+    autoencoder = train_autoencoder(config, source, where, told, validation=held_out, start=first)
+    if start is not None:  # its latents stay what other networks have learned
+        return with_networks(start, start.info, {"autoencoder": autoencoder.cpu()})
     centred = centred_autoencoder(autoencoder.cpu(), source, config.batch_size, config.patch, config.loop.seed)
     return Bundle.of(_info(recipe), {"autoencoder": centred})
 
@@ -189,7 +199,9 @@ def starting_bundle(recipe: BundleRecipe, config: DiffusionTraining, bundle: Bun
 def held_out(
     lesson: Lesson, bundle: Bundle, config: DiffusionTraining, folder: Path, part: str, shown_as: Mapping[str, str]
 ) -> HeldOut | None:
-    """What the training of a part looks at between its steps; None where the manifest has no validation cases."""
+    """What the training of a part looks at between its steps; None where it does not, or has no cases for it."""
+    if not config.loop.validate_every:
+        return None
     if not lesson.validation:
         logger.warning("no case of the manifest is for validation: %s learns unwatched", part)
         return None
@@ -232,7 +244,7 @@ def centred_autoencoder(
     sums, count = torch.zeros(autoencoder.config.latent_channels, dtype=torch.float64), 0
     with torch.inference_mode():
         for draw in range(CENTRING_DRAWS):
-            mean, _ = autoencoder.encode(source.draw(batch, patch, step_generators(seed, draw)[1]))
+            mean, _ = autoencoder.encode(source.draw(batch, patch, step_generators(seed, draw)[1]).images)
             sums += mean.double().sum((0, 2, 3, 4))
             count += mean[:, 0].numel()
     return shifted(autoencoder, sums / count)

@@ -13,7 +13,7 @@ from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.augment import on_grid, vary_grid
 from maisi.data.cases import case_span, read_case
-from maisi.data.dataset import LoadVolumes, PatchSource, at_spacings, patch_source
+from maisi.data.dataset import NamedVolumes, PatchSource, at_spacings, patch_source
 from maisi.data.latents import Latent, LatentStore, write_latent
 from maisi.data.manifest import Case
 from maisi.networks.autoencoder import Autoencoder
@@ -139,13 +139,18 @@ def _phantom(recipe: BundleRecipe, multiple: int, index: int) -> tuple[Volume, L
 def patches_of(recipe: BundleRecipe, cases: Sequence[Case]) -> PatchSource:
     """Patches of the volumes of cases and of phantoms, groups drawn by the recipe's weights, else all cases alike."""
 
-    def loads(group: str) -> list[LoadVolumes]:
+    def volumes(group: str) -> list[NamedVolumes]:
         if group == PHANTOM:
-            return [partial(_phantom_volumes, recipe, index) for index in range(recipe.latents.num_phantoms)]
-        return [partial(at_spacings, case, recipe.spacings_mm) for case in cases if case.group == group]
+            indices = range(recipe.latents.num_phantoms)
+            return [NamedVolumes(f"phantom {index}", partial(_phantom_volumes, recipe, index)) for index in indices]
+        return [
+            NamedVolumes(case.id, partial(at_spacings, case, recipe.spacings_mm), case.modality)
+            for case in cases
+            if case.group == group
+        ]
 
     groups = recipe.groups or {group: sum(case.group == group for case in cases) for group in {c.group for c in cases}}
-    return patch_source(((groups[name], loads(name)) for name in sorted(groups)), recipe.kept_volume_bytes)
+    return patch_source(((groups[name], volumes(name)) for name in sorted(groups)), recipe.kept_volume_bytes)
 
 
 def _phantom_volumes(recipe: BundleRecipe, index: int) -> list[Volume]:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 COMMAND = "command"
 RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
+FREE_IN_SHARED = ("sources", "across")  # settings in which runs that fill one folder may differ
 
 
 def carry_out(
@@ -55,7 +56,7 @@ def carry_out(
     """
     started, meter = now(), StageMeter()
     checked = task.check(request)
-    place = Destination.of(task, out)
+    place = Destination.of(task, checked.request, out)
     existing = place.check(task, checked.request, overwrite)
     bundle = None if checked.bundle is None else identity(checked.bundle)
     inputs = input_sums(task.inputs(checked.request))
@@ -90,8 +91,12 @@ class Destination:
     record: str = RUN_RECORD
 
     @classmethod
-    def of(cls, task: Task[Any], out: Path) -> "Destination":
-        """The place that `--out` names."""
+    def of(cls, task: Task[Any], request: Any, out: Path) -> "Destination":
+        """The place that `--out` names; the records of a part of a shared folder are called after it."""
+        shard = task.shard(request)
+        if shard is not None:
+            stem = f"part-{shard.replace('/', '-of-')}"
+            return cls(out, out, f"{stem}.{RUN_SETTINGS}", f"{stem}.{RUN_RECORD}")
         if task.output is not Output.FILE:
             return cls(out, out)
         stem = out.name[: len(out.name) - len(_suffix(task, out))]
@@ -109,6 +114,9 @@ class Destination:
             if self.path.exists() and not overwrite:
                 raise InvalidRequestError(f"{self.path} exists already; accepted: another place, or --overwrite")
             return frozenset()
+        if task.output is Output.SHARED:
+            self._check_shared(task, request)
+            return frozenset()
         names = entries_of(self.folder)
         if overwrite or RUN_SETTINGS not in names or RUN_RECORD in names:
             check_free(self.folder, overwrite)
@@ -122,6 +130,21 @@ class Destination:
         logger.info("going on with the unfinished run in %s", self.folder)
         return frozenset(names)
 
+    def _check_shared(self, task: Task[Any], request: BaseModel) -> None:
+        """Nothing, or the refusal of a folder that other settings, or something else than this task, has filled."""
+        if self.path.is_file():
+            raise InvalidRequestError(f"{self.path} is a file; accepted: a folder")
+        records = sorted(self.path.glob(f"*{RUN_SETTINGS}")) if self.path.is_dir() else []
+        if not records:
+            check_free(self.folder)
+        for record in records:
+            different = [name for name in settings_that_differ(task, request, record) if name not in FREE_IN_SHARED]
+            if different:
+                raise InvalidRequestError(
+                    f"{self.folder} was filled with other settings ({', '.join(different)}, see {record.name}); "
+                    "accepted: the same settings, or another folder"
+                )
+
     def _check_file(self, overwrite: bool) -> None:
         if self.path.is_dir() or (self.path.exists() and not overwrite):
             raise InvalidRequestError(f"{self.path} exists; accepted: another name, or --overwrite")
@@ -134,7 +157,8 @@ class Destination:
         if task.output is Output.WHOLE:
             with write_directory(self.path, overwrite=overwrite) as partial:
                 yield OutputFolder(partial, partial, clears=False)
-        elif task.output is Output.FILE:
+        elif task.output in (Output.FILE, Output.SHARED):
+            self.folder.mkdir(parents=True, exist_ok=True)
             with open_beside(self.folder) as folder:
                 yield folder
         else:

@@ -26,6 +26,7 @@ class Output(Enum):
     FILE = "one file, with its records beside it"
     WHOLE = "a folder that appears as a whole"
     STATE = "a folder with a state of its own, in which a later run goes on"
+    SHARED = "a folder that runs of the same settings add to, one after the other or side by side"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ def no_inputs(request: Any) -> tuple[Path, ...]:
     return ()
 
 
+def no_shard(request: Any) -> str | None:
+    """No part of an array job."""
+    return None
+
+
 @dataclass(frozen=True)
 class Task(Generic[Request]):
     """A command that writes. `check` raises for all that can be known to be impossible before anything is written."""
@@ -102,3 +108,4 @@ class Task(Generic[Request]):
     output: Output = Output.PIECES
     suffixes: tuple[str, ...] = ()  # accepted endings of the one file of `Output.FILE`
     on_ranks: bool = False  # whether several processes may carry it out together
+    shard: Callable[[Request], str | None] = no_shard  # the part of `Output.SHARED` that a request is for, as 2/4

@@ -1,32 +1,30 @@
 """Training of the volume autoencoder by L1, KL, perceptual and adversarial losses (MAISI, 2409.11169, section 3.1)."""
 
-import copy
-from collections.abc import Callable, Mapping
+import math
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from maisi.compute.compute import Device
-from maisi.data.dataset import PatchSource
+from maisi.data.dataset import Patches, PatchSource
+from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig, draw_latent
 from maisi.networks.blocks import ResBlock
 from maisi.networks.discriminator import DiscriminatorConfig, PatchDiscriminator
+from maisi.pipelines.preview import comparison, write_png
 from maisi.shapes import Frozen, Size3
+from maisi.space.grid import Grid
+from maisi.space.intensity import from_unit
+from maisi.space.volume import Volume
+from maisi.training.augment import Augmentation, augmented
 from maisi.training.haar import check_haar, start_at_haar
-from maisi.training.loop import (
-    LoopConfig,
-    TrainingState,
-    fit,
-    mixed_precision,
-    set_learning_rate,
-    step_generators,
-    training_device,
-    update_average,
-    warmed_cosine,
-)
+from maisi.training.learner import Learner, MicroBatch, mixed_precision
+from maisi.training.loop import LoopConfig, OnStep, fit, step_generators, training_device
 from maisi.training.losses import (
     FeatureNetwork,
     OrientedEdges,
@@ -36,30 +34,42 @@ from maisi.training.losses import (
     perceptual_loss,
     squeezenet_features,
 )
+from maisi.training.optimization import Optimization
+from maisi.training.state import TrainingState
+from maisi.training.steering import SteeredWeight, Steering
+
+PICTURES = "pictures"
 
 
 class AutoencoderTraining(Frozen):
-    """Recipe of an autoencoder; weights of the losses are relative to L1 on [0, 1]."""
+    """Recipe of an autoencoder; weights of the losses are relative to L1 on [0, 1].
+
+    The first `early_share` of the run takes patches of `early_patch`. With `steering` the weight of the KL term follows
+    the spread of the latents from `kl_weight` on; else it stays.
+    """
 
     network: AutoencoderConfig = AutoencoderConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     loop: LoopConfig
+    optimization: Optimization = Optimization(learning_rate=1e-3, warmup=50, average_decay=0.995)
     batch_size: int = Field(default=2, ge=1)
     patch: Size3 = (48, 48, 48)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    warmup: int = Field(default=50, ge=0)
-    average_decay: float = Field(default=0.995, ge=0, lt=1)
+    early_patch: Size3 | None = None
+    early_share: float = Field(default=1 / 3, ge=0, le=1)
+    augmentation: Augmentation = Augmentation()
     start: Literal["plain", "haar"] = "plain"
     start_log_variance: float = -6.0  # latents start almost without noise: reconstruction first, the KL weighs in later
+    reconstruction: Literal["l1", "l2"] = "l1"
     kl_weight: float = Field(default=1e-4, ge=0)
+    steering: Steering | None = None
     perceptual_weight: float = Field(default=0.0, ge=0)
     perceptual_slices: int = Field(default=6, ge=1)
     squeezenet: Path | None = None
     adversarial_weight: float = Field(default=0.0, ge=0)
     adversarial_start: int = Field(default=0, ge=0)
     decoder_only_after: int | None = None
+    validation_patches: int = Field(default=8, ge=1)
     device: Device = "cpu"
-    bfloat16: bool = True
 
     @model_validator(mode="after")
     def _can_start(self) -> "AutoencoderTraining":
@@ -67,58 +77,176 @@ class AutoencoderTraining(Frozen):
             check_haar(self.network)
         return self
 
+    def patch_at(self, step: int, num_steps: int) -> Size3:
+        """The size of the patches of a step."""
+        early = self.early_patch is not None and step < round(self.early_share * num_steps)
+        return self.early_patch if early and self.early_patch is not None else self.patch
+
 
 def train_autoencoder(
     config: AutoencoderTraining,
     source: PatchSource,
     folder: Path,
-    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    on_step: OnStep | None = None,
     until: int | None = None,
+    *,
+    validation: PatchSource | None = None,
+    start: Autoencoder | None = None,
 ) -> Autoencoder:
-    """The averaged autoencoder after `config.loop.num_steps`, on `config.device`; resumes from `folder` after a stop.
+    """The averaged autoencoder after the run, on `config.device`; resumes from `folder` after a stop.
 
-    `decoder_only_after` freezes the encoder from that step on, so that latents made with it stay valid.
+    `start` gives weights to begin with, of the same network. Every `loop.validate_every` steps patches of `validation`
+    are reconstructed, the same ones each time, and shown in `pictures/`. `decoder_only_after` freezes the encoder from
+    that step on, so that latents made with it stay valid.
     """
-    device = training_device(config.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.loop.seed)
-        network = Autoencoder(config.network)
-        _start_simple(network, config.start_log_variance)
-        if config.start == "haar":
-            start_at_haar(network)
-        critic = _Critic(config) if config.adversarial_weight > 0 else None
-    network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    average = copy.deepcopy(network)
-    optimizer = torch.optim.Adam(network.named_parameters(), lr=config.learning_rate)
-    state = TrainingState({"autoencoder": network, "average": average}, {"autoencoder": optimizer})
-    if critic is not None:
-        state.modules["discriminator"] = critic.network
-        state.optimizers["discriminator"] = critic.optimizer
-    features: FeatureNetwork = squeezenet_features(str(config.squeezenet)) if config.squeezenet else OrientedEdges()
+    training = _AutoencoderTraining(config, source, start)
+    validate = partial(training.validate, validation, folder) if validation is not None else None
+    fit(training.state, training.step, training.loop, folder, on_step, until, validate)
+    return training.average
 
-    def take_step(step: int) -> dict[str, float]:
-        draw, rng = step_generators(config.loop.seed, step)
-        real = source.draw(config.batch_size, config.patch, rng).to(device)
-        set_learning_rate(optimizer, config.learning_rate * warmed_cosine(step, config.loop.num_steps, config.warmup))
+
+class _AutoencoderTraining:
+    """A run: the autoencoder, its critic where there is one, and the weight of the KL term."""
+
+    def __init__(self, config: AutoencoderTraining, source: PatchSource, start: Autoencoder | None) -> None:
+        self.config, self.source = config, source
+        accumulate = config.optimization.accumulate
+        self.loop = config.loop.counted(source.num_cases, config.batch_size * accumulate)
+        self.device = training_device(config.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.loop.seed)
+            self.network = _started(config, start).to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            self.critic = PatchDiscriminator(config.discriminator) if config.adversarial_weight > 0 else None
+        self.learner = Learner({"autoencoder": self.network}, config.optimization, self.loop.steps)
+        self.weight = SteeredWeight(config.kl_weight, config.steering)
+        self.state = TrainingState(keepers={"kl": self.weight})
+        self.learner.join(self.state)
+        if self.critic is not None:
+            slower = config.optimization.learning_rate * 0.3
+            settings = config.optimization.model_copy(update={"learning_rate": slower, "betas": (0.5, 0.9)})
+            networks = {"discriminator": self.critic.to(self.device)}
+            self.judge = Learner(networks, settings, self.loop.steps, averaged=False)
+            self.judge.join(self.state)
+        self.features: FeatureNetwork = (
+            squeezenet_features(str(config.squeezenet)) if config.squeezenet else OrientedEdges()
+        )
+
+    @property
+    def average(self) -> Autoencoder:
+        """The moving average of the autoencoder."""
+        network = self.learner.averages["autoencoder"]
+        assert isinstance(network, Autoencoder)
+        return network
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step of the autoencoder and, after it, one of the critic, whose gradients are its own."""
+        config = self.config
         if config.decoder_only_after is not None and step >= config.decoder_only_after:
-            _freeze_encoder(network, average)
-        fake, losses = _reconstruct(config, network, real, features, draw)
-        total = losses["l1"] + config.kl_weight * losses["kl"] + config.perceptual_weight * losses["perceptual"]
-        judge = critic if step >= config.adversarial_start else None
-        if judge is not None:
-            losses["generator"] = judge.score(fake)
-            total = total + config.adversarial_weight * losses["generator"]
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        if judge is not None:
-            losses["discriminator"] = judge.learn(real, fake.detach())
-        update_average(average, network, config.average_decay, step)
-        return {name: round(float(value.detach()), 6) for name, value in losses.items()}
+            _freeze_encoder(self.network, self.average)
+        judged = self.critic is not None and step >= config.adversarial_start
+        fakes: dict[int, Tensor] = {}
+        batches = [self._batch(step, k, judged, fakes) for k in range(config.optimization.accumulate)]
+        losses = self.learner.update(step, batches)
+        if "latent_std" in losses:
+            self.weight.follow(losses["latent_std"])
+            losses["kl_weight"] = self.weight.weight
+        if judged and "skipped" not in losses:
+            judging = [self._judged_batch(step, k, fakes[k]) for k in range(len(batches))]
+            losses["discriminator"] = self.judge.update(step, judging).get("loss", 0.0)
+        return losses
 
-    fit(state, take_step, config.loop, folder, on_step, until)
-    return average
+    def _patches(self, step: int, part: int) -> tuple[Patches, torch.Generator]:
+        draw, rng = step_generators(self.config.loop.seed, step * self.config.optimization.accumulate + part)
+        change = None if self.config.augmentation.is_none else partial(_changed, self.config.augmentation)
+        size = self.config.patch_at(step, self.loop.steps)
+        return self.source.draw(self.config.batch_size, size, rng, change), draw
+
+    def _batch(self, step: int, part: int, judged: bool, fakes: dict[int, Tensor]) -> MicroBatch:
+        patches, draw = self._patches(step, part)
+        begin, config = draw.get_state(), self.config
+
+        def losses(precision: str) -> dict[str, Tensor]:
+            draw.set_state(begin)
+            real = patches.images.to(self.device)
+            fake, told = _reconstruct(config, self.network, real, self.features, draw, precision)
+            total = told["reconstruction"] + self.weight.weight * told["kl"]
+            total = total + config.perceptual_weight * told.get("perceptual", 0.0)
+            if judged:
+                told["generator"] = self._score(fake, precision)
+                total = total + config.adversarial_weight * told["generator"]
+                fakes[part] = fake.detach()
+            return {"loss": total, **told}
+
+        return MicroBatch(losses, patches.cases)
+
+    def _judged_batch(self, step: int, part: int, fake: Tensor) -> MicroBatch:
+        patches, _ = self._patches(step, part)
+
+        def losses(precision: str) -> dict[str, Tensor]:
+            real = patches.images.to(self.device)
+            return {"loss": discriminator_loss(self._logits(real, precision), self._logits(fake, precision))}
+
+        return MicroBatch(losses, patches.cases)
+
+    def _logits(self, x: Tensor, precision: str) -> Tensor:
+        assert self.critic is not None
+        least_planes = min(x.shape[2:]) // 2**self.critic.config.num_layers - 2  # the last two take one plane each
+        with mixed_precision(precision, x.device, least_planes):
+            return self.critic(x)[-1].float()
+
+    def _score(self, fake: Tensor, precision: str) -> Tensor:
+        """What the critic thinks; its weights take no gradient from it."""
+        assert self.critic is not None
+        self.critic.requires_grad_(False)
+        try:
+            return generator_loss(self._logits(fake, precision))
+        finally:
+            self.critic.requires_grad_(True)
+
+    @torch.no_grad()
+    def validate(self, source: PatchSource, folder: Path, step: int) -> dict[str, float]:
+        """Reconstruction of fixed patches by the averaged autoencoder: L1, PSNR (dB), spread of the latents."""
+        network = self.average
+        errors, squares, spreads = [], [], []
+        for k in range(self.config.validation_patches):
+            draw, rng = step_generators(self.config.loop.seed + 1, k)
+            real = source.draw(1, self.config.patch, rng).images.to(self.device)
+            mean, log_variance = network.encode(real)
+            fake = network.decode(mean).clamp(0, 1)
+            errors.append(float((fake - real).abs().mean()))
+            squares.append(max(float((fake - real).square().mean()), 1e-12))
+            spreads.append(float(draw_latent(mean, log_variance, draw).std()))
+            if k == 0:
+                picture = folder / PICTURES / f"step_{step:06d}.png"
+                picture.parent.mkdir(exist_ok=True)
+                write_png(comparison(_volume(real), _volume(fake), f"step {step}"), picture)
+        psnr = float(np.mean([-10 * math.log10(square) for square in squares]))
+        return {"loss": float(np.mean(errors)), "psnr_db": psnr, "latent_std": float(np.mean(spreads))}
+
+
+def _changed(
+    config: Augmentation, patch: np.ndarray, modality: Literal["ct", "mr"], rng: np.random.Generator
+) -> np.ndarray:
+    return augmented(patch, modality, config, rng)
+
+
+def _volume(unit: Tensor) -> Volume:
+    array = from_unit(unit[0, 0].cpu().numpy())
+    return Volume(array, Grid.centered(array.shape, (1.0, 1.0, 1.0)))
+
+
+def _started(config: AutoencoderTraining, start: Autoencoder | None) -> Autoencoder:
+    """The network as a run begins."""
+    network = Autoencoder(config.network)
+    if start is not None:
+        if start.config != config.network:
+            raise InvalidRequestError("the bundle's autoencoder is of another network than the recipe's")
+        network.load_state_dict(start.state_dict())
+        return network
+    _start_simple(network, config.start_log_variance)
+    if config.start == "haar":
+        start_at_haar(network)
+    return network
 
 
 def _start_simple(network: Autoencoder, log_variance: float) -> None:
@@ -139,43 +267,24 @@ def _freeze_encoder(network: Autoencoder, average: Autoencoder) -> None:
 
 
 def _reconstruct(
-    config: AutoencoderTraining, network: Autoencoder, real: Tensor, features: FeatureNetwork, draw: torch.Generator
+    config: AutoencoderTraining,
+    network: Autoencoder,
+    real: Tensor,
+    features: FeatureNetwork,
+    draw: torch.Generator,
+    precision: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     least_planes = min(real.shape[2:]) // config.network.factor
-    with mixed_precision(config.bfloat16, real.device, least_planes):
+    with mixed_precision(precision, real.device, least_planes):
         mean, log_variance = network.encode(real.to(memory_format=torch.channels_last_3d))
-        fake = network.decode(draw_latent(mean, log_variance, draw)).float()
-    losses = {"l1": (fake - real).abs().mean(), "kl": kl_divergence(mean.float(), log_variance.float())}
+        latent = draw_latent(mean, log_variance, draw)
+        fake = network.decode(latent).float()
+    error = (fake - real).abs() if config.reconstruction == "l1" else (fake - real).square()
+    losses = {
+        "reconstruction": error.mean(),
+        "kl": kl_divergence(mean.float(), log_variance.float()),
+        "latent_std": latent.detach().float().std(),
+    }
     if config.perceptual_weight > 0:
         losses["perceptual"] = perceptual_loss(features, fake, real, config.perceptual_slices, draw)
-    else:
-        losses["perceptual"] = fake.new_zeros(())
     return fake, losses
-
-
-class _Critic:
-    """The discriminator with an optimiser of its own: the generator's gradients never reach its weights."""
-
-    def __init__(self, config: AutoencoderTraining) -> None:
-        self.network = PatchDiscriminator(config.discriminator).to(training_device(config.device))
-        rate = config.learning_rate * 0.3
-        self.optimizer = torch.optim.Adam(self.network.named_parameters(), lr=rate, betas=(0.5, 0.9))
-        self.bfloat16 = config.bfloat16
-
-    def _logits(self, x: Tensor) -> Tensor:
-        least_planes = min(x.shape[2:]) // 2**self.network.config.num_layers - 2  # the last two take one plane each
-        with mixed_precision(self.bfloat16, x.device, least_planes):
-            return self.network(x)[-1].float()
-
-    def score(self, fake: Tensor) -> Tensor:
-        self.network.requires_grad_(False)
-        loss = generator_loss(self._logits(fake))
-        self.network.requires_grad_(True)
-        return loss
-
-    def learn(self, real: Tensor, fake: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = discriminator_loss(self._logits(real), self._logits(fake))
-        loss.backward()
-        self.optimizer.step()
-        return loss

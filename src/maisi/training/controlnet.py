@@ -1,9 +1,9 @@
 """Training of the ControlNet on stored latents and their labels (MAISI, arXiv 2409.11169, section 3.3)."""
 
 import copy
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import Field, model_validator
@@ -16,10 +16,12 @@ from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels, with_occupancies
 from maisi.networks.unet import BackboneConfig, DenoisingUNet, UNetConfig
 from maisi.training.contrastive import ContrastiveConfig, differing, labels_without, region_contrast
-from maisi.training.diffusion import Denoising, DiffusionTraining, Lesson, accumulated, plain
-from maisi.training.loop import TrainingState, fit, set_learning_rate, training_device, update_average, warmed_cosine
+from maisi.training.diffusion import Denoising, DiffusionTraining, Lesson, plain
+from maisi.training.learner import TOTAL, Learner
+from maisi.training.loop import OnStep, fit, training_device
 from maisi.training.lora import add_adapters
 from maisi.training.partial_labels import LabelDropout, thinned_out
+from maisi.training.state import TrainingState
 from maisi.training.validation import HeldOut, Steered
 
 
@@ -33,7 +35,7 @@ class ControlNetTraining(DiffusionTraining):
 
     controlnet: ControlNetConfig | None = None  # that of the bundle to start from, else as the U-Net
     train_unet: bool = False
-    unet_learning_rate: float = Field(default=1e-4, gt=0)
+    unet_rate: float = Field(default=1.0, gt=0)  # of the learning rate, for the U-Net
     drop_labels: float = Field(default=0.0, ge=0, lt=1)
     thin_labels: LabelDropout = LabelDropout()
     contrast: ContrastiveConfig | None = None
@@ -67,17 +69,16 @@ class Steering:
     unet: DenoisingUNet
     controlnet: ControlNet
 
-    def losses(self, number: int) -> dict[str, Tensor]:
-        """The losses of batch `number`; `total` is to be made small."""
-        lesson = self.task.lesson(number)
+    def losses(self, lesson: Lesson) -> dict[str, Tensor]:
+        """The losses of a batch; `loss` is to be made small."""
         unlabelled = lesson.rng.random() < self.config.drop_labels
         labels = None if unlabelled else self.labels(lesson)
         prediction = self.answer(lesson, labels)
-        losses = {"total": self.task.loss(prediction, lesson)}
+        losses = {TOTAL: self.task.loss(prediction, lesson)}
         if self.config.contrast is not None and labels is not None:
             losses |= self.contrast(self.config.contrast, prediction, lesson, labels)
-            losses["total"] = losses["total"] + self.config.contrast.weight * losses["foreground"]
-            losses["total"] = losses["total"] + self.config.contrast.weight * losses["background"]
+            losses[TOTAL] = losses[TOTAL] + self.config.contrast.weight * losses["foreground"]
+            losses[TOTAL] = losses[TOTAL] + self.config.contrast.weight * losses["background"]
         return losses
 
     def labels(self, lesson: Lesson) -> Tensor:
@@ -91,11 +92,10 @@ class Steering:
     def answer(self, lesson: Lesson, labels: Tensor | None) -> Tensor:
         """The prediction for a batch under label maps (b, x, y, z), or without any."""
         x, t, conditions = lesson.noisy, lesson.t, lesson.conditions
-        with self.task.precision(lesson.batch.clean):
-            if labels is None and self.config.train_unet:
-                return predict(self.unet, None, x, t, conditions=conditions)
-            embedding = self.silence(lesson) if labels is None else self.embedded(labels)
-            return predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding)
+        if labels is None and self.config.train_unet:
+            return predict(self.unet, None, x, t, conditions=conditions)
+        embedding = self.silence(lesson) if labels is None else self.embedded(labels)
+        return predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding)
 
     def embedded(self, labels: Tensor) -> Tensor:
         """Label maps as the ControlNet sees them."""
@@ -128,7 +128,7 @@ def train_controlnet(
     scheduler: NoiseScheduler,
     scale_factor: float,
     folder: Path,
-    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    on_step: OnStep | None = None,
     until: int | None = None,
     *,
     start: ControlNet | None = None,
@@ -147,36 +147,23 @@ def train_controlnet(
             add_adapters(controlnet, config.lora)
     controlnet = controlnet.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     unet = copy.deepcopy(unet).to(device).requires_grad_(config.train_unet)
-    averages = {"controlnet": copy.deepcopy(controlnet), "unet": copy.deepcopy(unet)}
-    learned = [(name, parameter) for name, parameter in controlnet.named_parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=0.0)
-    state = TrainingState(
-        {"controlnet": controlnet, "average_controlnet": averages["controlnet"]}, {"controlnet": optimizer}
-    )
-    unet_optimizer = torch.optim.AdamW(unet.named_parameters(), lr=config.unet_learning_rate, weight_decay=0.0)
-    if config.train_unet:
-        state.modules |= {"unet": unet, "average_unet": averages["unet"]}
-        state.optimizers |= {"unet": unet_optimizer}
-    steering = Steering(config, Denoising(config, unet.config, source, scheduler, scale_factor), unet, controlnet)
+    learning: dict[str, torch.nn.Module] = {"controlnet": controlnet, **({"unet": unet} if config.train_unet else {})}
+    loop = config.counted(source)
+    learner = Learner(learning, config.optimization, loop.steps, {"unet": config.unet_rate})
+    state = TrainingState()
+    learner.join(state)
+    average = cast(ControlNet, learner.averages["controlnet"])
+    average_unet = cast(DenoisingUNet, learner.averages.get("unet", unet))
+    task = Denoising(config, unet.config, source, scheduler, scale_factor)
+    steering = Steering(config, task, unet, controlnet)
 
     def take_step(step: int) -> dict[str, float]:
-        factor = warmed_cosine(step, config.loop.num_steps, config.warmup)
-        set_learning_rate(optimizer, config.learning_rate * factor)
-        set_learning_rate(unet_optimizer, config.unet_learning_rate * factor)
-        for parameter in (*controlnet.parameters(), *unet.parameters()):
-            parameter.grad = None
-        found = accumulated(steering.losses, step, config.examples_per_step)
-        norm = torch.nn.utils.clip_grad_norm_([*controlnet.parameters(), *unet.parameters()], 1.0)
-        optimizer.step()
-        if config.train_unet:
-            unet_optimizer.step()
-            update_average(averages["unet"], unet, config.average_decay, step)
-        update_average(averages["controlnet"], controlnet, config.average_decay, step)
-        looked_at = steering.task.looked_at(held_out, step, Steered(averages["unet"], averages["controlnet"]))
-        return {**found, "grad_norm": round(float(norm), 4), **looked_at}
+        return learner.update(step, task.batches(step, steering.losses))
 
-    fit(state, take_step, config.loop, folder, on_step, until)
-    return plain(averages["controlnet"], config.lora, folder), averages["unet"]
+    networks = Steered(average_unet, average)
+    look = None if held_out is None else held_out.looks(networks, task.judged, loop.validate_every)
+    fit(state, take_step, loop, folder, on_step, until, look)
+    return plain(average, config.lora, folder), average_unet
 
 
 def starting_controlnet(config: ControlNetTraining, unet: DenoisingUNet, start: ControlNet | None) -> ControlNet:

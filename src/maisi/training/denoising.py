@@ -19,7 +19,7 @@ from maisi.shapes import Frozen, LatentBatch, PredictionBatch
 
 UNKNOWN_MODALITY = 0
 
-ErrorKind = Literal["l1", "mse", "huber"]
+ErrorKind = Literal["l1", "l2", "huber"]
 
 
 class ConditionDropout(Frozen):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,19 +21,12 @@ from maisi.errors import InvalidRequestError
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.shapes import Frozen, Size3
 from maisi.training.denoising import ConditionDropout, ErrorKind, NoisyBatch, error_of, told, weighted_mean, weights_of
-from maisi.training.loop import (
-    LoopConfig,
-    TrainingState,
-    fit,
-    mixed_precision,
-    set_learning_rate,
-    step_generators,
-    training_device,
-    update_average,
-    warmed_cosine,
-)
+from maisi.training.learner import TOTAL, Learner, MicroBatch, mixed_precision
+from maisi.training.loop import LoopConfig, OnStep, fit, step_generators, training_device
 from maisi.training.lora import LoraConfig, add_adapters, merge_adapters, save_adapters
 from maisi.training.new_classes import NewClass, vocabulary_with
+from maisi.training.optimization import Optimization
+from maisi.training.state import TrainingState
 from maisi.training.validation import HeldOut, Judged, Steered, ValidationConfig
 
 T = TypeVar("T", bound=torch.nn.Module)
@@ -48,17 +41,13 @@ class DiffusionTraining(Frozen):
     loop: LoopConfig
     sizes: tuple[Size3, ...] = ((32, 32, 32),)
     batch_size: int = Field(default=1, ge=1)
-    examples_per_step: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    warmup: int = Field(default=100, ge=0)
-    average_decay: float = Field(default=0.999, ge=0, lt=1)
+    optimization: Optimization = Optimization()
     loss: ErrorKind = "l1"
     structure_weights: dict[str, float] = Field(default_factory=dict)  # of structures or groups; all else counts 1
     drop: ConditionDropout = ConditionDropout()
     validation: ValidationConfig = ValidationConfig()
     classes: dict[str, NewClass] = Field(default_factory=dict)  # by name; the vocabulary lacks them
     device: Device = "cpu"
-    bfloat16: bool = True
 
     @model_validator(mode="after")
     def _adapters_have_a_base(self) -> "DiffusionTraining":
@@ -73,6 +62,10 @@ class DiffusionTraining(Frozen):
             if weight < 1:
                 raise ValueError(f"the weight of {name} must be at least 1, what all else counts; got {weight}")
         return self
+
+    def counted(self, source: LatentSource) -> LoopConfig:
+        """How long to train on that many cases, in steps."""
+        return self.loop.counted(source.num_cases, self.batch_size * self.optimization.accumulate)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -123,10 +116,30 @@ class Denoising:
         conditions = told(examples, config.drop, self.unet, rng)
         return Lesson(examples, batch, {name: value.to(self.device) for name, value in conditions.items()}, rng)
 
+    def batches(self, step: int, losses: Callable[[Lesson], Mapping[str, Tensor]]) -> list[MicroBatch]:
+        """The parts of a step, with what they cost."""
+        count = self.config.optimization.accumulate
+        return [self._batch(number, losses) for number in range(step * count, (step + 1) * count)]
+
+    def _batch(self, number: int, losses: Callable[[Lesson], Mapping[str, Tensor]]) -> MicroBatch:
+        config = self.config
+        shape, cases = self.source.chosen(config.loop.seed, number, config.batch_size, config.sizes)
+
+        def computed(precision: str) -> Mapping[str, Tensor]:
+            with mixed_precision(precision, self.device, min(shape) // self.unet.size_multiple):
+                return losses(self.lesson(number))
+
+        return MicroBatch(computed, cases)
+
     def precision(self, latent: Tensor) -> torch.autocast:
-        """Products in bfloat16 where the recipe says so and all feature maps are large enough for it."""
+        """The number format of answers to latents of this size outside of a step."""
         least_planes = min(latent.shape[2:]) // self.unet.size_multiple
-        return mixed_precision(self.config.bfloat16, self.device, least_planes)
+        return mixed_precision(self.config.optimization.precision, self.device, least_planes)
+
+    @property
+    def judged(self) -> Judged:
+        """By what held-out cases are judged."""
+        return Judged(self.unet, self.scheduler, self.scale_factor, self.config.loss, self.device, self.precision)
 
     def loss(self, prediction: Tensor, lesson: Lesson) -> Tensor:
         """The mean error of a prediction, chosen structures weighing more."""
@@ -136,13 +149,6 @@ class Denoising:
         )
         return weighted_mean(error, weights)
 
-    def looked_at(self, held_out: HeldOut | None, step: int, networks: Steered) -> dict[str, float]:
-        """What validation finds after `step`, nothing where it is not due."""
-        if held_out is None or (step + 1) % self.config.validation.every:
-            return {}
-        judged = Judged(self.unet, self.scheduler, self.scale_factor, self.config.loss, self.device, self.precision)
-        return held_out.look(step + 1, networks, judged)
-
 
 def train_unet(
     config: DiffusionTraining,
@@ -150,7 +156,7 @@ def train_unet(
     scheduler: NoiseScheduler,
     scale_factor: float,
     folder: Path,
-    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    on_step: OnStep | None = None,
     until: int | None = None,
     *,
     start: DenoisingUNet | None = None,
@@ -167,28 +173,22 @@ def train_unet(
         if config.lora is not None:
             add_adapters(unet, config.lora)
     unet = unet.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    average = copy.deepcopy(unet)
-    learned = [(name, parameter) for name, parameter in unet.named_parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=0.0)
-    state = TrainingState({"unet": unet, "average": average}, {"unet": optimizer})
+    loop = config.counted(source)
+    learner = Learner({"unet": unet}, config.optimization, loop.steps)
+    state = TrainingState()
+    learner.join(state)
+    average = cast(DenoisingUNet, learner.averages["unet"])
     task = Denoising(config, unet.config, source, scheduler, scale_factor)
 
-    def losses(number: int) -> dict[str, Tensor]:
-        lesson = task.lesson(number)
-        with task.precision(lesson.batch.clean):
-            prediction = predict(unet, None, lesson.noisy, lesson.t, conditions=lesson.conditions)
-        return {"total": task.loss(prediction, lesson)}
+    def losses(lesson: Lesson) -> dict[str, Tensor]:
+        prediction = predict(unet, None, lesson.noisy, lesson.t, conditions=lesson.conditions)
+        return {TOTAL: task.loss(prediction, lesson)}
 
     def take_step(step: int) -> dict[str, float]:
-        set_learning_rate(optimizer, config.learning_rate * warmed_cosine(step, config.loop.num_steps, config.warmup))
-        optimizer.zero_grad(set_to_none=True)
-        found = accumulated(losses, step, config.examples_per_step)
-        norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in learned], 1.0)
-        optimizer.step()
-        update_average(average, unet, config.average_decay, step)
-        return {**found, "grad_norm": round(float(norm), 4), **task.looked_at(held_out, step, Steered(average))}
+        return learner.update(step, task.batches(step, losses))
 
-    fit(state, take_step, config.loop, folder, on_step, until)
+    look = None if held_out is None else held_out.looks(Steered(average), task.judged, loop.validate_every)
+    fit(state, take_step, loop, folder, on_step, until, look)
     return plain(average, config.lora, folder)
 
 
@@ -217,14 +217,3 @@ def plain(network: T, lora: LoraConfig | None, folder: Path) -> T:
         save_adapters(network, lora, folder / "adapters.safetensors")
         merge_adapters(network)
     return network
-
-
-def accumulated(losses: Callable[[int], Mapping[str, Tensor]], step: int, count: int) -> dict[str, float]:
-    """The mean losses of the batches of a step, the gradient of their total added up in the parameters behind them."""
-    sums: dict[str, float] = {}
-    for number in range(step * count, (step + 1) * count):
-        found = losses(number)
-        (found["total"] / count).backward()
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / count
-    return {"loss": round(sums.pop("total"), 6), **{name: round(value, 6) for name, value in sums.items()}}

@@ -31,9 +31,8 @@ SLICE_SIGMAS = 3.0  # a latent slice is shown from so many standard deviations b
 
 
 class ValidationConfig(Frozen):
-    """Every so many steps, on how many cases, at how many times; a picture of a sample at every n-th look."""
+    """On how many cases, at how many times; a picture of a sample at every n-th look."""
 
-    every: int = Field(default=500, ge=1)
     cases: int = Field(default=8, ge=1)
     times: int = Field(default=4, ge=1)
     picture_every: int = Field(default=0, ge=0)  # 0 draws none
@@ -100,13 +99,16 @@ class HeldOut:
         examples = tuple(source.draw(0, i, 1, size)[0] for i, size in enumerate(chosen))
         return cls(config, examples, folder, autoencoder)
 
-    def look(self, step: int, networks: Steered, judged: Judged) -> dict[str, float]:
-        """The losses after `step`; now and then a picture is written too."""
-        losses = validation_losses(self.examples, networks, judged, self.config.times)
-        every = self.config.picture_every * self.config.every
-        if every and step % every == 0:
-            self.draw(self.folder / f"step_{step:07d}.png", networks, judged)
-        return {name: round(value, 6) for name, value in losses.items()}
+    def looks(self, networks: Steered, judged: Judged, every: int) -> Callable[[int], dict[str, float]]:
+        """What a training does every so many steps: it gives the losses; now and then it writes a picture too."""
+
+        def look(step: int) -> dict[str, float]:
+            if self.config.picture_every and step // every % self.config.picture_every == 0:
+                self.draw(self.folder / f"step_{step:07d}.png", networks, judged)
+            losses = validation_losses(self.examples, networks, judged, self.config.times)
+            return {name: round(value, 6) for name, value in losses.items()}
+
+        return look
 
     def draw(self, path: Path, networks: Steered, judged: Judged) -> None:
         """Write a picture of a sample under the conditions of the first example."""
@@ -135,7 +137,7 @@ def middle_times(scheduler: NoiseScheduler, count: int, num_voxels: int) -> list
 def validation_losses(
     examples: Sequence[LatentExample], networks: Steered, judged: Judged, num_times: int
 ) -> dict[str, float]:
-    """The plain mean error over all cases, and over those of each time: `validation`, `validation_t1` (cleanest) on.
+    """The plain mean error over all cases, and over those of each time: `loss`, `loss_t1` (cleanest) on.
 
     Noise depends on the place of a case among the examples and on the time alone.
     """
@@ -159,8 +161,8 @@ def validation_losses(
                     embedding=embedding,
                 )
             sums[part] += float(error_of(found, batch.target, judged.kind).mean()) / len(examples)
-    by_time: Mapping[str, float] = {f"validation_t{part + 1}": value for part, value in enumerate(sums)}
-    return {"validation": sum(sums) / num_times, **by_time}
+    by_time: Mapping[str, float] = {f"loss_t{part + 1}": value for part, value in enumerate(sums)}
+    return {"loss": sum(sums) / num_times, **by_time}
 
 
 @torch.no_grad()

@@ -42,4 +42,22 @@ class RawCase:
     dataset: str = ""
     licence: str = ""
     region: str = ""
+    source: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """Something in a source that is no case, and why."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds, by the layout that it has: cases in a lasting order, and what was passed over."""
+
+    layout: str
+    cases: tuple[RawCase, ...]
+    passed_over: tuple[PassedOver, ...] = ()

@@ -12,6 +12,7 @@ HOMES = {
     "decode": "codec.DECODE",
     "reconstruct": "codec.RECONSTRUCT",
     "convert": "convert.CONVERT",
+    "prepare": "prepare.PREPARE",
     "train autoencoder": "train.AUTOENCODER",
     "train diffusion": "train.DIFFUSION",
     "train controlnet": "train.CONTROLNET",

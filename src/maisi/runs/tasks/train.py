@@ -47,9 +47,9 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
 
 
 def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
-    """The request, whose recipe says how an autoencoder is trained."""
+    """The request, whose recipe says how an autoencoder is trained; one of its bundle is trained on."""
     request.recipe.for_autoencoder()
-    return check(request)
+    return _with_networks(check(request), "autoencoder") if request.bundle is not None else check(request)
 
 
 def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
@@ -92,7 +92,8 @@ def inputs(request: TrainRequest) -> tuple[Path, ...]:
 
 def train_autoencoder(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle of an autoencoder in `bundle`; its state beside it."""
-    _train(checked, run, lambda lesson, on_step: _saved(autoencoder_stage(lesson, run.folder, on_step), run))
+    start = checked.bundle
+    _train(checked, run, lambda lesson, on_step: _saved(autoencoder_stage(lesson, run.folder, on_step, start), run))
 
 
 def train_unet(checked: Checked[TrainRequest], run: Run) -> None:

@@ -1,0 +1,57 @@
+"""The cases of a source, whatever its layout is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from maisi.data.sources.dicom_tree import is_dicom_tree, read_dicom_tree
+from maisi.data.sources.lists import is_datalist, is_manifest, read_datalist, read_our_manifest
+from maisi.data.sources.nifti_folder import is_nifti_folder, read_nifti_folder
+from maisi.data.sources.nnunet import is_nnunet, read_nnunet
+from maisi.data.sources.raw import Found
+from maisi.data.sources.totalsegmentator import is_totalsegmentator, read_totalsegmentator
+from maisi.errors import InvalidRequestError, InvalidVolumeError
+
+Layout = tuple[Callable[[Path], bool], Callable[[Path], Found]]
+
+
+def _dataset(path: Path) -> Path:
+    return path / "dataset.json" if path.is_dir() else path
+
+
+LAYOUTS: dict[str, Layout] = {
+    "manifest": (is_manifest, read_our_manifest),
+    "nnunet": (is_nnunet, read_nnunet),
+    "datalist": (lambda path: is_datalist(_dataset(path)), lambda path: read_datalist(_dataset(path))),
+    "totalsegmentator": (is_totalsegmentator, read_totalsegmentator),
+    "nifti": (is_nifti_folder, read_nifti_folder),
+    "dicom": (is_dicom_tree, read_dicom_tree),
+}
+"""Layouts by name, in the order in which a source is asked whether it has them."""
+
+
+def find_cases(path: Path, layout: str | None = None) -> Found:
+    """The cases of a folder or file, by the layout that it has or that is said, and what was passed over.
+
+    Raises `InvalidRequestError` where there is nothing, for a layout that nobody knows, and for a folder of none.
+    """
+    accepted = "a folder of NIfTI or DICOM files, a dataset of MSD, nnU-Net or TotalSegmentator, a datalist, a manifest"
+    if not path.exists():
+        raise InvalidRequestError(f"nothing at {path}; accepted: {accepted}")
+    if layout is not None and layout not in LAYOUTS:
+        raise InvalidRequestError(f"unknown layout {layout!r}; accepted: {', '.join(LAYOUTS)}")
+    for name, (has, read) in LAYOUTS.items():
+        if name == layout or (layout is None and _asked(has, path)):
+            found = read(path)
+            if found.cases:
+                return found
+            passed = [f"{each.path.name} ({each.why})" for each in found.passed_over[:3]]
+            why = f"; passed over: {', '.join(passed)}" if passed else ""
+            raise InvalidRequestError(f"no case in {path}, a {found.layout}{why}; accepted: {accepted}")
+    raise InvalidRequestError(f"{path} has no layout that is known here; accepted: {accepted}")
+
+
+def _asked(has: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return has(path)
+    except InvalidVolumeError:  # an empty folder
+        return False

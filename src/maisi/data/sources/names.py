@@ -1,0 +1,63 @@
+"""What names of files and folders tell: which are images and labels, of which case, of which patient."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from maisi.space.nifti import suffix_of
+
+LABEL_WORD = r"(segmentations?|segs?|labels?|masks?|gt|annotations?|labels?_maisi)"
+_LABEL_SUFFIX = re.compile(rf"^(.*?)[_\-. ]{LABEL_WORD}$", re.IGNORECASE)
+_LABEL_NAME = re.compile(rf"^{LABEL_WORD}$", re.IGNORECASE)
+_LABEL_FOLDER = re.compile(rf"^{LABEL_WORD}(tr|ts|val)?$", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(r"^(.*?)[_\-. ](image|img|volume|scan|ct|mri?)$", re.IGNORECASE)
+_GENERIC = re.compile(r"^(ct|cta|mri?|image|img|volume|scan|data|t1w?|t2w?|flair)$", re.IGNORECASE)
+_IMAGE_FOLDER = re.compile(r"^(images?|imgs?|volumes?|scans?|cts?|anat)(tr|ts|val)?$", re.IGNORECASE)
+_BIDS = re.compile(r"^sub-[A-Za-z0-9]+")
+
+
+def stem_of(path: Path) -> str:
+    """The name of a NIfTI file without `.nii` or `.nii.gz`; of any other file or folder without its last suffix."""
+    suffix = suffix_of(path)
+    return path.name[: -len(suffix)] if suffix else path.stem
+
+
+def nifti_files(folder: Path) -> Iterator[Path]:
+    """The NIfTI files in a folder and those below, in order; hidden ones and droppings of macOS are not looked at."""
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+        if not hidden and suffix_of(path) is not None and path.is_file():
+            yield path
+
+
+def is_label(path: Path, root: Path) -> bool:
+    """Whether a file's name, or that of a folder between it and `root`, says that it holds labels."""
+    stem = stem_of(path)
+    folders = path.relative_to(root).parts[:-1]
+    return bool(_LABEL_NAME.match(stem) or _LABEL_SUFFIX.match(stem) or any(map(_LABEL_FOLDER.match, folders)))
+
+
+def case_key(path: Path, root: Path) -> str:
+    """What a file's image and labels have in common: its path without what tells the two apart, parts joined by "_"."""
+    stem = stem_of(path)
+    for pattern in (_LABEL_SUFFIX, _IMAGE_SUFFIX):
+        matched = pattern.match(stem)
+        stem = matched[1] if matched and matched[1] else stem
+    own = "" if _LABEL_NAME.match(stem) or _GENERIC.match(stem) else stem
+    folders = [p for p in path.relative_to(root).parts[:-1] if not (_LABEL_FOLDER.match(p) or _IMAGE_FOLDER.match(p))]
+    return safe_id("_".join([*folders, own] if own else folders)) or safe_id(stem)
+
+
+def safe_id(text: str) -> str:
+    """A text as a case id: letters, digits, ".", "-" and "_", no dot in front."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._")
+
+
+def patient_of(path: Path, root: Path, key: str) -> str:
+    """The patient that a path tells: a `sub-...` in it (BIDS), the folder of a scan that is just called ct or image."""
+    folders = path.relative_to(root).parts[:-1]
+    for part in (*folders, path.name):
+        matched = _BIDS.match(part)
+        if matched:
+            return matched[0]
+    return folders[-1] if folders and _GENERIC.match(stem_of(path)) else key

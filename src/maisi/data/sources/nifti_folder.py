@@ -1,0 +1,54 @@
+"""Folders of NIfTI files: images, with labels beside them by the usual names."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from maisi.data.sources.names import case_key, is_label, nifti_files, patient_of, stem_of
+from maisi.data.sources.raw import Found, PassedOver, RawCase, RawLabels
+from maisi.space.nifti import suffix_of
+
+MASK_FOLDERS = ("segmentations", "segmentation", "masks", "structures")
+OUR_LABELS = "labels_maisi"
+
+
+def is_nifti_folder(path: Path) -> bool:
+    """Whether there is a NIfTI file, or the path is one."""
+    return suffix_of(path) is not None if path.is_file() else next(nifti_files(path), None) is not None
+
+
+def read_nifti_folder(path: Path) -> Found:
+    """A case for each image; labels are `X_seg`, `X_label(s)`, `X_mask`, files of the same name in a folder of labels.
+
+    A file that is just called `labels` or `seg` belongs to the one image of its folder, a folder `segmentations` of
+    masks too. Files named `labels_maisi` have our ids. Labels of no image are passed over.
+    """
+    if path.is_file():
+        key = case_key(path, path.parent)
+        return Found("NIfTI file", (RawCase(id=key, image=path, patient=key, dataset=path.parent.name),))
+    masks = {
+        file.parent for file in nifti_files(path) if file.parent.name.lower() in MASK_FOLDERS and file.parent != path
+    }
+    files = [file for file in nifti_files(path) if file.parent not in masks]
+    images: dict[str, list[Path]] = defaultdict(list)
+    labels: dict[str, list[RawLabels]] = defaultdict(list)
+    for file in files:
+        if is_label(file, path):
+            ours = "maisi" if stem_of(file).endswith(OUR_LABELS) else None
+            labels[case_key(file, path)].append(RawLabels(file, numbering=ours))
+        else:
+            images[case_key(file, path)].append(file)
+    for folder in sorted(masks):
+        labels[case_key(folder.parent / "labels.nii.gz", path)].append(RawLabels(folder))
+    return _paired(path, images, labels)
+
+
+def _paired(path: Path, images: dict[str, list[Path]], labels: dict[str, list[RawLabels]]) -> Found:
+    cases, passed = [], []
+    for key in sorted(images):
+        first, *others = images[key]
+        passed += [PassedOver(other, f"another image of case {key}, which {first.name} is of too") for other in others]
+        patient = patient_of(first, path, key)
+        cases.append(RawCase(id=key, image=first, labels=tuple(labels[key]), patient=patient, dataset=path.name))
+    for key in sorted(set(labels) - set(images)):
+        passed += [PassedOver(each.path, "labels without an image of the same name") for each in labels[key]]
+    return Found("NIfTI folder", tuple(cases), tuple(passed))

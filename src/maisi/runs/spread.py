@@ -1,0 +1,162 @@
+"""One piece of work on many items: here, over processes, or over a Ray cluster; what fails stops no other item."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
+
+from maisi.compute.across import Across
+from maisi.compute.threads import NUM_THREADS, available_cores
+from maisi.errors import InvalidRequestError, MaisiError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """What became of the item of that place: its result, or one line of what went wrong."""
+
+    place: int
+    result: Result | None = None
+    error: str | None = None
+
+
+def spread(work: Callable[[Item], Result], items: Sequence[Item], across: Across) -> Iterator[Outcome[Result]]:
+    """Outcomes as they come; `work` is a function of a module, items and results are plain data.
+
+    A `MaisiError` is the outcome of its item, and so is the end of a process that was killed or ran out of memory.
+    Anything else that is raised is a mistake of ours, and ends all.
+    """
+    if across.ray is not None:
+        yield from _over_ray(work, items, across.ray)
+    elif across.workers == 1 or len(items) < 2:
+        for place, item in enumerate(items):
+            yield _carried_out(work, item, place)
+    else:
+        yield from _over_processes(work, items, min(across.workers, len(items)))
+
+
+def _carried_out(work: Callable[[Item], Result], item: Item, place: int) -> Outcome[Result]:
+    try:
+        return Outcome(place, work(item))
+    except MaisiError as error:
+        return Outcome(place, error=str(error))
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    place: int | None = None  # of the item that it works on
+
+
+def _over_processes(work: Callable[[Any], Any], items: Sequence[Any], count: int) -> Iterator[Outcome[Any]]:
+    """One item at a time goes to each worker, so that the end of a worker is the outcome of one item alone."""
+    waiting = list(enumerate(items))[::-1]
+    workers = [_started(work, count) for _ in range(count)]
+    try:
+        while waiting or any(worker.place is not None for worker in workers):
+            for index, worker in enumerate(workers):
+                if worker.place is None and waiting:
+                    if not worker.process.is_alive():
+                        workers[index] = worker = _started(work, count)
+                    worker.place, item = waiting.pop()
+                    with suppress(BrokenPipeError):  # its end is noticed below
+                        worker.connection.send((worker.place, item))
+            busy = {worker.connection: worker for worker in workers if worker.place is not None}
+            for connection in wait(list(busy)):
+                yield _received(busy[connection])  # type: ignore[index]
+    finally:
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.process.join()
+            worker.connection.close()
+
+
+def _received(worker: _Worker) -> Outcome[Any]:
+    place, worker.place = worker.place, None
+    assert place is not None
+    try:
+        found = worker.connection.recv()
+    except (EOFError, ConnectionResetError):
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        how = f"by signal {-code}" if code < 0 else f"with code {code}"
+        return Outcome(place, error=f"the process that worked on it ended {how} (out of memory, or killed)")
+    if isinstance(found, BaseException):
+        raise found
+    assert isinstance(found, Outcome)
+    return found
+
+
+def _started(work: Callable[[Any], Any], count: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    threads = max(1, available_cores() // count)
+    process = context.Process(target=_serve, args=(work, there, threads), daemon=True)
+    before = {name: os.environ.get(name) for name in NUM_THREADS}
+    os.environ.update(dict.fromkeys(NUM_THREADS, str(threads)))  # read when the process imports its libraries
+    try:
+        process.start()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    there.close()
+    return _Worker(process, here)
+
+
+def _serve(work: Callable[[Any], Any], connection: Connection, threads: int) -> None:
+    """What a worker does until nobody asks any more."""
+    import torch
+
+    torch.set_num_threads(threads)
+    with suppress(EOFError, KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
+        while True:
+            place, item = connection.recv()
+            try:
+                found: Any = _carried_out(work, item, place)
+            except Exception as error:  # noqa: BLE001 (raised again by the process that asked)
+                found = error
+            connection.send(found)
+
+
+# Ray ------------------------------------------------------------------------------------------------------------------
+
+
+def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str) -> Iterator[Outcome[Any]]:
+    """Outcomes of a Ray cluster, one core an item; a cluster that is started here ends with the work."""
+    try:
+        import ray
+    except ImportError as error:
+        raise InvalidRequestError(
+            "--ray needs Ray, which is not installed; accepted: pip install 'maisi[cluster]'"
+        ) from error
+    started = not ray.is_initialized()
+    if started:
+        where = None if address == "local" else address
+        told = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        ray.init(address=where, **(told if where is None else {"log_to_driver": False}))
+    try:
+        remote: Any = ray.remote(num_cpus=1, max_retries=0)(_carried_out)
+        running = {remote.remote(work, item, place): place for place, item in enumerate(items)}
+        while running:
+            (ready, *_), _rest = ray.wait(list(running))
+            place = running.pop(ready)
+            try:
+                yield ray.get(ready)
+            except ray.exceptions.WorkerCrashedError:
+                yield Outcome(place, error="the process that worked on it ended (out of memory, or killed)")
+            except ray.exceptions.OutOfMemoryError as error:
+                yield Outcome(place, error=f"the process that worked on it ran out of memory: {error}")
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,235 @@
+"""Networks that learn together: their optimisers, number format, moving averages, and what guards their steps."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+from maisi.errors import InvalidRequestError, RunError
+from maisi.networks.attention import ContextAttention, SelfAttention
+from maisi.networks.blocks import ResBlock
+from maisi.networks.unet import TimeResBlock
+from maisi.splitting.cpu.kernels import multiplies_bfloat16
+from maisi.training.optimization import Optimization
+from maisi.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+Precision = str
+Losses = Callable[[Precision], Mapping[str, Tensor]]
+
+LEAST_PLANES = 3
+"""Of a feature map whose weights learn in bfloat16 on a CPU: with two, gradients hold what memory held (torch 2.13)."""
+
+TOTAL = "loss"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of a step. `losses(precision)` computes them, alike each time; `loss` is minimised, the rest is told.
+
+    `cases` are named where it is not finite.
+    """
+
+    losses: Losses
+    cases: tuple[str, ...] = ()
+
+
+class Learner:
+    """Networks whose weights change together, in one step of one schedule.
+
+    `rates` are factors of the learning rate, by network. `named` is what the state of a run calls them: averages are
+    `average_NAME`, or `average` where there is one network.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        config: Optimization,
+        num_steps: int,
+        rates: Mapping[str, float] | None = None,
+        averaged: bool = True,
+    ) -> None:
+        self.networks, self.config, self.num_steps = dict(networks), config, num_steps
+        self.rates = dict(rates or {})
+        first = next(iter(next(iter(networks.values())).parameters()))
+        self.device = first.device
+        if config.precision == "float16" and self.device.type == "cpu":
+            raise InvalidRequestError("float16 learns on a GPU; on the CPU accepted: float32, bfloat16")
+        self.averages = {name: copy.deepcopy(network) for name, network in networks.items()} if averaged else {}
+        self.optimizers = {name: _optimizer(network, config) for name, network in networks.items()}
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        self.skipped = 0  # steps in a row
+        if config.checkpoint_activations:
+            for network in networks.values():
+                checkpoint_activations(network)
+
+    def join(self, state: TrainingState) -> None:
+        """Make all that a learner is part of the state of a run, so that checkpoints hold it."""
+        state.modules |= self.networks
+        alone = len(self.averages) == 1
+        state.modules |= {"average" if alone else f"average_{name}": each for name, each in self.averages.items()}
+        state.optimizers |= self.optimizers
+        state.keepers["/".join(self.networks)] = self
+
+    def facts(self) -> dict[str, float]:
+        """The numbers that a resumed run needs besides weights and moments."""
+        scale = self.scaler.state_dict()
+        return {"skipped": self.skipped, **{name: float(value) for name, value in scale.items()}}
+
+    def resume(self, facts: Mapping[str, float]) -> None:
+        """Take up the numbers of an earlier part of the run."""
+        self.skipped = int(facts["skipped"])
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            self.scaler.load_state_dict({name: type(state[name])(facts[name]) for name in state})
+
+    def update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
+        """One step on the mean of the batches' losses; the losses, the norm of the gradients, the learning rate.
+
+        What is not finite in bfloat16 or float16 is computed again in float32; where that is not finite either the step
+        is skipped and told as `skipped`. More than `most_skipped` in a row raise `RunError` with a diagnosis.
+        """
+        rate = self.config.rate(step, self.num_steps)
+        for name, optimizer in self.optimizers.items():
+            set_learning_rate(optimizer, rate * self.rates.get(name, 1.0))
+        formats = dict.fromkeys((self.config.precision, "float32"))
+        for precision in formats:
+            losses, norm = self._gradients(batches, precision)
+            if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
+                self._apply(step)
+                self.skipped = 0
+                told = {name: round(value, 6) for name, value in losses.items()}
+                return {**told, "grad_norm": round(norm, 4), "learning_rate": rate}
+            if self.scaler.is_enabled() and all(math.isfinite(value) for value in losses.values()):
+                self.scaler.update()  # the scale was too large, which is no fault of the data
+                break
+        self.skipped += 1
+        self._zero()
+        if self.skipped > self.config.most_skipped:
+            raise RunError(self._diagnosis(step, batches, losses, norm, rate))
+        logger.warning("step %d of %s was not finite and is skipped", step + 1, ", ".join(self.networks))
+        return {"skipped": 1.0, "learning_rate": rate}
+
+    def _gradients(self, batches: Sequence[MicroBatch], precision: str) -> tuple[dict[str, float], float]:
+        """Mean losses and the norm of their gradients, which lie in the parameters afterwards, clipped."""
+        self._zero()
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            losses = batch.losses(precision)
+            total = losses[TOTAL] / len(batches)
+            (self.scaler.scale(total) if precision == "float16" else total).backward()
+            for name, value in losses.items():
+                part = value.detach().double() / len(batches)
+                sums[name] = sums[name] + part if name in sums else part
+        if precision == "float16":
+            for optimizer in self.optimizers.values():
+                self.scaler.unscale_(optimizer)
+        parameters = [p for network in self.networks.values() for p in network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or math.inf)
+        return {name: float(value) for name, value in sums.items()}, float(norm)
+
+    def _apply(self, step: int) -> None:
+        for optimizer in self.optimizers.values():
+            if self.scaler.is_enabled():
+                self.scaler.step(optimizer)
+            else:
+                optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        for name, average in self.averages.items():
+            update_average(average, self.networks[name], self.config.average_decay, step)
+
+    def _zero(self) -> None:
+        for network in self.networks.values():
+            for parameter in network.parameters():
+                parameter.grad = None
+
+    def _diagnosis(
+        self, step: int, batches: Sequence[MicroBatch], losses: Mapping[str, float], norm: float, rate: float
+    ) -> str:
+        cases = ", ".join(dict.fromkeys(case for batch in batches for case in batch.cases)) or "unknown cases"
+        told = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        first = self._first_not_finite(batches)
+        return (
+            f"{self.skipped} steps in a row were not finite, the last one step {step + 1} on {cases}, in float32 too "
+            f"({told}, gradients {norm:g}, learning rate {rate:.3g}{first}); accepted: a smaller learning rate, a "
+            "longer warm-up, or without these cases"
+        )
+
+    def _first_not_finite(self, batches: Sequence[MicroBatch]) -> str:
+        """Which module was the first to give something that is not finite, for a message."""
+        found: list[str] = []
+
+        def watch(name: str, module: nn.Module, inputs: object, output: object) -> None:
+            values = output if isinstance(output, tuple) else (output,)
+            tensors = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+            if not found and not all(bool(value.isfinite().all()) for value in tensors):
+                found.append(name)
+
+        with _watched(self.networks, watch), torch.no_grad():
+            for batch in batches:
+                batch.losses("float32")
+        return f", first in {found[0]}" if found else ", with all activations finite"
+
+
+@contextmanager
+def _watched(networks: Mapping[str, nn.Module], watch: Callable[..., None]) -> Iterator[None]:
+    handles = [
+        module.register_forward_hook(partial(watch, f"{name}.{path}"))
+        for name, network in networks.items()
+        for path, module in network.named_modules()
+        if path and not list(module.children())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _optimizer(network: nn.Module, config: Optimization) -> torch.optim.Optimizer:
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    learning = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
+    return kind(learning, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set the learning rate of every parameter group; stateless schedules keep checkpoints small."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def update_average(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights, with the usual warm-up min(decay, (1 + n) / (10 + n))."""
+    update = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
+    update(list(average.parameters()), list(module.parameters()), step)
+
+
+def checkpoint_activations(network: nn.Module) -> None:
+    """Let the residual and attention blocks of a network compute again in the backward pass what they would keep.
+
+    Gradients are the same bit for bit (Chen et al., arXiv 1604.06174); names of parameters stay.
+    """
+    for module in network.modules():
+        if isinstance(module, ResBlock | TimeResBlock | SelfAttention | ContextAttention):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def mixed_precision(precision: str, device: torch.device, least_planes: int) -> torch.autocast:
+    """Products in bfloat16 or float16 where asked for, if the device multiplies in it.
+
+    A GPU always does, a processor where it can; elsewhere it would be slower. `least_planes` is the shortest edge of
+    any feature map that a convolution makes; on a CPU, fewer than `LEAST_PLANES` are computed in float32.
+    """
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    possible = device.type != "cpu" or (multiplies_bfloat16() and least_planes >= LEAST_PLANES)
+    return torch.autocast(device.type, dtype, enabled=precision != "float32" and possible)

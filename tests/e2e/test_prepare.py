@@ -1,0 +1,237 @@
+"""Raw scans become training cases, what is wrong with one stops no other, and a kill loses nothing."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Maisi
+
+from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.data.cases import read_case
+from maisi.data.manifest import read_manifest
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
+from maisi.pipelines.prepare.case import new_grid
+from maisi.pipelines.prepare.settings import PrepareSettings
+from maisi.pipelines.prepare.store import drawn_split
+from maisi.space.files import read_volume, write_labels, write_volume
+from maisi.space.grid import Grid
+from maisi.space.label_files import read_labels
+from maisi.space.volume import LabelMap, Volume, check_same_grid
+
+REGIONS = ("chest", "abdomen", "head")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three patients with labels, one without, and four that are wrong, each in its way."""
+    folder = tmp_path_factory.mktemp("scans")
+    for k, region in enumerate(REGIONS):
+        rng = np.random.default_rng(k)
+        grid = Grid.axis_aligned((40, 36, 30), (9.0, 9.0, 10.0), (-100.0, -90.0, 20.0 * k))
+        labels = draw_phantom(region, grid, rng)
+        write_volume(render_phantom(labels, rng), folder / f"{region}.nii.gz")
+        write_labels(LabelMap(labels.array.astype(np.uint8), grid), folder / f"{region}_labels_maisi.nii.gz")
+    shutil.copy(folder / "chest.nii.gz", folder / "unlabelled.nii.gz")
+    plain = read_volume(folder / "unlabelled.nii.gz")
+    write_volume(Volume(plain.array + np.float32(3.0), plain.grid), folder / "unlabelled.nii.gz")
+    shutil.copy(folder / "abdomen.nii.gz", folder / "copy_of_abdomen.nii.gz")
+    (folder / "cut.nii.gz").write_bytes((folder / "head.nii.gz").read_bytes()[:3000])
+    shutil.copy(folder / "head.nii.gz", folder / "moved.nii.gz")
+    at = read_labels(folder / "head_labels_maisi.nii.gz")
+    shifted = Grid.axis_aligned(at.grid.shape, at.grid.spacing, [o + 30 for o in at.grid.origin])
+    write_labels(LabelMap(at.array, shifted), folder / "moved_labels_maisi.nii.gz")
+    write_volume(Volume(plain.array + np.float32(7.0), plain.grid), folder / "strange.nii.gz")
+    unknown = np.where(plain.array > 0, np.uint8(199), np.uint8(0))
+    write_labels(LabelMap(unknown, plain.grid), folder / "strange_labels_maisi.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder as one undisturbed run prepares it."""
+    out = tmp_path_factory.mktemp("prepared") / "store"
+    done = run(scans, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def command(scans: Path, out: Path, *more: str) -> list[str]:
+    given = ["--multiple", "16", "--validation", "0.4"]
+    return [sys.executable, "-m", "maisi", "prepare", str(scans), "--out", str(out), *given, *more]
+
+
+def run(scans: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(scans, out, *more), capture_output=True, text=True, check=False)
+
+
+def content(store: Path) -> dict[str, bytes]:
+    """All files but those that tell when and how a run was made."""
+    return {
+        path.relative_to(store).as_posix(): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and not re.search(r"run\.(json|yaml)$", path.name)
+    }
+
+
+def test_scans_become_cases_on_multiples_with_labels_region_and_sums(scans: Path, store: Path) -> None:
+    cases = {case.id: case for case in read_manifest(store)}
+    assert sorted(cases) == ["abdomen", "chest", "head", "unlabelled"]
+    case = cases["chest"]
+    assert (case.shape, case.span, case.modality) == ((32, 32, 32), ("chest", "abdomen"), "ct")
+    assert case.spacing_mm == pytest.approx((40 * 9 / 32, 36 * 9 / 32, 30 * 10 / 32))
+    assert case.image is not None
+    volume, labels = read_case(case)
+    assert volume.array.min() >= -1000
+    assert volume.array.max() <= 1000
+    check_same_grid(labels, volume)
+    before = read_volume(scans / "chest.nii.gz")
+    assert np.allclose(volume.grid.fov_mm, before.grid.fov_mm)
+    centre = [grid.world((np.array(grid.shape) - 1) / 2) for grid in (volume.grid, before.grid)]
+    np.testing.assert_allclose(*centre, atol=1e-3)
+    assert load_vocabulary().id("body") in np.unique(labels.array)
+    assert set(case.sums) == {"image", "labels_maisi"}
+    assert "liver" in cases["abdomen"].labels_present
+    assert cases["unlabelled"].labels_maisi is None
+
+
+def test_what_is_refused_is_told_with_its_reason_in_the_report(store: Path) -> None:
+    record = json.loads((store / "run.json").read_text())
+    told = dict(line.split(": ", 1) for line in record["warnings"])
+    assert sorted(told) == ["copy_of_abdomen", "cut", "moved", "strange"] or "no case for validation" in told
+    assert "the same voxels as case abdomen" in told["copy_of_abdomen"]
+    assert "cut.nii.gz" in told["cut"]
+    assert "is on another grid than its image" in told["moved"]
+    assert "199" in told["strange"]
+    page = (store / "report.html").read_text()
+    assert "Refused (4)" in page
+    assert "data:image/jpeg;base64," in page
+    assert not re.search(r"""(src|href)=["']?https?:""", page)
+
+
+def test_a_second_run_changes_nothing_and_a_changed_scan_is_made_again(
+    scans: Path, store: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    shutil.copytree(scans, tmp_path / "scans", copy_function=shutil.copy2)
+    before = content(store)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "cases").rglob("*")}
+    assert run(scans, tmp_path / "store").returncode == 0
+    assert content(tmp_path / "store") == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "cases").rglob("*")} == times
+    other = run(scans, tmp_path / "store", "--spacing", "12", "12", "12")
+    assert other.returncode == 2
+    assert "was filled with other settings (prepare, see run.yaml)" in other.stderr
+
+
+def test_a_scan_that_changed_is_made_again_and_the_others_stay(maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("chest", "head"):
+        shutil.copy(scans / f"{name}.nii.gz", tmp_path / "in")
+    given = (tmp_path / "in", "--out", tmp_path / "store", "--multiple", "16")
+    assert maisi("prepare", *given).code == 0
+    before = content(tmp_path / "store")
+    shutil.copy(scans / "unlabelled.nii.gz", tmp_path / "in" / "head.nii.gz")
+    assert maisi("prepare", *given).code == 0
+    after = content(tmp_path / "store")
+    changed = {name.split("/")[1] for name in before if name.startswith("cases/") and before[name] != after[name]}
+    assert changed == {"head"}
+
+
+def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(
+    scans: Path, store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    for seconds in (2.0, 2.6, 3.2, 3.9):
+        process = subprocess.Popen(command(scans, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert run(scans, out).returncode == 0
+    assert content(out) == content(store)
+
+
+def test_parts_of_an_array_job_and_workers_make_the_same_store(scans: Path, store: Path, tmp_path: Path) -> None:
+    jobs = [
+        subprocess.Popen(command(scans, tmp_path / "parts", "--shard", f"{k}/2"), stderr=subprocess.PIPE, text=True)
+        for k in (1, 2)
+    ]
+    told = [job.communicate()[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], told
+    assert content(tmp_path / "parts") == content(store)
+    assert run(scans, tmp_path / "workers", "--workers", "2").returncode == 0
+    assert content(tmp_path / "workers") == content(store)
+
+
+def test_a_patient_on_both_sides_of_a_split_is_refused(maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    def case(region: str, patient: str, split: str) -> dict[str, str]:
+        return {"id": region, "image": str(scans / f"{region}.nii.gz"), "patient": patient, "split": split}
+
+    cases = [case("chest", "p1", "training"), case("abdomen", "p1", "validation"), case("head", "p2", "training")]
+    (tmp_path / "m.json").write_text(json.dumps({"cases": [each | {"region": each["id"]} for each in cases]}))
+    done = maisi("prepare", tmp_path / "m.json", "--out", tmp_path / "store", "--multiple", "16")
+    assert done.code == 0, done.err
+    assert "patient p1 is on two sides of the split: chest in training, abdomen in validation" in done.err
+    assert [each.id for each in read_manifest(tmp_path / "store")] == ["head"]
+
+
+def test_a_segmenter_labels_what_has_no_labels_and_one_that_fails_stops_no_other(
+    maisi: Maisi, scans: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("unlabelled", "strange"):
+        shutil.copy(scans / f"{name}.nii.gz", tmp_path / "in")
+    corner, other = (read_volume(scans / f"{n}.nii.gz").array[0, 0, 0] for n in ("strange", "unlabelled"))
+    assert corner != other
+    tool = tmp_path / "tool.py"
+    tool.write_text(
+        "import sys, numpy as np, nibabel as nib\n"
+        "image = nib.load(sys.argv[1]); hu = np.asarray(image.dataobj)\n"
+        f"if hu[0, 0, 0] == {corner}: sys.exit('no licence')\n"
+        "nib.save(nib.Nifti1Image((hu > 200).astype(np.uint8) * 122, image.affine), sys.argv[2])\n"
+    )
+    segmenter = f"{sys.executable} {tool} {{image}} {{labels}}"
+    given = ("--out", tmp_path / "store", "--multiple", "16", "--validation", "0", "--segmenter", segmenter)
+    done = maisi("prepare", tmp_path / "in", *given)
+    assert done.code == 0, done.err
+    (case,) = read_manifest(tmp_path / "store")
+    assert "sternum" in case.labels_present
+    assert "ended with 1: no licence" in done.err
+
+
+def test_a_folder_of_which_nothing_is_accepted_is_refused_and_keeps_its_report(
+    maisi: Maisi, scans: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(scans / "cut.nii.gz", tmp_path / "in")
+    done = maisi("prepare", tmp_path / "in", "--out", tmp_path / "store")
+    assert done.code == 2
+    assert "no case was accepted" in done.err
+    assert "cut.nii.gz" in (tmp_path / "store" / "report.html").read_text()
+
+
+def test_sizes_become_the_nearest_multiple_and_the_field_of_view_stays() -> None:
+    grid = Grid.axis_aligned((512, 190, 55), (0.7, 0.7, 5.0), (10.0, 20.0, 30.0))
+    found = new_grid(grid, 128)
+    assert found.shape == (512, 128, 128)
+    np.testing.assert_allclose(found.fov_mm, grid.fov_mm)
+    kept = new_grid(grid, 32, (1.5, 1.5, 2.0))
+    assert kept.shape == (256, 96, 160)
+    assert kept.spacing == (1.5, 1.5, 2.0)
+
+
+def test_a_patient_keeps_its_split_whoever_else_is_there() -> None:
+    settings = PrepareSettings(validation=0.2, testing=0.1)
+    drawn = [drawn_split(f"patient {k}", settings) for k in range(2000)]
+    assert abs(drawn.count("validation") - 400) < 80
+    assert abs(drawn.count("testing") - 200) < 60
+    assert drawn == [drawn_split(f"patient {k}", settings) for k in range(2000)]
+    assert drawn != [drawn_split(f"patient {k}", settings.model_copy(update={"split_seed": 1})) for k in range(2000)]
