@@ -24,7 +24,7 @@ from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.conditioning import MODALITIES
 from maisi.space.grid import Grid
 from maisi.training.controlnet import ControlNetTraining, Steering, starting_controlnet, train_controlnet
-from maisi.training.denoising import ConditionDropout, NoisyBatch, error_of, told
+from maisi.training.denoising import ConditionDropout, Error, NoisyBatch, told
 from maisi.training.diffusion import Denoising, DiffusionTraining, starting_unet, train_unet
 from maisi.training.loop import LoopConfig
 from maisi.training.lora import LoraConfig, base_digest, load_adapters, merge_adapters
@@ -151,38 +151,38 @@ def test_every_schedule_of_a_recipe_gives_a_network_something_to_learn(spec: Sch
 
 def test_a_batch_is_the_same_whenever_it_is_drawn_and_another_for_another_number() -> None:
     task = Denoising(recipe(batch_size=2), UNET, source(), RectifiedFlow(), 1.0)
-    first, again, other = task.lesson(4), task.lesson(4), task.lesson(5)
-    assert torch.equal(first.batch.noisy, again.batch.noisy)
+    first, again, other = task.batch(4), task.batch(4), task.batch(5)
+    assert torch.equal(first.noised.noisy, again.noised.noisy)
     assert all(torch.equal(first.conditions[name], again.conditions[name]) for name in first.conditions)
-    assert not torch.equal(first.batch.noisy, other.batch.noisy)
+    assert not torch.equal(first.noised.noisy, other.noised.noisy)
     assert first.conditions["spacing"].shape == (2, 3)
 
 
 def test_losses_are_those_of_their_names() -> None:
     a, b = (torch.randn(2, 3, 4, 1, 2, generator=torch.Generator().manual_seed(seed)) * 2 for seed in (0, 1))
-    assert error_of(a, b, "l1").mean() == F.l1_loss(a, b)
-    assert error_of(a, b, "l2").mean() == F.mse_loss(a, b)
-    assert error_of(a, b, "huber").mean() == F.huber_loss(a, b)
-    assert error_of(a.bfloat16(), b, "l1").dtype == torch.float32
+    assert Error().of(a, b).mean() == F.l1_loss(a, b)
+    assert Error(kind="l2").of(a, b).mean() == F.mse_loss(a, b)
+    assert Error(kind="huber", huber_delta=0.5).of(a, b).mean() == F.huber_loss(a, b, delta=0.5)
+    assert Error().of(a.bfloat16(), b).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2", "huber"])
 def test_a_recipe_reaches_every_loss(kind: str) -> None:
     task = Denoising(recipe(loss=kind), UNET, source(), RectifiedFlow(), 1.0)
-    lesson = task.lesson(0)
-    assert task.loss(lesson.batch.target, lesson) == 0.0
+    batch = task.batch(0)
+    assert task.loss(batch.noised.target, batch) == 0.0
     expected = {"l1": 3.0, "l2": 9.0, "huber": 2.5}[kind]
-    assert float(task.loss(lesson.batch.target + 3.0, lesson)) == pytest.approx(expected, rel=1e-5)
+    assert float(task.loss(batch.noised.target + 3.0, batch)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_batch_of_two_counts_each_structure_of_each_sample() -> None:
     config = recipe(batch_size=2, structure_weights={"tumours": 100.0})
     task = Denoising(config, UNET, source(), RectifiedFlow(), 1.0)
-    lesson = task.lesson(0)
-    error = torch.zeros_like(lesson.batch.target)
+    batch = task.batch(0)
+    error = torch.zeros_like(batch.noised.target)
     error[1, :, 3, 3, 3] = 1.0  # the tumour
     # 27 voxels of each sample are in or beside the tumour, the other 485 weigh 1
-    assert float(task.loss(lesson.batch.target + error, lesson)) == pytest.approx(100 / (2 * (2700 + 485)), rel=1e-4)
+    assert float(task.loss(batch.noised.target + error, batch)) == pytest.approx(100 / (2 * (2700 + 485)), rel=1e-4)
 
 
 def test_a_case_that_gives_nan_is_named_and_nothing_is_learned_from_it(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_case_that_gives_nan_is_named_and_nothing_is_learned_from_it(tmp_path:
 
 def judged(config: DiffusionTraining) -> Judged:
     task = Denoising(config, UNET, source(), RectifiedFlow(), 1.0)
-    return Judged(UNET, task.scheduler, 1.0, config.loss, CPU, lambda latent: torch.autocast("cpu", enabled=False))
+    return Judged(UNET, task.scheduler, 1.0, config.error, CPU, lambda latent: torch.autocast("cpu", enabled=False))
 
 
 def test_validation_repeats_itself_and_tells_times_apart(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def question(config: ControlNetTraining, shake: bool = True) -> Steering:
 
 
 def lost(asked: Steering) -> dict[str, Tensor]:
-    return asked.losses(asked.task.lesson(0))
+    return asked.losses(asked.task.batch(0))
 
 
 def test_the_contrast_joins_the_loss_with_its_weight() -> None:
@@ -375,7 +375,7 @@ def test_a_dropped_map_says_nothing_to_a_controlnet_and_is_not_asked_of_it_where
 
 def test_thinned_labels_reach_the_controlnet() -> None:
     task = question(steering(thin_labels={"probability": 1.0, "kept": [0.0, 0.0]}))
-    labels = task.labels(task.task.lesson(0))
+    labels = task.labels(task.task.batch(0))
     assert set(labels.unique().tolist()) == {NAMES.id("body"), NAMES.id("hepatic tumor")}
 
 
@@ -386,10 +386,10 @@ def test_occupancies_are_asked_for_by_name_and_start_silent() -> None:
         154,
     )
     asked = question(config, shake=False)
-    lesson = asked.task.lesson(0)
+    batch = asked.task.batch(0)
     with torch.no_grad():
-        alone = asked.unet(lesson.noisy, lesson.t, **lesson.conditions)
-        assert torch.equal(asked.answer(lesson, asked.labels(lesson)), alone)
+        alone = asked.unet(batch.noisy, batch.t, **batch.conditions)
+        assert torch.equal(asked.answer(batch, asked.labels(batch)), alone)
 
 
 def test_a_controlnet_learns_with_all_of_it(tmp_path: Path) -> None:
@@ -411,9 +411,9 @@ def test_a_controlnet_learns_with_all_of_it(tmp_path: Path) -> None:
 def test_a_new_class_leaves_every_answer_to_old_maps_as_it_was() -> None:
     plain, more = question(steering()), question(steering(classes={"my tumour": {"like": "hepatic tumor"}}))
     assert torch.equal(flat(plain.controlnet), flat(more.controlnet))
-    lesson = plain.task.lesson(0)
+    batch = plain.task.batch(0)
     with torch.no_grad():
-        answers = [each.answer(lesson, each.labels(lesson)) for each in (plain, more)]
+        answers = [each.answer(batch, each.labels(batch)) for each in (plain, more)]
     assert torch.equal(*answers)
 
 

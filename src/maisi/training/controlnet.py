@@ -16,7 +16,7 @@ from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels, with_occupancies
 from maisi.networks.unet import BackboneConfig, DenoisingUNet, UNetConfig
 from maisi.training.contrastive import ContrastiveConfig, differing, labels_without, region_contrast
-from maisi.training.diffusion import Denoising, DiffusionTraining, Lesson, plain
+from maisi.training.diffusion import Denoising, DiffusionTraining, TrainingBatch, plain
 from maisi.training.learner import TOTAL, Learner
 from maisi.training.loop import OnStep, fit, training_device
 from maisi.training.lora import add_adapters
@@ -69,32 +69,32 @@ class Steering:
     unet: DenoisingUNet
     controlnet: ControlNet
 
-    def losses(self, lesson: Lesson) -> dict[str, Tensor]:
+    def losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """The losses of a batch; `loss` is to be made small."""
-        unlabelled = lesson.rng.random() < self.config.drop_labels
-        labels = None if unlabelled else self.labels(lesson)
-        prediction = self.answer(lesson, labels)
-        losses = {TOTAL: self.task.loss(prediction, lesson)}
+        unlabelled = batch.rng.random() < self.config.drop_labels
+        labels = None if unlabelled else self.labels(batch)
+        prediction = self.answer(batch, labels)
+        losses = {TOTAL: self.task.loss(prediction, batch)}
         if self.config.contrast is not None and labels is not None:
-            losses |= self.contrast(self.config.contrast, prediction, lesson, labels)
+            losses |= self.contrast(self.config.contrast, prediction, batch, labels)
             losses[TOTAL] = losses[TOTAL] + self.config.contrast.weight * losses["foreground"]
             losses[TOTAL] = losses[TOTAL] + self.config.contrast.weight * losses["background"]
         return losses
 
-    def labels(self, lesson: Lesson) -> Tensor:
+    def labels(self, batch: TrainingBatch) -> Tensor:
         """The ids (b, x, y, z) of a batch, some of them unnamed."""
         thinned = []
-        for example in lesson.examples:
+        for example in batch.examples:
             assert example.labels is not None, "sources of labelled latents give labels"
-            thinned.append(thinned_out(example.labels, self.config.thin_labels, self.config.vocabulary, lesson.rng))
+            thinned.append(thinned_out(example.labels, self.config.thin_labels, self.config.vocabulary, batch.rng))
         return torch.stack(thinned)
 
-    def answer(self, lesson: Lesson, labels: Tensor | None) -> Tensor:
+    def answer(self, batch: TrainingBatch, labels: Tensor | None) -> Tensor:
         """The prediction for a batch under label maps (b, x, y, z), or without any."""
-        x, t, conditions = lesson.noisy, lesson.t, lesson.conditions
+        x, t, conditions = batch.noisy, batch.t, batch.conditions
         if labels is None and self.config.train_unet:
             return predict(self.unet, None, x, t, conditions=conditions)
-        embedding = self.silence(lesson) if labels is None else self.embedded(labels)
+        embedding = self.silence(batch) if labels is None else self.embedded(labels)
         return predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding)
 
     def embedded(self, labels: Tensor) -> Tensor:
@@ -102,23 +102,23 @@ class Steering:
         bits = label_bits(labels.to(self.task.device)).to(memory_format=torch.channels_last_3d)
         return self.controlnet.embed_condition(bits)
 
-    def silence(self, lesson: Lesson) -> Tensor:
+    def silence(self, batch: TrainingBatch) -> Tensor:
         """An embedding that says nothing."""
-        size = lesson.batch.clean.shape[2:]
-        return lesson.batch.clean.new_zeros((1, self.controlnet.config.channels[0], *size))
+        size = batch.noised.clean.shape[2:]
+        return batch.noised.clean.new_zeros((1, self.controlnet.config.channels[0], *size))
 
     def contrast(
-        self, config: ContrastiveConfig, prediction: Tensor, lesson: Lesson, labels: Tensor
+        self, config: ContrastiveConfig, prediction: Tensor, batch: TrainingBatch, labels: Tensor
     ) -> dict[str, Tensor]:
         """The two terms of the region-contrastive loss; a second answer is asked for only where there are lesions."""
         healthy = labels_without(labels, config.structures, self.config.vocabulary)
-        size = lesson.batch.clean.shape
+        size = batch.noised.clean.shape
         region = differing(labels, healthy, (size[2], size[3], size[4])).to(self.task.device)
         if not bool(region.any()):
             nothing = prediction.new_zeros((), dtype=torch.float32)
             return {"foreground": nothing, "background": nothing}
-        without = self.answer(lesson, healthy).float()
-        return region_contrast(prediction.float(), without, lesson.batch.target, region, config)._asdict()
+        without = self.answer(batch, healthy).float()
+        return region_contrast(prediction.float(), without, batch.noised.target, region, config)._asdict()
 
 
 def train_controlnet(

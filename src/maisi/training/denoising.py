@@ -19,8 +19,6 @@ from maisi.shapes import Frozen, LatentBatch, PredictionBatch
 
 UNKNOWN_MODALITY = 0
 
-ErrorKind = Literal["l1", "l2", "huber"]
-
 
 class ConditionDropout(Frozen):
     """How often an example is told less than is known of it, so that guidance has something to compare with.
@@ -87,12 +85,18 @@ class NoisyBatch:
         return cls.of(clean.to(device), noise.to(device), t, scheduler)
 
 
-def error_of(prediction: PredictionBatch, target: PredictionBatch, kind: ErrorKind) -> Tensor:
-    """How wrong every number of a prediction is, in float32: its distance, squared distance, or Huber's of width 1."""
-    if kind == "huber":
-        return F.huber_loss(prediction.float(), target.float(), reduction="none")
-    error = prediction.float() - target.float()
-    return error.abs() if kind == "l1" else error.square()
+class Error(Frozen):
+    """How the distance of a number from what it should be counts: as it is, squared, or as Huber's of that width."""
+
+    kind: Literal["l1", "l2", "huber"] = "l1"
+    huber_delta: float = Field(default=1.0, gt=0)
+
+    def of(self, prediction: PredictionBatch, target: PredictionBatch) -> Tensor:
+        """What every number of a prediction counts, in float32."""
+        if self.kind == "huber":
+            return F.huber_loss(prediction.float(), target.float(), reduction="none", delta=self.huber_delta)
+        error = prediction.float() - target.float()
+        return error.abs() if self.kind == "l1" else error.square()
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.errors import InvalidRequestError
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.shapes import Frozen, Size3
-from maisi.training.denoising import ConditionDropout, ErrorKind, NoisyBatch, error_of, told, weighted_mean, weights_of
+from maisi.training.denoising import ConditionDropout, Error, NoisyBatch, told, weighted_mean, weights_of
 from maisi.training.learner import TOTAL, Learner, MicroBatch, mixed_precision
 from maisi.training.loop import LoopConfig, OnStep, fit, step_generators, training_device
 from maisi.training.lora import LoraConfig, add_adapters, merge_adapters, save_adapters
@@ -42,7 +42,8 @@ class DiffusionTraining(Frozen):
     sizes: tuple[Size3, ...] = ((32, 32, 32),)
     batch_size: int = Field(default=1, ge=1)
     optimization: Optimization = Optimization()
-    loss: ErrorKind = "l1"
+    loss: Literal["l1", "l2", "huber"] = "l1"
+    huber_delta: float = Field(default=1.0, gt=0)
     structure_weights: dict[str, float] = Field(default_factory=dict)  # of structures or groups; all else counts 1
     drop: ConditionDropout = ConditionDropout()
     validation: ValidationConfig = ValidationConfig()
@@ -67,6 +68,11 @@ class DiffusionTraining(Frozen):
         """How long to train on that many cases, in steps."""
         return self.loop.counted(source.num_cases, self.batch_size * self.optimization.accumulate)
 
+    @property
+    def error(self) -> Error:
+        """How a wrong prediction counts."""
+        return Error(kind=self.loss, huber_delta=self.huber_delta)
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The vocabulary with the classes of the recipe."""
@@ -74,23 +80,23 @@ class DiffusionTraining(Frozen):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingBatch:
     """A batch of a training step: its examples, noisy, what is told of them, and the rest of the random numbers."""
 
     examples: tuple[LatentExample, ...]
-    batch: NoisyBatch
+    noised: NoisyBatch
     conditions: dict[str, Tensor]
     rng: np.random.Generator
 
     @property
     def noisy(self) -> Tensor:
         """The noisy latents, laid out for convolutions."""
-        return self.batch.noisy.to(memory_format=torch.channels_last_3d)
+        return self.noised.noisy.to(memory_format=torch.channels_last_3d)
 
     @property
     def t(self) -> Tensor:
         """The times as a network takes them."""
-        return self.batch.t.float().to(self.batch.noisy.device)
+        return self.noised.t.float().to(self.noised.noisy.device)
 
 
 @dataclass(frozen=True)
@@ -107,27 +113,27 @@ class Denoising:
     def device(self) -> torch.device:
         return training_device(self.config.device)
 
-    def lesson(self, number: int) -> Lesson:
+    def batch(self, number: int) -> TrainingBatch:
         """Batch `number`: the same whenever it is asked for."""
         config = self.config
         examples = self.source.draw(config.loop.seed, number, config.batch_size, config.sizes)
         draw, rng = step_generators(config.loop.seed, number)
         batch = NoisyBatch.drawn(examples, self.scale_factor, self.scheduler, draw, self.device)
         conditions = told(examples, config.drop, self.unet, rng)
-        return Lesson(examples, batch, {name: value.to(self.device) for name, value in conditions.items()}, rng)
+        return TrainingBatch(examples, batch, {name: value.to(self.device) for name, value in conditions.items()}, rng)
 
-    def batches(self, step: int, losses: Callable[[Lesson], Mapping[str, Tensor]]) -> list[MicroBatch]:
+    def batches(self, step: int, losses: Callable[[TrainingBatch], Mapping[str, Tensor]]) -> list[MicroBatch]:
         """The parts of a step, with what they cost."""
         count = self.config.optimization.accumulate
         return [self._batch(number, losses) for number in range(step * count, (step + 1) * count)]
 
-    def _batch(self, number: int, losses: Callable[[Lesson], Mapping[str, Tensor]]) -> MicroBatch:
+    def _batch(self, number: int, losses: Callable[[TrainingBatch], Mapping[str, Tensor]]) -> MicroBatch:
         config = self.config
         shape, cases = self.source.chosen(config.loop.seed, number, config.batch_size, config.sizes)
 
         def computed(precision: str) -> Mapping[str, Tensor]:
             with mixed_precision(precision, self.device, min(shape) // self.unet.size_multiple):
-                return losses(self.lesson(number))
+                return losses(self.batch(number))
 
         return MicroBatch(computed, cases)
 
@@ -139,13 +145,13 @@ class Denoising:
     @property
     def judged(self) -> Judged:
         """By what held-out cases are judged."""
-        return Judged(self.unet, self.scheduler, self.scale_factor, self.config.loss, self.device, self.precision)
+        return Judged(self.unet, self.scheduler, self.scale_factor, self.config.error, self.device, self.precision)
 
-    def loss(self, prediction: Tensor, lesson: Lesson) -> Tensor:
+    def loss(self, prediction: Tensor, batch: TrainingBatch) -> Tensor:
         """The mean error of a prediction, chosen structures weighing more."""
-        error = error_of(prediction, lesson.batch.target, self.config.loss)
+        error = self.config.error.of(prediction, batch.noised.target)
         weights = weights_of(
-            lesson.examples, error.shape[2:], self.config.structure_weights, self.config.vocabulary, self.device
+            batch.examples, error.shape[2:], self.config.structure_weights, self.config.vocabulary, self.device
         )
         return weighted_mean(error, weights)
 
@@ -180,9 +186,9 @@ def train_unet(
     average = cast(DenoisingUNet, learner.averages["unet"])
     task = Denoising(config, unet.config, source, scheduler, scale_factor)
 
-    def losses(lesson: Lesson) -> dict[str, Tensor]:
-        prediction = predict(unet, None, lesson.noisy, lesson.t, conditions=lesson.conditions)
-        return {TOTAL: task.loss(prediction, lesson)}
+    def losses(batch: TrainingBatch) -> dict[str, Tensor]:
+        prediction = predict(unet, None, batch.noisy, batch.t, conditions=batch.conditions)
+        return {TOTAL: task.loss(prediction, batch)}
 
     def take_step(step: int) -> dict[str, float]:
         return learner.update(step, task.batches(step, losses))

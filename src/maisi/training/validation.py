@@ -23,7 +23,7 @@ from maisi.pipelines.preview import preview, write_png
 from maisi.shapes import Frozen, Size3
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
-from maisi.training.denoising import ConditionDropout, ErrorKind, NoisyBatch, error_of, told
+from maisi.training.denoising import ConditionDropout, Error, NoisyBatch, told
 
 ALL_TOLD = ConditionDropout(modality=0.0, general_modality=0.0)
 PICTURE_SEED = 20
@@ -66,7 +66,7 @@ class Judged:
     unet: UNetConfig
     scheduler: NoiseScheduler
     scale_factor: float
-    kind: ErrorKind
+    error: Error
     device: torch.device
     precision: Callable[[Tensor], torch.autocast]
 
@@ -160,7 +160,7 @@ def validation_losses(
                     conditions=conditions,
                     embedding=embedding,
                 )
-            sums[part] += float(error_of(found, batch.target, judged.kind).mean()) / len(examples)
+            sums[part] += float(judged.error.of(found, batch.target).mean()) / len(examples)
     by_time: Mapping[str, float] = {f"loss_t{part + 1}": value for part, value in enumerate(sums)}
     return {"loss": sum(sums) / num_times, **by_time}
 
