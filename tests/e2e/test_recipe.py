@@ -11,6 +11,7 @@ from command_line import Maisi
 
 from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, load_bundle, save_bundle
 from maisi.bundle.upstream import RELEASED
+from maisi.compute.compute import Compute
 from maisi.errors import InvalidConfigError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.unet import DenoisingUNet
@@ -144,7 +145,7 @@ def fresh() -> Bundle:
         "unet": unet,
         "controlnet": starting_controlnet(recipe.for_controlnet(), unet, None),
     }
-    about = {"scheduler": DDPMSpec(), "scale_factor": 1.25}
+    about = {"scheduler": DDPMSpec(), "scale_factor": 1.25, "limits": recipe.limits}
     return Bundle.of(BundleInfo(name="fresh", licence="none", vocabulary_version="1.0", **about), networks)
 
 
@@ -181,6 +182,15 @@ def test_a_bundle_is_trained_on_with_adapters_and_gains_classes(maisi: Maisi, ma
     assert after.info.classes == {154: "my tumour"}
     assert after.controlnet.config.occupancy_ids == (154,)
     assert all(torch.equal(w, before.unet.state_dict()[n]) for n, w in after.unet.state_dict().items())
+    request = GenerateRequest(size=(16, 16, 16), spacing=(16.0, 16.0, 16.0), steps=1)
+    half = load_bundle(after.path, dtype=torch.bfloat16, narrow_in_float32=True)
+    for compute, bundle in (
+        (Compute(), after),
+        (Compute(memory="1GB"), after),
+        (Compute(precision="bfloat16"), half),
+    ):
+        (sample,) = generate(request.model_copy(update={"compute": compute}), bundle)
+        assert np.isfinite(sample.volume.array).all()
 
 
 def test_a_bundle_that_does_not_match_the_recipe_is_refused_before_anything_is_trained(

@@ -237,9 +237,11 @@ def test_a_training_looks_at_held_out_cases_and_draws_what_it_can(decoded: bool,
     held_out = HeldOut.of(config.validation, source(1), (), tmp_path / "pictures", autoencoder if decoded else None)
     told: list[dict[str, float]] = []
     unet, at = shaken(DenoisingUNet(UNET)), tmp_path / "run"
-    train_controlnet(
+    watched, _ = train_controlnet(
         config, unet, source(), RectifiedFlow(), 1.0, at, lambda n, found: told.append(dict(found)), held_out=held_out
     )
+    unwatched, _ = train_controlnet(config, unet, source(), RectifiedFlow(), 1.0, tmp_path / "unwatched")
+    assert torch.equal(flat(watched), flat(unwatched))
     looks = [found for found in told if "validation loss_t1" in found]
     assert len(looks) == 2
     assert all(np.isfinite(list(found.values())).all() for found in looks)

@@ -159,6 +159,12 @@ def test_what_was_padded_is_not_trained_on() -> None:
     assert example.latent.shape[2:] == (3, 4, 4)
 
 
+def test_heads_of_files_tell_the_sizes_of_latents(tmp_path: Path) -> None:
+    latents = [latent(), latent(1, (7, 8, 9)), dataclasses.replace(latent(2, (12, 8, 6)), labels=None)]
+    store = LatentStore(write(tmp_path, latents))
+    assert store.extents == tuple(each.extent for each in latents) == ((4, 4, 4), (3, 4, 4), (6, 4, 3))
+
+
 def test_a_batch_holds_cases_of_one_shape_whole_where_no_size_is_asked(tmp_path: Path) -> None:
     latents = [latent(0), latent(1, (12, 8, 8)), latent(2), latent(3, (12, 8, 8))]
     source = LatentSource(LatentStore(write(tmp_path, latents)), {}, 1)
