@@ -425,3 +425,29 @@ def test_a_new_class_weighs_like_a_structure() -> None:
     recipe(classes=classes, structure_weights={"my tumour": 9.0})
     with pytest.raises(ValueError, match="my tumour"):
         recipe(structure_weights={"my tumour": 9.0})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_steers_and_looks_as_the_processor_does(tmp_path: Path) -> None:
+    more = {"contrast": {}, "occupancy": ["hepatic tumor"], "structure_weights": {"tumours": 9.0}, "batch_size": 2}
+    loop = LoopConfig(num_steps=2, validate_every=1, save_every=1)
+    config = steering(**more, loop=loop, start_from="given", lora={"rank": 2}, validation={"cases": 1, "times": 2})
+    unet = shaken(DenoisingUNet(UNET))
+    start = shaken(starting_controlnet(config, unet, None))
+    found: dict[str, list[float]] = {"cpu": [], "cuda": []}
+    for device, losses in found.items():
+        held_out = HeldOut.of(config.validation, source(1), (), tmp_path / device)
+        train_controlnet(
+            config.model_copy(update={"device": device}),
+            unet,
+            source(),
+            RectifiedFlow(),
+            1.0,
+            tmp_path / device,
+            lambda step, metrics, losses=losses: losses.append(
+                metrics.get("loss", metrics.get("validation loss", 0.0))
+            ),
+            start=start,
+            held_out=held_out,
+        )
+    assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-2)

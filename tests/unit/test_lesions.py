@@ -1,12 +1,19 @@
 """Label maps without lesions and without names; the contrast that is learned from the first."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from maisi.anatomy.lesions import healthy_ids, lesion_ids, unnamed, without_structures
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.data.cases import own_labels
+from maisi.data.manifest import Case
 from maisi.errors import InvalidConfigError, InvalidLabelsError
+from maisi.space.files import write_labels
+from maisi.space.grid import Grid
+from maisi.space.volume import LabelMap
 from maisi.training.contrastive import ContrastiveConfig, differing, labels_without, region_contrast
 from maisi.training.new_classes import NewClass, numbered, vocabulary_with
 from maisi.training.partial_labels import LabelDropout, thinned_out
@@ -193,3 +200,18 @@ def test_without_an_id_a_class_gets_the_free_one_with_the_most_bits_in_common() 
 def test_a_class_that_cannot_be_is_refused(classes: dict, said: str) -> None:
     with pytest.raises(InvalidConfigError, match=said):
         vocabulary_with(classes)
+
+
+def test_label_files_call_a_new_class_by_its_name(tmp_path: Path) -> None:
+    grid = Grid.centered((8, 8, 8), (3.0, 3.0, 3.0))
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:6], labels[3:5, 3:5, 3:5] = 1, 2
+    write_labels(LabelMap(labels, grid), tmp_path / "labels.nii.gz")
+    names = {"1": "liver", "2": "my tumour"}
+    case = Case(id="a", labels=tmp_path / "labels.nii.gz", label_names=names)
+    vocabulary = vocabulary_with({"my tumour": NewClass(like="hepatic tumor")})
+    found = own_labels(case, vocabulary=vocabulary)
+    assert found is not None
+    assert set(np.unique(found.array)) == {0, ID("liver"), 154}
+    with pytest.raises(InvalidLabelsError, match="my tumour"):
+        own_labels(case)
