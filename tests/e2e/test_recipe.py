@@ -1,5 +1,6 @@
 """A whole recipe at tiny size, on phantoms written as if they were scans."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 import yaml
 from command_line import Maisi
 
+from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, load_bundle, save_bundle
 from maisi.bundle.upstream import RELEASED
 from maisi.compute.compute import Compute
+from maisi.data.latents import read_entries, read_latent
 from maisi.errors import InvalidConfigError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.unet import DenoisingUNet
@@ -250,3 +253,80 @@ def test_a_training_that_lacks_what_goes_before_is_refused(maisi: Maisi, manifes
     assert refused.code == 2
     assert "recipe part says nothing of autoencoder; it has nothing" in refused.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of an autoencoder alone."""
+    torch.manual_seed(0)
+    network = Autoencoder(AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2))
+    info = BundleInfo(name="alone", licence="none", vocabulary_version="1.0")
+    return save_bundle(Bundle.of(info, {"autoencoder": network}), tmp_path_factory.mktemp("bundle") / "alone")
+
+
+def encoded(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def test_latents_of_a_manifest_are_the_same_however_the_work_is_spread(
+    maisi: Maisi, manifest: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    given = ("encode", "--manifest", manifest, "--bundle", autoencoder, "--precision", "float32", "--threads", "1")
+    before = torch.get_num_threads()
+    ways = {"one": (), "two": ("--workers", "2")}
+    if importlib.util.find_spec("ray") is not None:
+        ways["ray"] = ("--ray", "local")
+    for name, more in ways.items():
+        done = maisi(*given, *more, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+    torch.set_num_threads(before)
+    whole = encoded(tmp_path / "one")
+    assert sorted(whole) == ["0.safetensors", "1.safetensors"]
+    for name in ways:
+        latents = {file: read_latent(tmp_path / name / file) for file in whole}
+        for file, latent in latents.items():
+            first = read_latent(tmp_path / "one" / file)
+            assert torch.equal(latent.mean, first.mean)
+            assert torch.equal(latent.log_variance, first.log_variance)
+            assert latent.labels is not None
+            assert latent.span == RegionSpan.named("chest")
+    told = [(entry.id, entry.split) for entry in read_entries(tmp_path / "two")]
+    assert told == [("0", "training"), ("1", "validation")]
+
+
+def test_a_bad_case_stops_no_other_and_what_is_encoded_stays(
+    maisi: Maisi, manifest: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    cases = json.loads(manifest.read_text())["cases"]
+    whole = [case | {"image": str(manifest.parent / case["image"])} for case in cases]
+    bad = {"id": "gone", "image": "gone.nii.gz", "region": "chest"}
+    (tmp_path / "m.json").write_text(json.dumps({"cases": [*whole, bad]}))
+    given = ("encode", "--manifest", tmp_path / "m.json", "--bundle", autoencoder, "--out", tmp_path / "out")
+    done = maisi(*given)
+    assert done.code == 0, done.err
+    assert "gone: " in done.err
+    assert "no such file" in done.err
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
+    assert maisi(*given).code == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")} == times
+
+
+def test_networks_learn_from_stored_latents_of_their_own_autoencoder_only(
+    maisi: Maisi, manifest: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    recipe = tiny().model_dump(mode="json") | {"latents": {}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    assert maisi("encode", "--manifest", manifest, "--bundle", autoencoder, "--out", tmp_path / "latents").code == 0
+    given = ("--latents", tmp_path / "latents", "--bundle")
+    done = maisi("train", "diffusion", tmp_path / "r.yaml", *given, autoencoder, "--out", tmp_path / "unet")
+    assert done.code == 0, done.err
+    done = maisi(
+        "train", "controlnet", tmp_path / "r.yaml", *given, tmp_path / "unet/bundle", "--out", tmp_path / "net"
+    )
+    assert done.code == 0, done.err
+    assert set(load_bundle(tmp_path / "net" / "bundle").names) == {"autoencoder", "unet", "controlnet"}
+    done = maisi("train", "diffusion", tmp_path / "r.yaml", *given, "ct-small", "--out", tmp_path / "other")
+    assert done.code == 2
+    assert "latents of another autoencoder than that of bundle ct-small" in done.err
+    done = maisi("train", "diffusion", tmp_path / "r.yaml", "--bundle", autoencoder, "--out", tmp_path / "none")
+    assert "give either --manifest or --latents" in done.err

@@ -1,18 +1,51 @@
 """`maisi encode`, `maisi decode` and `maisi reconstruct`: a CT to its latent and back."""
 
-from maisi.cli.console import give_json, give_table, tell
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from maisi.cli.console import give, give_json, give_table, tell
 from maisi.cli.options import AsJson, Out, OutFile, Overwrite, takes
 from maisi.cli.run import run_task
-from maisi.pipelines.requests import DecodeRequest, EncodeRequest
+from maisi.pipelines.requests import DecodeRequest, EncodeCasesRequest, EncodeRequest
 
 
-@takes(EncodeRequest, arguments={"source": "CT"}, leave_out=("compute.ranks",))
-def encode(request: EncodeRequest, out: OutFile, overwrite: Overwrite = False) -> None:
+@takes(EncodeRequest, arguments={"source": "[CT]"}, leave_out=("compute.ranks",))
+def encode(
+    request: EncodeRequest,
+    out: OutFile,
+    overwrite: Overwrite = False,
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Encode all cases of this manifest, into the folder --out.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="With --manifest: processes side by side.")] = 1,
+    shard: Annotated[str | None, typer.Option(help="With --manifest: part I/N only, for array jobs.")] = None,
+    ray: Annotated[str | None, typer.Option(help="With --manifest: a Ray cluster, or local.")] = None,
+) -> None:
     """Encode a CT (or a label map) into a latent: mean, log-variance and grid in one .safetensors file.
 
-    Beside it lie NAME.run.yaml, which repeats the run, and NAME.run.json.
+    Beside it lie NAME.run.yaml, which repeats the run, and NAME.run.json. With --manifest a latent a case, with its
+    labels, for training; each process takes one thread unless --threads says more, and what is there stays.
     """
-    run_task("encode", request, out, overwrite)
+    if manifest is None:
+        run_task("encode", request, out, overwrite)
+        return
+    _encode_cases(request, manifest, out, {"workers": workers, "shard": shard, "ray": ray})
+
+
+def _encode_cases(request: EncodeRequest, manifest: Path, out: Path, across: dict[str, Any]) -> None:
+    from maisi.storage.settings import check_settings
+
+    if request.source is not None:
+        raise typer.BadParameter(f"either {request.source} or --manifest")
+    compute = request.compute.model_copy(update={"threads": request.compute.threads or 1})
+    asked = {"manifest": manifest, "bundle": request.bundle, "across": across, "compute": compute.model_dump()}
+    record = run_task("encode cases", check_settings(EncodeCasesRequest, asked), out, quiet=True)
+    assert record is not None
+    for warning in record.warnings:
+        tell(f"warning: {warning}")
+    give(str(out / "latents.jsonl"))
 
 
 @takes(DecodeRequest, arguments={"source": "LATENT"}, leave_out=("compute.ranks",))

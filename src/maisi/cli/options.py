@@ -122,8 +122,9 @@ def takes(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a function of a `request` and options of its own a command whose options are the settings of a model.
 
-    `arguments` are settings that are given by place, with their metavar; `leave_out` names settings, or groups of them,
-    that are no options. With `config`, a settings file and assignments may say the rest.
+    `arguments` are settings that are given by place, with their metavar, in brackets where they may be left out;
+    `leave_out` names settings, or groups of them, that are no options. With `config`, a settings file and assignments
+    may say the rest.
     """
     positional = arguments or {}
     settings = {
@@ -134,7 +135,7 @@ def takes(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = [p for name, p in inspect.signature(function).parameters.items() if name != "request"]
-        first = [settings[name].parameter(metavar, True) for name, metavar in positional.items()]
+        first = [settings[name].parameter(metavar, metavar[0] != "[") for name, metavar in positional.items()]
         others = [s.parameter(None, n in required) for n, s in settings.items() if n not in positional]
         extra = [_parameter("config", Config), _parameter("assignments", Assignments)] if config else []
 

@@ -17,6 +17,13 @@ Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Packaged recipe o
 Manifest = Annotated[
     Path, typer.Option(metavar="FILE", help="Manifest of the cases to train on, or the folder of `maisi prepare`.")
 ]
+AnyManifest = Annotated[
+    Path | None,
+    typer.Option("--manifest", metavar="FILE", help="Manifest of the cases, whose variations are encoded first."),
+]
+Latents = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Or latents of these cases, from `maisi encode --manifest`.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the run; the bundle is inside.")]
 Before = Annotated[
     str, typer.Option("--bundle", "-b", help="Bundle whose networks go before: packaged name or folder.")
@@ -44,18 +51,30 @@ def autoencoder(
 
 @train.command()
 def diffusion(
-    name: Recipe, manifest: Manifest, bundle: Before, out: Out, assignments: Assignments = None, threads: Threads = None
+    name: Recipe,
+    bundle: Before,
+    out: Out,
+    manifest: AnyManifest = None,
+    latents: Latents = None,
+    assignments: Assignments = None,
+    threads: Threads = None,
 ) -> None:
     """Train a denoising U-Net on latents of a bundle's autoencoder. Run it again after a kill: it goes on."""
-    _train("diffusion", name, out, assignments, threads, {"manifest": manifest, "bundle": bundle})
+    _train("diffusion", name, out, assignments, threads, {"manifest": manifest, "latents": latents, "bundle": bundle})
 
 
 @train.command()
 def controlnet(
-    name: Recipe, manifest: Manifest, bundle: Before, out: Out, assignments: Assignments = None, threads: Threads = None
+    name: Recipe,
+    bundle: Before,
+    out: Out,
+    manifest: AnyManifest = None,
+    latents: Latents = None,
+    assignments: Assignments = None,
+    threads: Threads = None,
 ) -> None:
     """Train a ControlNet, which makes a bundle's U-Net follow labels. Run it again after a kill: it goes on."""
-    _train("controlnet", name, out, assignments, threads, {"manifest": manifest, "bundle": bundle})
+    _train("controlnet", name, out, assignments, threads, {"manifest": manifest, "latents": latents, "bundle": bundle})
 
 
 @train.command()

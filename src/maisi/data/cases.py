@@ -11,9 +11,9 @@ from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.data.door import open_labels
 from maisi.data.manifest import Case
 from maisi.errors import InvalidConfigError, InvalidRequestError
-from maisi.space.files import read_volume
+from maisi.space.files import log_findings, read_image
 from maisi.space.label_files import read_labels
-from maisi.space.reading import Finding
+from maisi.space.reading import Finding, ReadOptions
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,7 @@ def read_case(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | N
 
     `drop` and `vocabulary` are for `own_labels`.
     """
-    if case.image is None:
-        raise InvalidRequestError(f"case {case.id!r} has no image")
-    volume = read_volume(case.image, modality=case.modality)
+    volume = case_volume(case)
     own = own_labels(case, drop, vocabulary)
     if own is None and volume.modality != "ct":
         raise InvalidRequestError(f"case {case.id!r} is an MR without labels, and only a CT shows tissues by itself")
@@ -41,6 +39,16 @@ def read_case(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | N
         return volume, tissue_labels(volume)
     check_same_grid(own, volume)
     return volume, complete_labels(own, volume) if volume.modality == "ct" else own
+
+
+def case_volume(case: Case) -> Volume:
+    """The volume of a case; one that `maisi prepare` has judged and windowed is not judged again."""
+    if case.image is None:
+        raise InvalidRequestError(f"case {case.id!r} has no image")
+    is_prepared = "image" in case.sums
+    volume, findings = read_image(case.image, ReadOptions(modality=case.modality, trust_hu=is_prepared))
+    log_findings(case.image, () if is_prepared else findings)
+    return volume
 
 
 def own_labels(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | None = None) -> LabelMap | None:

@@ -8,11 +8,11 @@ from typing import overload
 import numpy as np
 import torch
 
+from maisi.data.cases import case_volume
 from maisi.data.lazy import LazySequence
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
 from maisi.shapes import ImageBatch, Modality, Size3
-from maisi.space.files import read_volume
 from maisi.space.intensity import to_unit
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import Volume
@@ -151,7 +151,6 @@ def patch_source(groups: Iterable[tuple[float, Sequence[NamedVolumes]]], kept_by
 
 def at_spacings(case: Case, spacings: Sequence[float]) -> list[Volume]:
     """The volume of a case as stored, and resampled to each isotropic spacing (mm) that is coarser than it."""
-    assert case.image is not None
-    volume = read_volume(case.image, modality=case.modality)
+    volume = case_volume(case)
     coarser = [s for s in spacings if s > 1.2 * max(volume.grid.spacing)]
     return [volume] + [resample(volume, with_spacing(volume.grid, (s, s, s))) for s in coarser]

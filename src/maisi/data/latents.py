@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -21,13 +22,16 @@ from maisi.data.buckets import Buckets
 from maisi.data.lazy import LazySequence
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import draw_latent
-from maisi.shapes import LatentBatch, Size3, Spacing3
+from maisi.shapes import Frozen, LatentBatch, Size3, Spacing3
 from maisi.space.grid import Grid
 from maisi.space.volume import OUTSIDE, Modality
 from maisi.storage.atomic import write_atomically
 
 FORMAT = 2
 """Of the files that are written. Format 1 had no number, and a form each for `maisi encode` and for training."""
+
+LATENTS = "latents.jsonl"
+"""The index in a folder of latents."""
 
 KEPT_BYTES = 4 << 30
 """Of stored latents that stay in memory between two draws."""
@@ -194,6 +198,35 @@ def _latent(file: Any, facts: Mapping[str, Any]) -> Latent:
         facts.get("modality_code"),
         facts.get("group", "default"),
     )
+
+
+class LatentEntry(Frozen):
+    """A line of `latents.jsonl`, the index in a folder of latents: file, its sum, and which autoencoder made it."""
+
+    id: str
+    file: str
+    sha256: str
+    split: str = "training"
+    autoencoder: str = ""  # SHA-256 of its weights
+
+
+def write_entries(entries: Iterable[LatentEntry], path: Path) -> None:
+    """Write the index of a folder of latents."""
+    text = "".join(f"{entry.model_dump_json()}\n" for entry in entries)
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_entries(folder: Path) -> tuple[LatentEntry, ...]:
+    """The index of a folder of latents; raises `InvalidRequestError` for a folder without, or with another."""
+    path = folder / LATENTS
+    if not path.is_file():
+        raise InvalidRequestError(f"{folder} has no {LATENTS}; accepted: the folder of `maisi encode --manifest`")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return tuple(LatentEntry.model_validate_json(line) for line in lines)
+    except (UnicodeDecodeError, ValidationError) as error:
+        raise InvalidRequestError(f"{path} is no index of latents: {str(error).splitlines()[0]}") from error
 
 
 class LatentStore(LazySequence[Latent]):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from maisi.compute.across import Across
 from maisi.compute.compute import Compute
 from maisi.shapes import Frozen, Modality, Size3, Spacing3
 from maisi.space.reading import ReadOptions
@@ -83,7 +84,7 @@ class GenerateRequest(Frozen):
 class EncodeRequest(Frozen):
     """Encoding one CT, or a label map with an autoencoder of label maps. With a spacing (mm) it is resampled first."""
 
-    source: Path = Field(description=".nii, .nii.gz or a DICOM folder.")
+    source: Path | None = Field(default=None, description=".nii, .nii.gz or a DICOM folder.")
     content: Literal["volume", "labels"] | None = Field(
         default=None,
         description="What the file holds: volume or labels.",
@@ -93,6 +94,15 @@ class EncodeRequest(Frozen):
     spacing: Spacing = Field(default=None, description="Voxel size in mm; the volume is resampled first.")
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     reading: ReadOptions = ReadOptions()
+    compute: Compute = Compute()
+
+
+class EncodeCasesRequest(Frozen):
+    """Encoding all cases of a manifest, for training."""
+
+    manifest: Path = Field(description="Manifest of cases, or the folder that maisi prepare made.")
+    bundle: BundleName = DEFAULT_BUNDLE
+    across: Across = Across()
     compute: Compute = Compute()
 
 

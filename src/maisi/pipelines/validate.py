@@ -252,8 +252,11 @@ def validate_encode(request: EncodeRequest, bundle: Bundle | None = None) -> Val
     A bundle whose autoencoder is one of label maps takes a label map. Warns of a spacing that the bundle was not
     trained for. Raises `InvalidRequestError` as `validate_generate`.
     """
+    if request.source is None:
+        raise InvalidRequestError("nothing to encode; accepted: a CT, or cases by --manifest")
     request = request.model_copy(update={"compute": compute_for(request.compute, bundle)})
     bundle = load_for(request, bundle)
+    assert request.source is not None
     image: Volume | LabelMap
     if request.content == "labels" or (request.content is None and encodes_labels(bundle)):
         label_autoencoder_name(bundle)  # refuses a bundle without

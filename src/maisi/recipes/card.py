@@ -12,6 +12,7 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle
 from maisi.compute.compute import Compute
 from maisi.compute.fit import fit
+from maisi.data.cases import case_volume
 from maisi.data.manifest import Case
 from maisi.evaluation.adherence import BODY_HU, CONTRAST, Adherence, adherence
 from maisi.evaluation.fidelity import Fidelity
@@ -22,7 +23,6 @@ from maisi.pipelines.generate import generate, sample_generators
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import label_sources
 from maisi.shapes import Frozen
-from maisi.space.files import read_volume
 from maisi.space.label_files import read_labels
 
 WHOLE_MAP = 20  # structures from which a label map is taken to name all that it shows
@@ -79,8 +79,7 @@ def measure_bundle(
     told = on_case or (lambda line: None)
     reconstructed = []
     for case in cases:
-        assert case.image is not None
-        volume = read_volume(case.image)
+        volume = case_volume(case)
         codec = fit(bundle, Compute(), partial(rehearse_both, volume.grid.shape))
         found = measure(volume, reconstruct(codec, volume))
         told(f"{case.id}: {found.reconstruction.psnr_db:.2f} dB, box blur {found.yardstick.psnr_db:.2f} dB")
@@ -102,7 +101,7 @@ def _references(cases: Sequence[Case], told: OnCase) -> Iterator[ReferenceQualit
             continue
         present = np.unique(labels.array)
         if body in present and len(present) >= WHOLE_MAP:
-            found = adherence(read_volume(case.image), labels)
+            found = adherence(case_volume(case), labels)
             told(f"{case.id}, scan against its own labels: {_scores(found, ', ')}")
             yield ReferenceQuality(id=case.id, adherence=found)
 

@@ -24,7 +24,7 @@ Part = TypeVar("Part", bound=Frozen)
 class LatentRecipe(Frozen):
     """How many variations of each case are encoded, and within which spacings (mm) and sizes (voxels)."""
 
-    vary: bool = True  # otherwise every case is encoded once, as it was prepared
+    as_prepared: bool = False  # cases as they are, once, on sizes that are multiples already
     variations: dict[str, int] = Field(default_factory=dict)  # without, one of each case
     spacing_mm: tuple[float, float] = (2.0, 5.0)
     max_size: Size3 = (96, 96, 96)

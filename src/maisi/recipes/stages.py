@@ -7,7 +7,7 @@ network more than the one it was given.
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, RectifiedFlowSpec, build_scheduler, load_bundle, save_bundle
 from maisi.data.dataset import PatchSource
-from maisi.data.latents import LatentSource, LatentStore, latent_scale
+from maisi.data.latents import LatentEntry, LatentSource, LatentStore, latent_scale
 from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
@@ -25,7 +25,7 @@ from maisi.networks.controlnet import check_levels, check_occupancies
 from maisi.networks.unet import UNetConfig
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.recipes.recipe import BundleRecipe
-from maisi.recipes.variations import as_shown, held_out_latents, make_latents, patches_of
+from maisi.recipes.variations import as_shown, make_latents, patches_of
 from maisi.training.autoencoder import train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, controlnet_like, train_controlnet
 from maisi.training.diffusion import DiffusionTraining, check_unet, train_unet
@@ -91,9 +91,39 @@ def autoencoder_stage(
     return Bundle.of(_info(recipe), {"autoencoder": centred})
 
 
-def encoded(lesson: Lesson, bundle: Bundle, folder: Path) -> LatentStore:
-    """Latents of variations of the training cases, made with the bundle's autoencoder; files that are there stay."""
-    return make_latents(lesson.recipe, lesson.training, bundle.autoencoder, _multiple(lesson, bundle), folder)
+@dataclass(frozen=True)
+class Encoded:
+    """Latents to learn from, and those of held-out cases to measure on."""
+
+    training: LatentStore
+    validation: LatentStore | None = None
+
+
+def encoded(lesson: Lesson, bundle: Bundle, folder: Path) -> Encoded:
+    """Latents of variations of the cases, made with the bundle's autoencoder; files that are there stay.
+
+    Those of held-out cases are made where the recipe validates.
+    """
+    recipe, autoencoder, multiple = lesson.recipe, bundle.autoencoder, _multiple(lesson, bundle)
+    training = make_latents(recipe, lesson.training, autoencoder, multiple, folder)
+    parts = (recipe.diffusion, recipe.controlnet)
+    if not lesson.validation or not any(part is not None and part.loop.validate_every for part in parts):
+        return Encoded(training)
+    alone = recipe.model_copy(update={"latents": recipe.latents.model_copy(update={"num_phantoms": 0})})
+    held_out = make_latents(alone, lesson.validation, autoencoder, multiple, folder / "validation")
+    return Encoded(training, held_out if len(held_out) else None)
+
+
+def stored_latents(folder: Path, entries: Sequence[LatentEntry], kept_bytes: int) -> Encoded:
+    """Latents of a folder by the split of its index; raises `InvalidRequestError` where none is for training."""
+    paths = {
+        split: [folder / entry.file for entry in entries if entry.split == split]
+        for split in ("training", "validation")
+    }
+    if not paths["training"]:
+        raise InvalidRequestError(f"{folder} has no latent to train on; expected split training")
+    held_out = LatentStore(paths["validation"], kept_bytes=kept_bytes) if paths["validation"] else None
+    return Encoded(LatentStore(paths["training"], kept_bytes=kept_bytes), held_out)
 
 
 def _multiple(lesson: Lesson, bundle: Bundle) -> int:
@@ -106,9 +136,7 @@ def _multiple(lesson: Lesson, bundle: Bundle) -> int:
     return (config.network or UNetConfig()).size_multiple
 
 
-def unet_stage(
-    lesson: Lesson, bundle: Bundle, latents: LatentStore, folder: Path, on_step: OnStep | None = None
-) -> Bundle:
+def unet_stage(lesson: Lesson, bundle: Bundle, latents: Encoded, folder: Path, on_step: OnStep | None = None) -> Bundle:
     """The bundle with a U-Net trained on latents of its autoencoder; a ControlNet of an earlier U-Net is left out.
 
     One that starts from a bundle keeps that one's noise schedule and scale factor: its weights know no other.
@@ -117,16 +145,18 @@ def unet_stage(
     start = starting_bundle(recipe, config, bundle, "unet")
     spec = recipe.scheduler or RectifiedFlowSpec() if start is None else start.info.scheduler
     assert spec is not None, "a bundle with a U-Net has a schedule"
-    scale_factor = latent_scale(latents) if start is None else start.scale_factor
+    scale_factor = latent_scale(latents.training) if start is None else start.scale_factor
+    multiple, labelled = _multiple(lesson, bundle), bool(config.structure_weights)
+    source = LatentSource(latents.training, recipe.latents.weights, multiple, labelled)
     unet = train_unet(
         config,
-        latent_source(recipe, latents, _multiple(lesson, bundle), {}),
+        source,
         build_scheduler(spec),
         scale_factor,
         folder / "diffusion",
         _named(on_step, "diffusion"),
         start=None if start is None else start.unet,
-        held_out=held_out(lesson, bundle, config, folder, "diffusion", {}),
+        held_out=held_out(bundle, config, latents, folder / "diffusion", None, multiple),
     )
     update = {"scheduler": spec, "scale_factor": scale_factor, "classes": _classes(bundle, config)}
     info = bundle.info.model_copy(update=update)
@@ -135,12 +165,16 @@ def unet_stage(
 
 
 def controlnet_stage(
-    lesson: Lesson, bundle: Bundle, latents: LatentStore, folder: Path, on_step: OnStep | None = None
+    lesson: Lesson, bundle: Bundle, latents: Encoded, folder: Path, on_step: OnStep | None = None
 ) -> Bundle:
-    """The bundle with a ControlNet for its U-Net; with `train_unet` the U-Net has learned along."""
+    """The bundle with a ControlNet for its U-Net; with `train_unet` the U-Net has learned along.
+
+    One that starts from a bundle keeps that one's limits, and what it is shown and how strongly, where the recipe does
+    not say.
+    """
     recipe, config = lesson.recipe, lesson.recipe.for_controlnet()
     assert bundle.info.scheduler is not None
-    start = starting_bundle(recipe, config, bundle, "controlnet")
+    start, multiple = starting_bundle(recipe, config, bundle, "controlnet"), bundle.unet.config.size_multiple
     if start is None and config.controlnet is None:
         like = controlnet_like(bundle.unet.config, bundle.autoencoder.factor)
         config = config.model_copy(update={"controlnet": like})
@@ -148,13 +182,13 @@ def controlnet_stage(
     controlnet, unet = train_controlnet(
         config,
         bundle.unet,
-        latent_source(recipe, latents, bundle.unet.config.size_multiple, shown_as),
+        latent_source(latents.training, recipe.latents.weights, multiple, shown_as),
         build_scheduler(bundle.info.scheduler),
         bundle.info.scale_factor,
         folder / "controlnet",
         _named(on_step, "controlnet"),
         start=None if start is None else start.controlnet,
-        held_out=held_out(lesson, bundle, config, folder, "controlnet", shown_as),
+        held_out=held_out(bundle, config, latents, folder / "controlnet", shown_as, multiple),
     )
     scale = 1.0 if start is None else start.info.controlnet_scale
     update = {
@@ -197,20 +231,21 @@ def starting_bundle(recipe: BundleRecipe, config: DiffusionTraining, bundle: Bun
 
 
 def held_out(
-    lesson: Lesson, bundle: Bundle, config: DiffusionTraining, folder: Path, part: str, shown_as: Mapping[str, str]
+    bundle: Bundle,
+    config: DiffusionTraining,
+    latents: Encoded,
+    folder: Path,
+    shown_as: Mapping[str, str] | None,
+    multiple: int,
 ) -> HeldOut | None:
-    """What the training of a part looks at between its steps; None where it does not, or has no cases for it."""
+    """What a training in `folder` looks at between its steps; None where it does not, or has no cases for it."""
     if not config.loop.validate_every:
         return None
-    if not lesson.validation:
-        logger.warning("no case of the manifest is for validation: %s learns unwatched", part)
+    if latents.validation is None:
+        logger.warning("no case is for validation: %s learns unwatched", folder.name)
         return None
-    cases, multiple = lesson.validation[: config.validation.cases], _multiple(lesson, bundle)
-    latents = held_out_latents(lesson.recipe, cases, bundle.autoencoder, multiple, folder / "latents")
-    shown = latents.with_change(lambda latent: as_shown(latent, shown_as))
-    source = LatentSource(shown, {}, multiple)
-    pictures = folder / part / "pictures"
-    return HeldOut.of(config.validation, source, config.sizes, pictures, bundle.autoencoder)
+    source = latent_source(latents.validation, {}, multiple, shown_as)  # one case after the other
+    return HeldOut.of(config.validation, source, config.sizes, folder / "pictures", bundle.autoencoder)
 
 
 def _classes(bundle: Bundle, config: DiffusionTraining) -> dict[int, str]:
@@ -218,11 +253,12 @@ def _classes(bundle: Bundle, config: DiffusionTraining) -> dict[int, str]:
 
 
 def latent_source(
-    recipe: BundleRecipe, latents: LatentStore, multiple: int, shown_as: Mapping[str, str]
+    latents: LatentStore, weights: Mapping[str, float], multiple: int, shown_as: Mapping[str, str] | None
 ) -> LatentSource:
-    """Crops of the latents, groups drawn by the recipe's weights, labels as the ControlNet is shown them."""
-    shown = latents.with_change(lambda latent: as_shown(latent, shown_as))
-    return LatentSource(shown, recipe.latents.weights, multiple)
+    """Batches of latents, with labels as the ControlNet is shown them; without `shown_as` labels are not needed."""
+    if shown_as is None:
+        return LatentSource(latents, weights, multiple, labelled=False)
+    return LatentSource(latents.with_change(lambda latent: as_shown(latent, shown_as)), weights, multiple)
 
 
 def with_networks(

@@ -16,6 +16,7 @@ from maisi.data.cases import case_span, read_case
 from maisi.data.dataset import NamedVolumes, PatchSource, at_spacings, patch_source
 from maisi.data.latents import Latent, LatentStore, write_latent
 from maisi.data.manifest import Case
+from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
@@ -37,8 +38,13 @@ def make_latents(
     paths: list[Path] = []
     multiple, counts = autoencoder.factor * unet_multiple, recipe.latents.variations
     for case in (case for case in cases if case.id not in recipe.latents.exclude):
-        count = 1 if not counts or not recipe.latents.vary else counts.get(case.group, 0)
-        paths += _encode_case(recipe, case, autoencoder, multiple, count, folder)
+        count = counts.get(case.group, 0) if counts and not recipe.latents.as_prepared else 1
+        names = [folder / f"{case.id}_{i}.safetensors" for i in range(count)]
+        if names and not all(path.exists() for path in names):
+            for path, latent in zip(names, _vary(recipe, case, autoencoder, multiple, count), strict=True):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_latent(latent, path)
+        paths += names
     for index in range(recipe.latents.num_phantoms):
         path = folder / f"{PHANTOM}_{index}.safetensors"
         if not path.exists():
@@ -48,38 +54,7 @@ def make_latents(
     return LatentStore(paths, kept_bytes=recipe.kept_latent_bytes)
 
 
-def held_out_latents(
-    recipe: BundleRecipe, cases: Sequence[Case], autoencoder: Autoencoder, unet_multiple: int, folder: Path
-) -> LatentStore:
-    """One variation of each case, as `make_latents` makes them, whatever the recipe says of its group."""
-    multiple = autoencoder.factor * unet_multiple
-    found = [_encode_case(recipe, case, autoencoder, multiple, 1, folder) for case in cases]
-    return LatentStore([path for paths in found for path in paths], kept_bytes=recipe.kept_latent_bytes)
-
-
-def _encode_case(
-    recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, multiple: int, count: int, folder: Path
-) -> list[Path]:
-    """The files of the latents of a case, written unless all are there."""
-    names = [folder / f"{case.id}_{i}.safetensors" for i in range(count)]
-    if all(path.exists() for path in names):
-        return names
-    vary = recipe.latents.vary
-    made = _vary(recipe, case, autoencoder, multiple, count) if vary else [_prepared(recipe, case, autoencoder)]
-    for path, latent in zip(names, made, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_latent(latent, path)
-    return names
-
-
-def _prepared(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder) -> Latent:
-    """A case as it was prepared, all of it."""
-    volume, labels = read_case(case, recipe.latents.drop, recipe.vocabulary)
-    span, name = case_span(case, labels), f"case {case.id}"
-    return _encoded(autoencoder, volume, labels, span, volume.modality, case.group, name)
-
-
-def _encoded(
+def encode_labelled(
     autoencoder: Autoencoder, volume: Volume, labels: LabelMap, span: RegionSpan, modality: str, group: str, name: str
 ) -> Latent:
     """A volume with its labels as training stores it, in half precision."""
@@ -97,13 +72,26 @@ def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, multiple: 
     for i in range(count):
         shown = tissues if rng.random() < recipe.latents.tissues_only else labels
         shown = _without_fat(shown) if rng.random() < recipe.latents.without_fat else shown
-        grid = vary_grid(volume.grid, rng, recipe.latents.spacing_mm, recipe.latents.max_size, multiple)
+        grid = _grid(recipe, case, volume.grid, rng, multiple)
         part, part_labels = on_grid(volume, shown, grid)
         part_labels = redrawn_tissues(part_labels, part)
         span = case_span(case, labels)
         name = f"case {case.id}, variation {i}, autoencoder of recipe {recipe.name}"
-        made.append(_encoded(autoencoder, part, part_labels, span, "ct", case.group, name))
+        made.append(encode_labelled(autoencoder, part, part_labels, span, "ct", case.group, name))
     return made
+
+
+def _grid(recipe: BundleRecipe, case: Case, grid: Grid, rng: np.random.Generator, multiple: int) -> Grid:
+    """The grid of a variation."""
+    if not recipe.latents.as_prepared:
+        return vary_grid(grid, rng, recipe.latents.spacing_mm, recipe.latents.max_size, multiple)
+    if any(n % multiple for n in grid.shape):
+        size = " x ".join(map(str, grid.shape))
+        raise InvalidRequestError(
+            f"case {case.id} has {size} voxels; latents as prepared need multiples of {multiple}, such as "
+            f"`maisi prepare --multiple {multiple}` makes"
+        )
+    return grid
 
 
 def _without_fat(labels: LabelMap) -> LabelMap:
@@ -122,7 +110,7 @@ def encode_phantom(recipe: BundleRecipe, autoencoder: Autoencoder, multiple: int
     """A rendered phantom, encoded; its size is a multiple of `multiple` voxels."""
     volume, labels, span = _phantom(recipe, multiple, index)
     name = f"phantom {index}, autoencoder of recipe {recipe.name}"
-    return _encoded(autoencoder, volume, labels, span, PHANTOM, PHANTOM, name)
+    return encode_labelled(autoencoder, volume, labels, span, PHANTOM, PHANTOM, name)
 
 
 def _phantom(recipe: BundleRecipe, multiple: int, index: int) -> tuple[Volume, LabelMap, RegionSpan]:

@@ -26,19 +26,24 @@ class Outcome(Generic[Result]):
     error: str | None = None
 
 
-def spread(work: Callable[[Item], Result], items: Sequence[Item], across: Across) -> Iterator[Outcome[Result]]:
+def spread(
+    work: Callable[[Item], Result], items: Sequence[Item], across: Across, threads: int | None = None
+) -> Iterator[Outcome[Result]]:
     """Outcomes as they come; `work` is a function of a module, items and results are plain data.
+
+    Each process besides this one computes with `threads`, without it with its share of the cores.
 
     A `MaisiError` is the outcome of its item, and so is the end of a process that was killed or ran out of memory.
     Anything else that is raised is a mistake of ours, and ends all.
     """
     if across.ray is not None:
-        yield from _over_ray(work, items, across.ray)
+        yield from _over_ray(work, items, across.ray, threads or 1)
     elif across.workers == 1 or len(items) < 2:
         for place, item in enumerate(items):
             yield _carried_out(work, item, place)
     else:
-        yield from _over_processes(work, items, min(across.workers, len(items)))
+        count = min(across.workers, len(items))
+        yield from _over_processes(work, items, count, threads or max(1, available_cores() // count))
 
 
 def _carried_out(work: Callable[[Item], Result], item: Item, place: int) -> Outcome[Result]:
@@ -58,16 +63,18 @@ class _Worker:
     place: int | None = None  # of the item that it works on
 
 
-def _over_processes(work: Callable[[Any], Any], items: Sequence[Any], count: int) -> Iterator[Outcome[Any]]:
+def _over_processes(
+    work: Callable[[Any], Any], items: Sequence[Any], count: int, threads: int
+) -> Iterator[Outcome[Any]]:
     """One item at a time goes to each worker, so that the end of a worker is the outcome of one item alone."""
     waiting = list(enumerate(items))[::-1]
-    workers = [_started(work, count) for _ in range(count)]
+    workers = [_started(work, threads) for _ in range(count)]
     try:
         while waiting or any(worker.place is not None for worker in workers):
             for index, worker in enumerate(workers):
                 if worker.place is None and waiting:
                     if not worker.process.is_alive():
-                        workers[index] = worker = _started(work, count)
+                        workers[index] = worker = _started(work, threads)
                     worker.place, item = waiting.pop()
                     with suppress(BrokenPipeError):  # its end is noticed below
                         worker.connection.send((worker.place, item))
@@ -98,10 +105,9 @@ def _received(worker: _Worker) -> Outcome[Any]:
     return found
 
 
-def _started(work: Callable[[Any], Any], count: int) -> _Worker:
+def _started(work: Callable[[Any], Any], threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    threads = max(1, available_cores() // count)
     process = context.Process(target=_serve, args=(work, there, threads), daemon=True)
     before = {name: os.environ.get(name) for name in NUM_THREADS}
     os.environ.update(dict.fromkeys(NUM_THREADS, str(threads)))  # read when the process imports its libraries
@@ -132,8 +138,8 @@ def _serve(work: Callable[[Any], Any], connection: Connection, threads: int) -> 
 # Ray ------------------------------------------------------------------------------------------------------------------
 
 
-def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str) -> Iterator[Outcome[Any]]:
-    """Outcomes of a Ray cluster, one core an item; a cluster that is started here ends with the work."""
+def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str, threads: int) -> Iterator[Outcome[Any]]:
+    """Outcomes of a Ray cluster, so many cores an item; a cluster that is started here ends with the work."""
     try:
         import ray
     except ImportError as error:
@@ -146,7 +152,7 @@ def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str) ->
         told = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
         ray.init(address=where, **(told if where is None else {"log_to_driver": False}))
     try:
-        remote: Any = ray.remote(num_cpus=1, max_retries=0)(_carried_out)
+        remote: Any = ray.remote(num_cpus=threads, max_retries=0)(_carried_out)
         running = {remote.remote(work, item, place): place for place, item in enumerate(items)}
         while running:
             (ready, *_), _rest = ray.wait(list(running))

@@ -40,6 +40,7 @@ def check_decode(request: DecodeRequest) -> Checked[DecodeRequest]:
 
 def source_of(request: EncodeRequest | DecodeRequest) -> tuple[Path, ...]:
     """The one input."""
+    assert request.source is not None
     return (request.source,)
 
 
@@ -51,6 +52,7 @@ def encode_file(checked: Checked[EncodeRequest], run: Run) -> None:
     work = partial(rehearse_encode, image.grid.shape, name=name)
     bundle = fit(given.bundle, given.request.compute, work, run.ranks)
     run.on_stage("load", 1, 1)
+    assert given.request.source is not None
     made_from = f"{given.request.source.name}, bundle {bundle.name} {bundle.info.version}"
     if isinstance(image, LabelMap):
         latent = encode_labels(label_autoencoder(bundle), image, made_from=made_from)

@@ -1,0 +1,121 @@
+"""`maisi encode --manifest`: the cases of a manifest as latents that training takes, a file a case."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+from maisi.bundle.bundle import Bundle, load_bundle
+from maisi.compute.compute import Compute
+from maisi.compute.fit import fit
+from maisi.data.cases import case_span, read_case
+from maisi.data.latents import LATENTS, LatentEntry, write_entries, write_latent
+from maisi.data.manifest import Case, read_manifest
+from maisi.errors import InvalidRequestError
+from maisi.pipelines.codec import rehearse_encode
+from maisi.pipelines.requests import EncodeCasesRequest, EncodeRequest
+from maisi.pipelines.validate import check_takes_ct, compute_for, lasting_name, load_for
+from maisi.recipes.variations import encode_labelled
+from maisi.runs.spread import spread
+from maisi.runs.task import Checked, Output, Run, Task
+from maisi.storage.sums import sha256
+
+
+@dataclass(frozen=True)
+class EncodeWork:
+    """A case to encode, by which bundle, where to."""
+
+    case: Case
+    bundle: str
+    compute: Compute
+    folder: Path
+    autoencoder: str  # sum of its weights
+
+
+def check(request: EncodeCasesRequest) -> Checked[EncodeCasesRequest]:
+    """The request, its manifest read and its bundle found."""
+    cases = tuple(case for case in read_manifest(request.manifest) if case.image is not None)
+    if not cases:
+        raise InvalidRequestError(f"{request.manifest} has no case with an image")
+    bundle = load_bundle(request.bundle)
+    check_takes_ct(bundle)
+    compute = compute_for(request.compute, None)
+    update = {
+        "manifest": request.manifest.resolve(),
+        "bundle": lasting_name(request.bundle, bundle),
+        "compute": compute,
+    }
+    return Checked(request.model_copy(update=update), cases, bundle)
+
+
+def inputs(request: EncodeCasesRequest) -> tuple[Path, ...]:
+    """The manifest."""
+    return (request.manifest,) if request.manifest.is_file() else ()
+
+
+def shard_of(request: EncodeCasesRequest) -> str | None:
+    """The part of an array job that a request is for."""
+    return request.across.shard
+
+
+def work(checked: Checked[EncodeCasesRequest], run: Run) -> None:
+    """Encode the cases of this part that are not there yet, then write the index of all that are."""
+    run.publish()  # the settings, by which a later run knows that it goes on
+    request, cases, folder = checked.request, checked.subject, run.folder
+    assert checked.bundle is not None
+    weights = weights_sum(checked.bundle)
+    own = [EncodeWork(case, request.bundle, request.compute, folder, weights) for case in request.across.own(cases)]
+    items = [item for item in own if not _file(folder, item.case).is_file()]
+    threads = request.compute.threads or 1  # the same in every process: last bits depend on it
+    for done, outcome in enumerate(
+        spread(encode_case, items, request.across, threads), start=1 + len(own) - len(items)
+    ):
+        if outcome.error is not None:
+            run.warnings.append(f"{items[outcome.place].case.id}: {outcome.error}")
+        run.on_stage("encode", done, len(own))
+    there = [case for case in cases if _file(folder, case).is_file()]
+    index = folder / LATENTS
+    write_entries(_entries(there, folder, weights), index)
+    run.outputs |= {index, *(_file(folder, case) for case in there)}
+    if not there:
+        raise InvalidRequestError(f"no case could be encoded; first: {run.warnings[0] if run.warnings else 'none'}")
+
+
+def _entries(cases: Iterable[Case], folder: Path, weights: str) -> Iterable[LatentEntry]:
+    for case in cases:
+        file = _file(folder, case)
+        yield LatentEntry(id=case.id, file=file.name, sha256=sha256(file), split=case.split, autoencoder=weights)
+
+
+def _file(folder: Path, case: Case) -> Path:
+    return folder / f"{case.id}.safetensors"
+
+
+def encode_case(work: EncodeWork) -> str:
+    """The id of a case whose latent is on disk: mean, log-variance, labels, region, spacing, modality, group."""
+    volume, labels = read_case(work.case)
+    span = case_span(work.case, labels)
+    bundle = fit(_bundle(work.bundle, work.compute), work.compute, partial(rehearse_encode, volume.grid.shape))
+    name = f"case {work.case.id}, bundle {bundle.name} {bundle.info.version}, autoencoder {work.autoencoder[:12]}"
+    modality = work.case.modality
+    latent = encode_labelled(bundle.autoencoder, volume, labels, span, modality, work.case.group, name)
+    write_latent(latent, _file(work.folder, work.case))
+    return work.case.id
+
+
+@lru_cache(maxsize=1)
+def _bundle(name: str, compute: Compute) -> Bundle:
+    return load_for(EncodeRequest(bundle=name, compute=compute))
+
+
+def weights_sum(bundle: Bundle) -> str:
+    """SHA-256 of the weights of a bundle's autoencoder, in whatever format they are stored."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(bundle.autoencoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+ENCODE_CASES = Task("encode cases", EncodeCasesRequest, check, work, inputs, Output.SHARED, shard=shard_of)
