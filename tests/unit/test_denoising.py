@@ -1,6 +1,7 @@
 """Batches of noisy latents: what is told of them, every schedule and loss, validation, and what a ControlNet adds."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,13 @@ def test_a_batch_of_two_counts_each_structure_of_each_sample() -> None:
     error[1, :, 3, 3, 3] = 1.0  # the tumour
     # 27 voxels of each sample are in or beside the tumour, the other 485 weigh 1
     assert float(task.loss(batch.noised.target + error, batch)) == pytest.approx(100 / (2 * (2700 + 485)), rel=1e-4)
+
+
+def test_a_unet_learns_from_latents_without_labels(tmp_path: Path) -> None:
+    bare = [dataclasses.replace(latent(seed), labels=None) for seed in range(2)]
+    unlabelled = LatentSource(bare, {}, 2, labelled=False)
+    trained = train_unet(recipe(), unlabelled, RectifiedFlow(), 1.0, tmp_path / "without")
+    assert torch.equal(flat(trained), flat(train_unet(recipe(), source(2), RectifiedFlow(), 1.0, tmp_path / "with")))
 
 
 def test_a_case_that_gives_nan_is_named_and_nothing_is_learned_from_it(tmp_path: Path) -> None:
