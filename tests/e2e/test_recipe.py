@@ -11,10 +11,13 @@ import yaml
 from command_line import Maisi
 
 from maisi.anatomy.regions import RegionSpan
-from maisi.bundle.bundle import Bundle, BundleInfo, load_bundle, save_bundle
+from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, load_bundle, save_bundle
+from maisi.bundle.upstream import RELEASED
+from maisi.compute.compute import Compute
 from maisi.data.latents import read_entries, read_latent
 from maisi.errors import InvalidConfigError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.unet import DenoisingUNet
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.generate import generate
@@ -24,6 +27,8 @@ from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.stages import Lesson, build_bundle
 from maisi.space.files import write_volume
 from maisi.space.grid import Grid
+from maisi.training.controlnet import controlnet_like, starting_controlnet
+from maisi.training.diffusion import starting_unet
 
 BACKBONE = {
     "channels": [8, 16],
@@ -36,7 +41,7 @@ BACKBONE = {
 
 
 def tiny() -> BundleRecipe:
-    loop = {"num_steps": 3, "save_every": 1}
+    loop = {"num_steps": 3, "save_every": 1, "validate_every": 3}
     diffusion = {
         "network": {**BACKBONE, "regions": True, "spacing": True},
         "loop": loop,
@@ -105,6 +110,106 @@ def test_the_packaged_recipe_is_valid() -> None:
     recipe = load_recipe("ct-small")
     assert recipe.name == "ct-small"
     assert recipe.for_controlnet().train_unet
+
+
+@pytest.mark.parametrize("size", ["paper", "small", "tiny"])
+def test_the_presets_of_the_diffusion_networks_fit_each_other(size: str) -> None:
+    unet = load_recipe(f"diffusion-{size}").for_unet().network
+    steering = load_recipe(f"controlnet-{size}").for_controlnet()
+    assert unet is not None
+    with torch.device("meta"):
+        controlnet = starting_controlnet(steering, DenoisingUNet(unet), None)
+    assert controlnet.config.channels == unet.channels
+    assert bool(controlnet.config.occupancy_ids) == (size == "small")
+
+
+def test_the_paper_trains_the_released_networks_as_it_says() -> None:
+    diffusion, steering = load_recipe("diffusion-paper"), load_recipe("controlnet-paper")
+    config = diffusion.for_unet()
+    assert config.loop.epochs == 200
+    for how in (config.optimization, steering.for_controlnet().optimization):
+        assert (how.optimizer, how.betas, how.learning_rate) == ("adam", (0.9, 0.999), 1e-4)
+        assert (how.schedule, how.accumulate) == ("polynomial", 1)
+    assert config.network == RELEASED["ddpm-ct"].unet
+    assert diffusion.scheduler == DDPMSpec()
+    assert (config.loss, config.batch_size, config.sizes) == ("l1", 1, ())
+    assert controlnet_like(config.network, 4) == RELEASED["ddpm-ct"].controlnet
+    assert steering.for_controlnet().structure_weights == {"tumours": 100}
+    assert steering.for_controlnet().loop.num_steps == 10_000
+
+
+def fresh() -> Bundle:
+    """A bundle of the recipe's networks, untrained."""
+    torch.manual_seed(0)
+    recipe = tiny()
+    unet = starting_unet(recipe.for_unet().network, None)
+    networks = {
+        "autoencoder": Autoencoder(recipe.for_autoencoder().network),
+        "unet": unet,
+        "controlnet": starting_controlnet(recipe.for_controlnet(), unet, None),
+    }
+    about = {"scheduler": DDPMSpec(), "scale_factor": 1.25, "limits": recipe.limits}
+    return Bundle.of(BundleInfo(name="fresh", licence="none", vocabulary_version="1.0", **about), networks)
+
+
+def written(recipe: BundleRecipe, path: Path, **parts: dict) -> Path:
+    """The file of a recipe with other settings in some of its parts."""
+    settings = recipe.model_dump(mode="json")
+    path.write_text(yaml.safe_dump({**settings, **{name: settings[name] | more for name, more in parts.items()}}))
+    return path
+
+
+def test_a_bundle_is_trained_on_with_adapters_and_gains_classes(maisi: Maisi, manifest: Path, tmp_path: Path) -> None:
+    base = save_bundle(fresh(), tmp_path / "base")
+    before = load_bundle(base)
+    on = {"start_from": str(base), "lora": {"rank": 2}, "network": None, "controlnet": None}
+    classes = {"my tumour": {"like": "hepatic tumor"}}
+    recipe = written(
+        tiny().model_copy(update={"scheduler": None}),
+        tmp_path / "r.yaml",
+        diffusion={name: on[name] for name in ("start_from", "lora", "network")},
+        controlnet={**on, "train_unet": False, "classes": classes, "occupancy": ["my tumour"]},
+    )
+    given = ("--manifest", manifest, "--bundle", base)
+    for part in ("diffusion", "controlnet"):
+        done = maisi("train", part, recipe, *given, "--out", tmp_path / part)
+        assert done.code == 0, done.err
+        assert (tmp_path / part / part / "adapters.safetensors").exists()
+        losses = (tmp_path / part / part / "metrics.jsonl").read_text()
+        assert losses.count('"loss_t4"') == 1
+    unet = load_bundle(tmp_path / "diffusion" / "bundle")
+    assert unet.info.scheduler == before.info.scheduler
+    assert unet.scale_factor == 1.25
+    assert set(unet.names) == set(before.names)
+    after = load_bundle(tmp_path / "controlnet" / "bundle")
+    assert after.info.classes == {154: "my tumour"}
+    assert after.controlnet.config.occupancy_ids == (154,)
+    assert all(torch.equal(w, before.unet.state_dict()[n]) for n, w in after.unet.state_dict().items())
+    request = GenerateRequest(size=(16, 16, 16), spacing=(16.0, 16.0, 16.0), steps=1)
+    half = load_bundle(after.path, dtype=torch.bfloat16, narrow_in_float32=True)
+    for compute, bundle in (
+        (Compute(), after),
+        (Compute(memory="1GB"), after),
+        (Compute(precision="bfloat16"), half),
+    ):
+        (sample,) = generate(request.model_copy(update={"compute": compute}), bundle)
+        assert np.isfinite(sample.volume.array).all()
+
+
+def test_a_bundle_that_does_not_match_the_recipe_is_refused_before_anything_is_trained(
+    maisi: Maisi, manifest: Path, tmp_path: Path
+) -> None:
+    given = ("--manifest", manifest, "--bundle", "ct-small", "--out", tmp_path / "out")
+    recipe = written(tiny(), tmp_path / "network.yaml", diffusion={"start_from": "ct-small"})
+    refused = maisi("train", "diffusion", recipe, *given)
+    assert refused.code == 2
+    assert "channels of the U-Net to start from is (32, 64, 128); the recipe says (8, 16)" in refused.err
+    ddpm = tiny().model_copy(update={"scheduler": DDPMSpec()})
+    recipe = written(ddpm, tmp_path / "schedule.yaml", diffusion={"start_from": "ct-small", "network": None})
+    refused = maisi("train", "diffusion", recipe, *given)
+    assert refused.code == 2
+    assert "bundle ct-small was trained by another schedule than the recipe's" in refused.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_with_a_setting_that_does_not_exist_is_refused(tmp_path: Path) -> None:

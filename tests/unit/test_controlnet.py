@@ -1,12 +1,17 @@
 """The ControlNet: a silent start, its label map, and what does not fit."""
 
+import copy
+
 import pytest
 import torch
 from pydantic import ValidationError
 
+from maisi.anatomy.bits import label_bits
 from maisi.errors import InvalidGridError, InvalidRequestError
-from maisi.networks.controlnet import ControlNet, ControlNetConfig
+from maisi.networks.controlnet import ControlNet, ControlNetConfig, occupancies
 from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.splitting.precision import lowered
+from maisi.splitting.slabs import SlabTensor
 
 SMALL = {
     "channels": (16, 32),
@@ -18,6 +23,7 @@ SMALL = {
 }
 UNET = UNetConfig(**SMALL, spacing=True)
 CONTROLNET = ControlNetConfig(**SMALL, embedding_widths=(8, 16))
+SOFT = ControlNetConfig(**SMALL, embedding_widths=(8, 16), occupancy_bits=True, occupancy_ids=(26, 8))
 
 
 def drawn(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -32,15 +38,72 @@ def draw_bits(*shape: int) -> torch.Tensor:
     return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(1)).float()
 
 
-def test_a_fresh_controlnet_leaves_the_prediction_as_it_is():
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [CONTROLNET, SOFT], ids=["bits", "occupancies"])
+@torch.no_grad()
+def test_a_fresh_controlnet_leaves_the_prediction_as_it_is_to_the_bit(config: ControlNetConfig, half: bool):
     unet = drawn(DenoisingUNet(UNET))
-    controlnet = ControlNet.from_unet(unet, CONTROLNET)
-    latent, t, modality = torch.randn(1, 4, 4, 4, 4), torch.tensor([500.0]), torch.tensor([2])
-    embedding = controlnet.embed_condition(draw_bits(1, 8, 8, 8, 8))
-    residuals = controlnet(latent, t, embedding, modality=modality)
-    assert not any(tensor.any() for tensor in (*residuals.skips, residuals.middle))
+    controlnet = ControlNet.from_unet(unet, config)
+    latent, t, modality = torch.randn(1, 4, 8, 8, 8), torch.tensor([500.0]), torch.tensor([2])
     told = {"spacing": torch.ones(1, 3), "modality": modality}
-    assert torch.equal(unet(latent, t, **told, residuals=residuals), unet(latent, t, **told))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        embedding = controlnet.embed_condition(draw_bits(1, 8, 16, 16, 16))
+        residuals = controlnet(latent, t, embedding, modality=modality)
+        steered, alone = unet(latent, t, **told, residuals=residuals), unet(latent, t, **told)
+    assert not any(tensor.any() for tensor in (*residuals.skips, residuals.middle))
+    assert torch.equal(steered, alone)
+    assert alone.dtype == (torch.bfloat16 if half else torch.float32)
+
+
+def test_occupancies_are_the_fractions_of_latent_voxels():
+    ids = torch.randint(0, 256, (1, 8, 8, 8), generator=torch.Generator().manual_seed(3))
+    ids[0, :3, :3, :2] = 26
+    seen = occupancies(label_bits(ids), SOFT)
+    blocks = ids.unfold(1, 2, 2).unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    bits = [(blocks >> k & 1).float().mean(-1) for k in range(8)]
+    structures = [(blocks == id).float().mean(-1) for id in SOFT.occupancy_ids]
+    assert torch.equal(seen, torch.stack([*bits, *structures], dim=1))
+    assert seen[0, 8].amax() == 1.0
+
+
+def test_a_structure_smaller_than_a_latent_voxel_is_seen_through_its_occupancy():
+    controlnet = drawn(ControlNet(SOFT))
+    with torch.no_grad():
+        for part in (controlnet.condition_embedding.conv_in, *controlnet.condition_embedding.convs):
+            part.weight.zero_()  # nothing comes through the strided convolutions
+    empty = torch.full((1, 8, 8, 8), 200)
+    small = empty.clone()
+    small[0, 4, 4, 4] = 26
+    with_, without = (controlnet.embed_condition(label_bits(each)) for each in (small, empty))
+    difference = (with_ - without).abs().amax((0, 1))
+    assert difference[1:4, 1:4, 1:4].amin() > 0
+    assert difference[0].amax() == 0
+
+
+def test_without_occupancies_there_is_no_other_weight():
+    plain, soft = ControlNet(CONTROLNET).state_dict(), ControlNet(SOFT).state_dict()
+    more = {"condition_embedding.occupancy.weight", "condition_embedding.occupancy.bias"}
+    assert set(soft) - set(plain) == more
+    assert not set(plain) - set(soft)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_occupancies_of_a_split_label_map_are_those_of_the_whole(dtype: torch.dtype):
+    exact = drawn(ControlNet(SOFT))
+    controlnet = lowered(copy.deepcopy(exact), dtype)
+    bits = label_bits(torch.randint(0, 256, (1, 12, 8, 8), generator=torch.Generator().manual_seed(4)))
+    slabs = SlabTensor.split(bits.to(dtype), axis=0, parts=3)
+    assert torch.equal(occupancies(slabs, SOFT).gather(), occupancies(bits, SOFT).to(dtype))
+    whole = exact.embed_condition(bits)
+    budget = 1e-5 if dtype == torch.float32 else 0.05  # three roundings to 8 bits of sums of about 1
+    torch.testing.assert_close(controlnet.embed_condition(slabs).gather().float(), whole, atol=budget, rtol=budget)
+
+
+@pytest.mark.parametrize("ids", [(0,), (256,), (26, 26)])
+def test_occupancies_of_ids_that_bits_cannot_spell_are_refused(ids: tuple[int, ...]):
+    with pytest.raises(ValidationError, match="different ids from 1 to 255"):
+        ControlNetConfig(occupancy_ids=ids)
 
 
 def test_a_controlnet_takes_over_what_has_the_name_and_shape_of_the_unet():

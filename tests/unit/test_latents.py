@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -110,8 +109,7 @@ def test_the_factor_is_that_of_the_padded_size() -> None:
 
 
 def drawn(source: LatentSource, count: int = 12) -> list[LatentExample]:
-    rng, draw = np.random.default_rng(4), torch.Generator().manual_seed(4)
-    return [source.draw((3, 4, 4), rng, draw) for _ in range(count)]
+    return [source.draw(4, number, 1, [(3, 4, 4)])[0] for number in range(count)]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 3000, 1 << 30])
@@ -146,7 +144,9 @@ def test_a_crop_of_labels_lies_on_the_crop_of_its_latent() -> None:
         span=SPAN,
         modality_code=1,
     )
-    example = LatentSource([marked], {"default": 1.0}, 2).draw((8, 8, 8), np.random.default_rng(3), torch.Generator())
+    example = LatentSource([marked], {}, 2).draw(3, 0, 1, [(8, 8, 8)])[0]
+    assert example.latent.shape[2:] == (8, 8, 8)
+    assert example.labels is not None
     first = float(example.latent[0, 0, 0, 0, 0])
     assert float(example.labels[0, 0, 0]) == pytest.approx(2 * first, abs=1e-4)
 
@@ -159,9 +159,28 @@ def test_what_was_padded_is_not_trained_on() -> None:
     assert example.latent.shape[2:] == (3, 4, 4)
 
 
+def test_heads_of_files_tell_the_sizes_of_latents(tmp_path: Path) -> None:
+    latents = [latent(), latent(1, (7, 8, 9)), dataclasses.replace(latent(2, (12, 8, 6)), labels=None)]
+    store = LatentStore(write(tmp_path, latents))
+    assert store.extents == tuple(each.extent for each in latents) == ((4, 4, 4), (3, 4, 4), (6, 4, 3))
+
+
+def test_a_batch_holds_cases_of_one_shape_whole_where_no_size_is_asked(tmp_path: Path) -> None:
+    latents = [latent(0), latent(1, (12, 8, 8)), latent(2), latent(3, (12, 8, 8))]
+    source = LatentSource(LatentStore(write(tmp_path, latents)), {}, 1)
+    seen = set()
+    for number in range(4):
+        examples = source.draw(0, number, 2)
+        assert {example.name for example in examples} in ({"case 0", "case 2"}, {"case 1", "case 3"})
+        assert len({example.latent.shape for example in examples}) == 1
+        seen |= {(example.name, tuple(example.latent.shape[2:])) for example in examples}
+    assert seen == {("case 0", (4, 4, 4)), ("case 2", (4, 4, 4)), ("case 1", (6, 4, 4)), ("case 3", (6, 4, 4))}
+
+
 def test_a_latent_without_what_training_needs_is_refused_by_its_origin() -> None:
     bare = dataclasses.replace(latent(), labels=None)
     with pytest.raises(InvalidRequestError, match="made from case 0 cannot be trained on: it has no labels"):
         drawn(LatentSource([bare], {"real": 1.0}, 1))
+    assert LatentSource([bare], {}, 1, labelled=False).draw(0, 0)[0].labels is None
     with pytest.raises(InvalidRequestError, match=r"groups \['other'\]; found \{'real': 1\}"):
         LatentSource([bare], {"other": 1.0}, 1)

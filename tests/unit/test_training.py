@@ -27,7 +27,8 @@ from maisi.space.volume import Volume
 from maisi.splitting.cpu.kernels import multiplies_bfloat16
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, train_controlnet
-from maisi.training.diffusion import DiffusionTraining, loss_weights, train_unet, weighted_mean
+from maisi.training.denoising import loss_weights, weighted_mean
+from maisi.training.diffusion import DiffusionTraining, train_unet
 from maisi.training.learner import mixed_precision, update_average
 from maisi.training.loop import LoopConfig, fit
 from maisi.training.optimization import Optimization
@@ -90,7 +91,7 @@ def diffusion_recipe(steps: int) -> DiffusionTraining:
 
 def controlnet_recipe(steps: int, train_unet: bool) -> ControlNetTraining:
     return ControlNetTraining(
-        **{**dict(diffusion_recipe(steps)), "drop_labels": 0.2 if train_unet else 0.0},
+        **{**dict(diffusion_recipe(steps)), "drop_labels": 0.2},
         controlnet=ControlNetConfig(**BACKBONE, embedding_widths=(4, 8)),
         train_unet=train_unet,
     )

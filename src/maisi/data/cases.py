@@ -7,7 +7,7 @@ from collections.abc import Collection
 from maisi.anatomy.body import complete_labels, tissue_labels
 from maisi.anatomy.numberings import Numbering, in_our_ids
 from maisi.anatomy.regions import BodyRegion, RegionSpan, region_span
-from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.data.door import open_labels
 from maisi.data.manifest import Case
 from maisi.errors import InvalidConfigError, InvalidRequestError
@@ -26,13 +26,13 @@ REGION_WORDS = {
 }
 
 
-def read_case(case: Case, drop: Collection[str] = ()) -> tuple[Volume, LabelMap]:
+def read_case(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | None = None) -> tuple[Volume, LabelMap]:
     """The volume, and labels of every voxel: the case's own where it has some, coarse tissues elsewhere.
 
-    `drop` is for `own_labels`.
+    `drop` and `vocabulary` are for `own_labels`.
     """
     volume = case_volume(case)
-    own = own_labels(case, drop)
+    own = own_labels(case, drop, vocabulary)
     if own is None and volume.modality != "ct":
         raise InvalidRequestError(f"case {case.id!r} is an MR without labels, and only a CT shows tissues by itself")
     if own is None:
@@ -51,20 +51,24 @@ def case_volume(case: Case) -> Volume:
     return volume
 
 
-def own_labels(case: Case, drop: Collection[str] = ()) -> LabelMap | None:
+def own_labels(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | None = None) -> LabelMap | None:
     """The case's labels in our vocabulary; None where it has none of a structure that the vocabulary knows.
+
+    `vocabulary` is that of a recipe with classes of its own; without, the one that ships with the package.
 
     Left out is what `label_names` calls background, what `drop` names (names, or numbers that have none), and, with a
     warning, what `numberings.yaml` lists as without a place. Raises InvalidLabelsError on any other id without a name
     and on any other name that nobody knows.
     """
     if case.labels_maisi is not None:
-        labels, report = open_labels(case.labels_maisi)
+        labels, report = open_labels(case.labels_maisi, vocabulary=vocabulary)
         _warn(case, report.findings)
         return labels
     if case.labels is None:
         return None
-    labels, findings = in_our_ids(read_labels(case.labels), _numbering(case, drop), load_vocabulary(), case.labels)
+    labels, findings = in_our_ids(
+        read_labels(case.labels), _numbering(case, drop), vocabulary or load_vocabulary(), case.labels
+    )
     _warn(case, findings)
     return labels if labels.array.any() else None
 

@@ -1,4 +1,4 @@
-"""Encoded volumes: what they are, their one file format, and random crops of them for training the diffusion networks.
+"""Encoded volumes: what they are, their one file format, and batches of them for training the diffusion networks.
 
 A latent is stored as mean and log-variance of its posterior, never as one frozen draw: training samples it anew.
 """
@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from maisi.anatomy.regions import BodyRegion, RegionSpan
+from maisi.data.buckets import Buckets
 from maisi.data.lazy import LazySequence
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import draw_latent
@@ -80,17 +81,26 @@ class Latent:
     @property
     def factor(self) -> int:
         """How many voxels a latent voxel is long: the power of two for which the padded sizes agree."""
-        sizes = list(zip(self.grid.shape, self.mean.shape[2:], strict=True))
-        for factor in (1, 2, 4, 8, 16, 32):
-            if all(-(-n // factor) == size for n, size in sizes):
-                return factor
-        raise InvalidRequestError(f"a latent of {tuple(self.mean.shape[2:])} is not of {self.grid.shape} voxels")
+        return _factor(self.grid.shape, self.mean.shape[2:])
+
+    @property
+    def extent(self) -> Size3:
+        """Its size in whole latent voxels (u, v, w), without what was padded."""
+        x, y, z = (n // self.factor for n in self.grid.shape)
+        return x, y, z
 
     @property
     def num_bytes(self) -> int:
         """Of its tensors."""
         tensors = (self.mean, self.log_variance) + (() if self.labels is None else (self.labels,))
         return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+def _factor(voxels: Sequence[int], latent_voxels: Sequence[int]) -> int:
+    for factor in (1, 2, 4, 8, 16, 32):
+        if all(-(-n // factor) == size for n, size in zip(voxels, latent_voxels, strict=True)):
+            return factor
+    raise InvalidRequestError(f"a latent of {tuple(latent_voxels)} is not of {tuple(voxels)} voxels")
 
 
 # --- files ---
@@ -126,6 +136,18 @@ def read_latent(path: Path) -> Latent:
 def read_group(path: Path) -> str:
     """The group of a stored latent, without reading its tensors."""
     return _read(path, lambda file, facts: str(facts.get("group", "default")))
+
+
+def read_extent(path: Path) -> Size3:
+    """The `Latent.extent` of a stored latent, without reading its tensors."""
+    return _read(path, _extent)
+
+
+def _extent(file: Any, facts: Mapping[str, Any]) -> Size3:
+    shape = file.get_slice("labels").get_shape() if "labels" in file.keys() else facts["shape"]  # noqa: SIM118
+    factor = _factor(shape, file.get_slice("mean").get_shape()[-3:])
+    x, y, z = (n // factor for n in shape)
+    return x, y, z
 
 
 def _read(path: Path, take: Callable[[Any, Mapping[str, Any]], T]) -> T:
@@ -237,6 +259,11 @@ class LatentStore(LazySequence[Latent]):
         """The group of each latent, told by the heads of the files."""
         return tuple(read_group(path) for path in self.paths)
 
+    @property
+    def extents(self) -> tuple[Size3, ...]:
+        """The size of each latent, told by the heads of the files."""
+        return tuple(read_extent(path) for path in self.paths)
+
 
 # --- training ---
 
@@ -246,7 +273,7 @@ class LatentExample:
     """A batch of one, ready for a training step."""
 
     latent: LatentBatch  # (1, c, u, v, w), unscaled
-    labels: Tensor  # (x, y, z) uint8
+    labels: Tensor | None  # (x, y, z) uint8
     spacing: Spacing3
     span: RegionSpan
     modality: int
@@ -270,51 +297,71 @@ def latent_scale(latents: Iterable[Latent]) -> float:
 
 
 class LatentSource:
-    """Random crops of encoded cases; groups are drawn by weight, cases of a group alike, without weights all alike.
+    """Encoded cases, or random crops of them, in batches of one shape.
 
-    Latents of a `LatentStore` are read when they are drawn.
+    Groups are drawn by weight, cases of a group alike, groups without a weight never; without any weights the cases
+    come in turn, see `Buckets`. Latents of a `LatentStore` are read when they are drawn. `labelled` sources refuse a
+    case without labels.
     """
 
-    def __init__(self, latents: Sequence[Latent], weights: Mapping[str, float], multiple: int) -> None:
-        self.latents = latents
-        self.multiple = multiple
-        groups = latents.groups if isinstance(latents, LatentStore) else [latent.group for latent in latents]
-        counts = {group: groups.count(group) for group in set(groups)}
-        weights = weights or counts
-        shares = np.array([weights.get(group, 0.0) / counts[group] for group in groups])
-        if not len(shares) or shares.sum() <= 0:
-            raise InvalidRequestError(f"no latent case in the groups {sorted(weights)}; found {counts}")
-        self.shares = shares / shares.sum()
+    def __init__(
+        self, latents: Sequence[Latent], weights: Mapping[str, float], multiple: int, labelled: bool = True
+    ) -> None:
+        self.latents, self.labelled = latents, labelled
+        stored = isinstance(latents, LatentStore)
+        groups = latents.groups if stored else tuple(latent.group for latent in latents)  # type: ignore[attr-defined]
+        extents = latents.extents if stored else tuple(latent.extent for latent in latents)  # type: ignore[attr-defined]
+        self.buckets = Buckets(extents, _shares(groups, weights) if weights else None, multiple)
 
     @property
     def num_cases(self) -> int:
         """How many latents there are."""
         return len(self.latents)
 
-    def draw(self, size: Size3, rng: np.random.Generator, draw: torch.Generator) -> LatentExample:
-        """A random crop of at most `size` latent voxels, sampled from the posterior."""
-        latent = self.latents[int(rng.choice(len(self.latents), p=self.shares))]
+    def draw(self, seed: int, number: int, count: int = 1, sizes: Sequence[Size3] = ()) -> tuple["LatentExample", ...]:
+        """Batch `number`: examples of one shape, crops of at most one of `sizes`, sampled from their posteriors."""
+        shape, chosen = self.buckets.chosen(seed, number, count, sizes)
+        words = np.random.SeedSequence([seed, number, count]).generate_state(2, np.uint64)
+        rng, draw = np.random.default_rng(int(words[0])), torch.Generator().manual_seed(int(words[1] >> np.uint64(1)))
+        return tuple(self._crop(self.latents[index], shape, rng, draw) for index in chosen)
+
+    def chosen(
+        self, seed: int, number: int, count: int = 1, sizes: Sequence[Size3] = ()
+    ) -> tuple[Size3, tuple[str, ...]]:
+        """The shape of batch `number`, and what tells its cases apart: their files, or what they were made from."""
+        shape, indices = self.buckets.chosen(seed, number, count, sizes)
+        if isinstance(self.latents, LatentStore):
+            return shape, tuple(self.latents.paths[index].name for index in indices)
+        return shape, tuple(self.latents[index].made_from for index in indices)
+
+    def _crop(self, latent: Latent, shape: Size3, rng: np.random.Generator, draw: torch.Generator) -> "LatentExample":
         labels, span, modality = latent.labels, latent.span, latent.modality_code
-        if labels is None or span is None or modality is None:
+        if (labels is None and self.labelled) or span is None or modality is None:
             raise InvalidRequestError(
                 f"the latent made from {latent.made_from or 'an unknown volume'} cannot be trained on: it has no "
                 "labels, no region span or no modality code"
             )
-        factor = latent.factor
-        extent = [n // factor for n in latent.grid.shape]  # without what was padded
-        part = [min(s, n) // self.multiple * self.multiple for s, n in zip(size, extent, strict=True)]
+        factor, multiple = latent.factor, self.buckets.multiple
         start = [
-            int(rng.integers(0, (n - p) // self.multiple + 1)) * self.multiple
-            for p, n in zip(part, extent, strict=True)
+            int(rng.integers(0, (n - p) // multiple + 1)) * multiple for p, n in zip(shape, latent.extent, strict=True)
         ]
-        box = tuple(slice(a, a + p) for a, p in zip(start, part, strict=True))
+        box = tuple(slice(a, a + p) for a, p in zip(start, shape, strict=True))
         voxels = tuple(slice(b.start * factor, b.stop * factor) for b in box)
         mean, log_variance = (tensor[0][:, *box].float() for tensor in (latent.mean, latent.log_variance))
         return LatentExample(
             draw_latent(mean, log_variance, draw)[None],
-            labels[voxels],
+            None if labels is None else labels[voxels],
             latent.grid.spacing,
             span,
             modality,
             latent.made_from,
         )
+
+
+def _shares(groups: Sequence[str], weights: Mapping[str, float]) -> np.ndarray:
+    """How often each case is drawn: groups by weight, cases of a group alike."""
+    counts = {group: groups.count(group) for group in set(groups)}
+    shares = np.array([weights.get(group, 0.0) / counts[group] for group in groups])
+    if not len(shares) or shares.sum() <= 0:
+        raise InvalidRequestError(f"no latent case in the groups {sorted(weights)}; found {counts}")
+    return shares / shares.sum()

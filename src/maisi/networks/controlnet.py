@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -36,6 +37,22 @@ class ControlNetConfig(BackboneConfig):
 
     condition_channels: int = Field(default=8, ge=1)
     embedding_widths: tuple[int, ...] = (8, 32, 64)  # one level each; every further level halves the label map
+    occupancy_bits: bool = False  # also sees how much of a latent voxel each bit fills
+    occupancy_ids: tuple[int, ...] = ()  # and how much of it each of these structures fills
+
+    @property
+    def occupancy_channels(self) -> int:
+        """Fractions that the network sees of every latent voxel, besides the embedded bits."""
+        return self.condition_channels * self.occupancy_bits + len(self.occupancy_ids)
+
+    @model_validator(mode="after")
+    def _ids_fit_the_bits(self) -> "ControlNetConfig":
+        most = 2**self.condition_channels - 1
+        wrong = [id for id in self.occupancy_ids if not 1 <= id <= most]
+        if wrong or len(set(self.occupancy_ids)) < len(self.occupancy_ids):
+            told = f"{wrong[0]}" if wrong else "one twice"
+            raise ValueError(f"occupancy_ids are different ids from 1 to {most}; got {told}")
+        return self
 
     @model_validator(mode="after")
     def _some_width(self) -> "ControlNetConfig":
@@ -50,22 +67,48 @@ class ControlNetConfig(BackboneConfig):
 
 
 class ConditionEmbedding(nn.Module):
-    """Label bits (b, condition_channels, x, y, z) -> features (b, channels[0], u, v, w), u = x / condition_factor."""
+    """Label bits (b, condition_channels, x, y, z) -> features (b, channels[0], u, v, w), u = x / condition_factor.
+
+    Strided convolutions may lose what is smaller than a latent voxel; the occupancies, where there are some, do not.
+    """
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
+        self.config = config
         widths = config.embedding_widths
         self.conv_in = conv3(config.condition_channels, widths[0])
         self.convs = nn.ModuleList()
         for width, next_width in pairwise(widths):
             self.convs += [conv3(width, width), conv3(width, next_width, stride=2)]
         self.conv_out = zero_init(conv3(widths[-1], config.channels[0]))
+        seen = config.occupancy_channels
+        self.occupancy = zero_init(conv3(seen, config.channels[0])) if seen else None
 
     def forward(self, bits: Tensor) -> Tensor:
         h = F.silu(self.conv_in(bits))
         for conv in self.convs:
             h = F.silu(conv(h))
-        return self.conv_out(h)
+        h = self.conv_out(h)
+        return h if self.occupancy is None else h + self.occupancy(occupancies(bits, self.config))
+
+
+def occupancies(bits: Tensor, config: ControlNetConfig) -> Tensor:
+    """The fractions (b, occupancy_channels, u, v, w) of every latent voxel that bits and structures fill."""
+    factor = config.condition_factor
+    fractions = [F.avg_pool3d(bits, factor)] if config.occupancy_bits else []
+    for id in config.occupancy_ids:  # one at a time: at the size of the label map a channel is large
+        fractions.append(F.avg_pool3d(where_id(bits, id), factor))
+    return torch.cat(fractions, dim=1)
+
+
+def where_id(bits: Tensor, id: int) -> Tensor:
+    """1 where the bits (b, n, x, y, z) spell `id`, else 0, as (b, 1, x, y, z).
+
+    Adding the bits that the id has and subtracting the others gives the number of its bits there, and less elsewhere.
+    """
+    own = [(id >> k) & 1 for k in range(bits.shape[1])]
+    signs = torch.tensor([1.0 if bit else -1.0 for bit in own], dtype=bits.dtype, device=bits.device)
+    return F.relu(F.conv3d(bits, signs[None, :, None, None, None]) - (sum(own) - 1))
 
 
 class ControlNet(nn.Module):
@@ -148,6 +191,43 @@ class ControlNet(nn.Module):
 
         residuals = tuple(conv(skip) * scale for conv, skip in zip(self.zero_convs, skips, strict=True))
         return Residuals(residuals, self.zero_middle(h) * scale)
+
+
+def with_occupancies(controlnet: ControlNet, config: ControlNetConfig) -> ControlNet:
+    """The same ControlNet with the occupancies of `config`; what it did not see before it answers nothing to.
+
+    Raises `InvalidRequestError` where the configurations differ in anything else, or some occupancy would be lost.
+    """
+    ours = controlnet.config
+    check_occupancies(ours, config)
+    if ours == config:
+        return controlnet
+    wider = ControlNet(config).to(controlnet.conv_in.weight)
+    state = wider.state_dict() | controlnet.state_dict()
+    if ours.occupancy_channels:
+        name, places = "condition_embedding.occupancy.weight", _places(ours, config)
+        state[name] = wider.state_dict()[name].index_copy(1, places.to(state[name].device), state[name])
+    wider.load_state_dict(state)
+    return wider
+
+
+def check_occupancies(ours: ControlNetConfig, config: ControlNetConfig) -> None:
+    """Raise `InvalidRequestError` where a ControlNet of ours could not become one of `config` by seeing more."""
+    unlike = [name for name in type(ours).model_fields if getattr(ours, name) != getattr(config, name)]
+    lost = set(ours.occupancy_ids) - set(config.occupancy_ids) or (ours.occupancy_bits and not config.occupancy_bits)
+    other = [name for name in unlike if not name.startswith("occupancy_")]
+    if other or lost:
+        name = other[0] if other else "occupancy_ids"
+        raise InvalidRequestError(
+            f"{name} of the ControlNet to start from is {getattr(ours, name)}; the recipe says {getattr(config, name)}"
+        )
+
+
+def _places(ours: ControlNetConfig, theirs: ControlNetConfig) -> Tensor:
+    """Where the occupancy channels of one configuration are in another that has them all."""
+    before = theirs.condition_channels * theirs.occupancy_bits
+    bits = list(range(ours.condition_channels)) if ours.occupancy_bits else []
+    return torch.tensor([*bits, *(before + theirs.occupancy_ids.index(id) for id in ours.occupancy_ids)])
 
 
 def check_levels(unet: BackboneConfig, controlnet: BackboneConfig) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maisi.anatomy.regions import RegionSpan
+from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.errors import InvalidRequestError
 from maisi.networks.unet import UNetConfig
@@ -15,6 +15,9 @@ from maisi.shapes import Modality, Spacing3
 
 MODALITIES = {"unknown": 0, "ct": 1, "ct without contrast": 2, "ct with contrast": 3, "phantom": 7, "mr": 8}
 """Codes of the class embedding. As in the released models up to 7 is CT; 7 is ours, for rendered phantoms."""
+
+GENERAL_CODES = {"ct": (range(2, 7), 1), "mr": (range(9, 128), 8)}
+"""Codes of kinds of CT and of MR, as upstream numbers them, and of the modality alone; phantoms are of no kind."""
 
 INPUT_SCALE = 100.0
 """Spacing in mm and one-hot regions enter the networks times 100, as in training of the released models."""
@@ -36,6 +39,11 @@ def modality_code(name: str) -> int:
     return MODALITIES[name]
 
 
+def general_code(code: int) -> int:
+    """The code of CT or MR for one of a kind of it (with contrast, T1, ...); any other code as it is."""
+    return next((general for kinds, general in GENERAL_CODES.values() if code in kinds), code)
+
+
 def modality_of(name: str) -> Modality:
     """Whether images of a modality are in HU ("ct") or without a unit ("mr")."""
     return "mr" if name.partition(" ")[0] == "mr" else "ct"
@@ -50,15 +58,21 @@ def encode_conditioning(conditioning: Conditioning, config: UNetConfig) -> dict[
     return condition_tensors(conditioning.span, conditioning.spacing, modality_code(conditioning.modality), config)
 
 
-def condition_tensors(span: RegionSpan, spacing: Spacing3, modality: int, config: UNetConfig) -> dict[str, Tensor]:
-    """As `encode_conditioning`, with the modality as a code; `InvalidRequestError` for one beyond the network's."""
+def condition_tensors(
+    span: RegionSpan | None, spacing: Spacing3 | None, modality: int, config: UNetConfig
+) -> dict[str, Tensor]:
+    """As `encode_conditioning`, with the modality as a code; `InvalidRequestError` for one beyond the network's.
+
+    None is a span or a spacing of which the network is told nothing: zeros, which no region and no spacing has, so that
+    what their embeddings make of it (their biases) is free to learn. Of a modality, code 0 says the same.
+    """
     tensors: dict[str, Tensor] = {}
     if config.regions:
-        top, bottom = span.one_hots()
+        top, bottom = (np.zeros(len(BodyRegion)),) * 2 if span is None else span.one_hots()
         tensors["top_region"] = INPUT_SCALE * torch.as_tensor(top, dtype=torch.float32)[None]
         tensors["bottom_region"] = INPUT_SCALE * torch.as_tensor(bottom, dtype=torch.float32)[None]
     if config.spacing:
-        tensors["spacing"] = INPUT_SCALE * torch.tensor([spacing], dtype=torch.float32)
+        tensors["spacing"] = INPUT_SCALE * torch.tensor([spacing or (0.0, 0.0, 0.0)], dtype=torch.float32)
     if config.num_modalities is not None:
         if modality >= config.num_modalities:
             known = [name for name, code in MODALITIES.items() if code < config.num_modalities]

@@ -4,7 +4,8 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from maisi.bundle.bundle import Limits, RectifiedFlowSpec, SchedulerSpec
+from maisi.anatomy.vocabulary import Vocabulary
+from maisi.bundle.bundle import Limits, SchedulerSpec
 from maisi.data.dataset import KEPT_BYTES as KEPT_VOLUME_BYTES
 from maisi.data.latents import KEPT_BYTES as KEPT_LATENT_BYTES
 from maisi.errors import InvalidConfigError
@@ -12,6 +13,7 @@ from maisi.shapes import Frozen, Size3
 from maisi.training.autoencoder import AutoencoderTraining
 from maisi.training.controlnet import ControlNetTraining
 from maisi.training.diffusion import DiffusionTraining
+from maisi.training.new_classes import NewClass, vocabulary_with
 
 PHANTOM = "phantom"
 PARTS = ("autoencoder", "diffusion", "controlnet")
@@ -49,15 +51,26 @@ class BundleRecipe(Frozen):
     groups: dict[str, float] = Field(default_factory=dict)
     spacings_mm: tuple[float, ...] = ()
     limits: Limits = Limits()
-    controlnet_scale: float = Field(default=1.0, ge=0)
-    shown_as: dict[str, str] = Field(default_factory=dict)
-    scheduler: SchedulerSpec = RectifiedFlowSpec()
+    controlnet_scale: float | None = Field(default=None, ge=0)  # that of the bundle to start from, else 1
+    shown_as: dict[str, str] | None = None  # likewise, else every structure as itself
+    scheduler: SchedulerSpec | None = None  # that of the bundle to start from, else a rectified flow
     autoencoder: AutoencoderTraining | None = None
     latents: LatentRecipe = LatentRecipe()
     diffusion: DiffusionTraining | None = None
     controlnet: ControlNetTraining | None = None
     kept_volume_bytes: int = Field(default=KEPT_VOLUME_BYTES, ge=0)  # of volumes in memory while the autoencoder learns
     kept_latent_bytes: int = Field(default=KEPT_LATENT_BYTES, ge=0)  # of latents, while the other networks learn
+
+    @property
+    def classes(self) -> dict[str, NewClass]:
+        """The classes that its parts add to the vocabulary, by name."""
+        parts = (self.diffusion, self.controlnet)
+        return {name: new for part in parts if part is not None for name, new in part.classes.items()}
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary with these classes."""
+        return vocabulary_with(self.classes)
 
     def for_autoencoder(self) -> AutoencoderTraining:
         """The settings of the autoencoder; `InvalidConfigError` where the recipe has none. Below alike."""

@@ -7,7 +7,7 @@ network more than the one it was given.
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,24 @@ import torch
 from torch import nn
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, build_scheduler, load_bundle, save_bundle
+from maisi.bundle.bundle import Bundle, BundleInfo, RectifiedFlowSpec, build_scheduler, load_bundle, save_bundle
 from maisi.data.dataset import PatchSource
 from maisi.data.latents import LatentEntry, LatentSource, LatentStore, latent_scale
 from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
+from maisi.networks.controlnet import check_levels, check_occupancies
+from maisi.networks.unet import UNetConfig
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.variations import as_shown, make_latents, patches_of
 from maisi.training.autoencoder import train_autoencoder
-from maisi.training.controlnet import train_controlnet
-from maisi.training.diffusion import train_unet
-from maisi.training.loop import LoopConfig, step_generators
+from maisi.training.controlnet import ControlNetTraining, controlnet_like, train_controlnet
+from maisi.training.diffusion import DiffusionTraining, check_unet, train_unet
+from maisi.training.loop import step_generators
+from maisi.training.lora import base_digest
+from maisi.training.new_classes import numbered
+from maisi.training.validation import HeldOut
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +104,7 @@ def encoded(lesson: Lesson, bundle: Bundle, folder: Path) -> Encoded:
 
     Those of held-out cases are made where the recipe validates.
     """
-    recipe, autoencoder = lesson.recipe, bundle.autoencoder
-    unet = bundle.configs.get("unet", None)
-    multiple = (recipe.for_unet().network if unet is None else unet).size_multiple  # type: ignore[union-attr]
+    recipe, autoencoder, multiple = lesson.recipe, bundle.autoencoder, _multiple(lesson, bundle)
     training = make_latents(recipe, lesson.training, autoencoder, multiple, folder)
     parts = (recipe.diffusion, recipe.controlnet)
     if not lesson.validation or not any(part is not None and part.loop.validate_every for part in parts):
@@ -123,24 +126,42 @@ def stored_latents(folder: Path, entries: Sequence[LatentEntry], kept_bytes: int
     return Encoded(LatentStore(paths["training"], kept_bytes=kept_bytes), held_out)
 
 
-def unet_stage(lesson: Lesson, bundle: Bundle, latents: Encoded, folder: Path, on_step: OnStep | None = None) -> Bundle:
-    """The bundle with a U-Net trained on latents of its autoencoder.
+def _multiple(lesson: Lesson, bundle: Bundle) -> int:
+    """Of what the sizes of latents must be multiples: for the U-Net that the recipe trains, else the bundle's."""
+    config = lesson.recipe.diffusion
+    if config is None:
+        return bundle.unet.config.size_multiple
+    if config.start_from is not None:
+        return load_bundle(config.start_from).unet.config.size_multiple
+    return (config.network or UNetConfig()).size_multiple
 
-    A U-Net that it has already is trained on, with the noise schedule and the scale of latents that it knows.
+
+def unet_stage(lesson: Lesson, bundle: Bundle, latents: Encoded, folder: Path, on_step: OnStep | None = None) -> Bundle:
+    """The bundle with a U-Net trained on latents of its autoencoder; a ControlNet of an earlier U-Net is left out.
+
+    One that starts from a bundle keeps that one's noise schedule and scale factor: its weights know no other.
     """
     recipe, config = lesson.recipe, lesson.recipe.for_unet()
-    start = bundle.unet if "unet" in bundle.names else None
-    if start is None:
-        scale_factor, schedule = latent_scale(latents.training), recipe.scheduler
-    else:
-        assert bundle.info.scheduler is not None
-        scale_factor, schedule = bundle.info.scale_factor, bundle.info.scheduler
-    training, held_out = sources(recipe, latents, config.network.size_multiple, config.loop)
-    scheduler, told = build_scheduler(schedule), _named(on_step, "diffusion")
-    where = folder / "diffusion"
-    unet = train_unet(config, training, scheduler, scale_factor, where, told, validation=held_out, start=start)
-    info = bundle.info.model_copy(update={"scheduler": schedule, "scale_factor": scale_factor})
-    return with_networks(bundle, info, {"unet": unet.cpu()})
+    start = starting_bundle(recipe, config, bundle, "unet")
+    spec = recipe.scheduler or RectifiedFlowSpec() if start is None else start.info.scheduler
+    assert spec is not None, "a bundle with a U-Net has a schedule"
+    scale_factor = latent_scale(latents.training) if start is None else start.scale_factor
+    multiple, labelled = _multiple(lesson, bundle), bool(config.structure_weights)
+    source = LatentSource(latents.training, recipe.latents.weights, multiple, labelled)
+    unet = train_unet(
+        config,
+        source,
+        build_scheduler(spec),
+        scale_factor,
+        folder / "diffusion",
+        _named(on_step, "diffusion"),
+        start=None if start is None else start.unet,
+        held_out=held_out(bundle, config, latents, folder / "diffusion", None, multiple),
+    )
+    update = {"scheduler": spec, "scale_factor": scale_factor, "classes": _classes(bundle, config)}
+    info = bundle.info.model_copy(update=update)
+    stale = () if start is not None else ("controlnet",)  # one that steers another U-Net
+    return with_networks(bundle, info, {"unet": unet.cpu()}, without=stale)
 
 
 def controlnet_stage(
@@ -148,43 +169,103 @@ def controlnet_stage(
 ) -> Bundle:
     """The bundle with a ControlNet for its U-Net; with `train_unet` the U-Net has learned along.
 
-    A ControlNet that it has already is trained on.
+    One that starts from a bundle keeps that one's limits, and what it is shown and how strongly, where the recipe does
+    not say.
     """
     recipe, config = lesson.recipe, lesson.recipe.for_controlnet()
     assert bundle.info.scheduler is not None
-    training, held_out = sources(recipe, latents, bundle.unet.config.size_multiple, config.loop)
+    start, multiple = starting_bundle(recipe, config, bundle, "controlnet"), bundle.unet.config.size_multiple
+    if start is None and config.controlnet is None:
+        like = controlnet_like(bundle.unet.config, bundle.autoencoder.factor)
+        config = config.model_copy(update={"controlnet": like})
+    shown_as = recipe.shown_as if recipe.shown_as is not None else {} if start is None else start.info.shown_as
     controlnet, unet = train_controlnet(
         config,
         bundle.unet,
-        training,
+        latent_source(latents.training, recipe.latents.weights, multiple, shown_as),
         build_scheduler(bundle.info.scheduler),
         bundle.info.scale_factor,
         folder / "controlnet",
         _named(on_step, "controlnet"),
-        validation=held_out,
-        start=bundle.controlnet if "controlnet" in bundle.names else None,
+        start=None if start is None else start.controlnet,
+        held_out=held_out(bundle, config, latents, folder / "controlnet", shown_as, multiple),
     )
-    update = {"controlnet_scale": recipe.controlnet_scale, "shown_as": recipe.shown_as, "limits": recipe.limits}
+    scale = 1.0 if start is None else start.info.controlnet_scale
+    update = {
+        "controlnet_scale": scale if recipe.controlnet_scale is None else recipe.controlnet_scale,
+        "shown_as": shown_as,
+        "limits": recipe.limits if start is None else start.limits,
+        "classes": _classes(bundle, config),
+    }
     info = bundle.info.model_copy(update=update)
     return with_networks(bundle, info, {"unet": unet.cpu(), "controlnet": controlnet.cpu()})
 
 
-def sources(
-    recipe: BundleRecipe, latents: Encoded, multiple: int, loop: LoopConfig
-) -> tuple[LatentSource, LatentSource | None]:
-    """Crops of the latents, groups drawn by the recipe's weights, labels as the ControlNet is shown them."""
+def starting_bundle(recipe: BundleRecipe, config: DiffusionTraining, bundle: Bundle, network: str) -> Bundle | None:
+    """The bundle whose network goes on learning, None for a fresh one.
 
-    def of(store: LatentStore) -> LatentSource:
-        shown = store.with_change(lambda latent: as_shown(latent, recipe.shown_as))
-        return LatentSource(shown, recipe.latents.weights, multiple)
+    Raises `InvalidRequestError` where it has no such network, another than the recipe describes, another schedule, or
+    latents of an autoencoder other than `bundle`'s.
+    """
+    if config.start_from is None:
+        return None
+    start = load_bundle(config.start_from)
+    if network not in start.names:
+        there = ", ".join(start.names)
+        raise InvalidRequestError(f"bundle {start.name} has no {network} to start from; it has {there}")
+    if network == "unet":
+        check_unet(config.network, start.unet.config)
+        if recipe.scheduler is not None and recipe.scheduler != start.info.scheduler:
+            raise InvalidRequestError(
+                f"bundle {start.name} was trained by another schedule than the recipe's; leave scheduler out to keep it"
+            )
+    elif isinstance(config, ControlNetTraining):
+        check_levels(bundle.unet.config, start.controlnet.config)
+        check_occupancies(start.controlnet.config, config.seeing(config.controlnet or start.controlnet.config))
+    if "autoencoder" in start.names and base_digest(start.autoencoder) != base_digest(bundle.autoencoder):
+        raise InvalidRequestError(
+            f"bundle {start.name} has another autoencoder than {bundle.name}, so that its {network} knows other "
+            f"latents; give --bundle {config.start_from}"
+        )
+    return start
 
-    validates = latents.validation is not None and loop.validate_every > 0
-    return of(latents.training), of(latents.validation) if validates and latents.validation is not None else None
+
+def held_out(
+    bundle: Bundle,
+    config: DiffusionTraining,
+    latents: Encoded,
+    folder: Path,
+    shown_as: Mapping[str, str] | None,
+    multiple: int,
+) -> HeldOut | None:
+    """What a training in `folder` looks at between its steps; None where it does not, or has no cases for it."""
+    if not config.loop.validate_every:
+        return None
+    if latents.validation is None:
+        logger.warning("no case is for validation: %s learns unwatched", folder.name)
+        return None
+    source = latent_source(latents.validation, {}, multiple, shown_as)  # one case after the other
+    return HeldOut.of(config.validation, source, config.sizes, folder / "pictures", bundle.autoencoder)
 
 
-def with_networks(bundle: Bundle, info: BundleInfo, networks: Mapping[str, nn.Module]) -> Bundle:
-    """The bundle with other information, and with networks added or in place of those of the same name."""
-    kept = {name: bundle.network(name) for name in bundle.names if name not in networks}
+def _classes(bundle: Bundle, config: DiffusionTraining) -> dict[int, str]:
+    return bundle.info.classes | numbered(config.classes)
+
+
+def latent_source(
+    latents: LatentStore, weights: Mapping[str, float], multiple: int, shown_as: Mapping[str, str] | None
+) -> LatentSource:
+    """Batches of latents, with labels as the ControlNet is shown them; without `shown_as` labels are not needed."""
+    if shown_as is None:
+        return LatentSource(latents, weights, multiple, labelled=False)
+    return LatentSource(latents.with_change(lambda latent: as_shown(latent, shown_as)), weights, multiple)
+
+
+def with_networks(
+    bundle: Bundle, info: BundleInfo, networks: Mapping[str, nn.Module], without: Collection[str] = ()
+) -> Bundle:
+    """The bundle with other information, and with networks added, left out, or in place of those of the same name."""
+    kept = {name: bundle.network(name) for name in bundle.names if name not in {*networks, *without}}
     return Bundle.of(info, {**kept, **networks}, model_card=bundle.model_card, licence_text=bundle.licence_text)
 
 

@@ -33,7 +33,7 @@ def make_latents(
 ) -> LatentStore:
     """Variations of every case and of phantoms, encoded, read when they are drawn; files that are there stay.
 
-    Their latents have sizes that are multiples of `unet_multiple`.
+    Variations have latents whose sizes are multiples of `unet_multiple`; what is not varied is as it was prepared.
     """
     paths: list[Path] = []
     multiple, counts = autoencoder.factor * unet_multiple, recipe.latents.variations
@@ -66,7 +66,7 @@ def encode_labelled(
 
 def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, multiple: int, count: int) -> list[Latent]:
     rng = np.random.default_rng([recipe.seed, *case.id.encode()])
-    volume, labels = read_case(case, recipe.latents.drop)
+    volume, labels = read_case(case, recipe.latents.drop, recipe.vocabulary)
     tissues = tissue_labels(volume)
     made = []
     for i in range(count):

@@ -1,37 +1,124 @@
 """Training of the ControlNet on stored latents and their labels (MAISI, arXiv 2409.11169, section 3.3)."""
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from maisi.anatomy.bits import label_bits
-from maisi.data.latents import LatentExample, LatentSource
+from maisi.data.latents import LatentSource
 from maisi.diffusion.denoiser import predict
 from maisi.diffusion.scheduler import NoiseScheduler
-from maisi.networks.controlnet import ControlNet, ControlNetConfig
-from maisi.networks.unet import DenoisingUNet
-from maisi.training.diffusion import Answer, DiffusionTraining, Examples, validation_of
-from maisi.training.learner import Learner
+from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels, with_occupancies
+from maisi.networks.unet import BackboneConfig, DenoisingUNet, UNetConfig
+from maisi.training.contrastive import ContrastiveConfig, differing, labels_without, region_contrast
+from maisi.training.diffusion import Denoising, DiffusionTraining, TrainingBatch, plain
+from maisi.training.learner import TOTAL, Learner
 from maisi.training.loop import OnStep, fit, training_device
+from maisi.training.lora import add_adapters
+from maisi.training.partial_labels import LabelDropout, thinned_out
 from maisi.training.state import TrainingState
+from maisi.training.validation import HeldOut, Steered
 
 
 class ControlNetTraining(DiffusionTraining):
-    """Recipe of a ControlNet. With `train_unet` the U-Net learns along, which small data and short runs need."""
+    """Recipe of a ControlNet. With `train_unet` the U-Net learns along, which small data and short runs need.
 
-    controlnet: ControlNetConfig = ControlNetConfig()
+    `drop_labels` is the share of batches that see no label map: with `train_unet` the U-Net learns them alone, else the
+    ControlNet is given a map that says nothing, an embedding of zeros. `thin_labels` leaves out the names of some
+    structures. `occupancy` lists structures and groups whose fraction of every latent voxel the ControlNet sees.
+    """
+
+    controlnet: ControlNetConfig | None = None  # that of the bundle to start from, else as the U-Net
     train_unet: bool = False
     unet_rate: float = Field(default=1.0, gt=0)  # of the learning rate, for the U-Net
     drop_labels: float = Field(default=0.0, ge=0, lt=1)
+    thin_labels: LabelDropout = LabelDropout()
+    contrast: ContrastiveConfig | None = None
+    occupancy: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _something_learns(self) -> "ControlNetTraining":
-        if self.drop_labels and not self.train_unet:
-            raise ValueError("drop_labels needs train_unet: without labels only the U-Net could learn")
+    def _adapters_or_a_unet(self) -> "ControlNetTraining":
+        if self.lora is not None and self.train_unet:
+            raise ValueError("lora is of the ControlNet alone, whose U-Net stays as it is; leave out train_unet")
         return self
+
+    @model_validator(mode="after")
+    def _known_occupancies(self) -> "ControlNetTraining":
+        for name in self.occupancy:
+            self.vocabulary.members(name)
+        return self
+
+    def seeing(self, config: ControlNetConfig) -> ControlNetConfig:
+        """The configuration with the occupancies that are asked for by name."""
+        named = [id for name in self.occupancy for id in self.vocabulary.members(name)]
+        ids = tuple(dict.fromkeys([*config.occupancy_ids, *named]))
+        return ControlNetConfig.model_validate({**config.model_dump(), "occupancy_ids": ids})
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How a ControlNet and its U-Net answer the batches of a training, and what their answers cost."""
+
+    config: ControlNetTraining
+    task: Denoising
+    unet: DenoisingUNet
+    controlnet: ControlNet
+
+    def losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """The losses of a batch; `loss` is to be made small."""
+        unlabelled = batch.rng.random() < self.config.drop_labels
+        labels = None if unlabelled else self.labels(batch)
+        prediction = self.answer(batch, labels)
+        losses = {TOTAL: self.task.loss(prediction, batch)}
+        if self.config.contrast is not None and labels is not None:
+            losses |= self.contrast(self.config.contrast, prediction, batch, labels)
+            losses[TOTAL] = losses[TOTAL] + self.config.contrast.weight * losses["foreground"]
+            losses[TOTAL] = losses[TOTAL] + self.config.contrast.weight * losses["background"]
+        return losses
+
+    def labels(self, batch: TrainingBatch) -> Tensor:
+        """The ids (b, x, y, z) of a batch, some of them unnamed."""
+        thinned = []
+        for example in batch.examples:
+            assert example.labels is not None, "sources of labelled latents give labels"
+            thinned.append(thinned_out(example.labels, self.config.thin_labels, self.config.vocabulary, batch.rng))
+        return torch.stack(thinned)
+
+    def answer(self, batch: TrainingBatch, labels: Tensor | None) -> Tensor:
+        """The prediction for a batch under label maps (b, x, y, z), or without any."""
+        x, t, conditions = batch.noisy, batch.t, batch.conditions
+        if labels is None and self.config.train_unet:
+            return predict(self.unet, None, x, t, conditions=conditions)
+        embedding = self.silence(batch) if labels is None else self.embedded(labels)
+        return predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding)
+
+    def embedded(self, labels: Tensor) -> Tensor:
+        """Label maps as the ControlNet sees them."""
+        bits = label_bits(labels.to(self.task.device)).to(memory_format=torch.channels_last_3d)
+        return self.controlnet.embed_condition(bits)
+
+    def silence(self, batch: TrainingBatch) -> Tensor:
+        """An embedding that says nothing."""
+        size = batch.noised.clean.shape[2:]
+        return batch.noised.clean.new_zeros((1, self.controlnet.config.channels[0], *size))
+
+    def contrast(
+        self, config: ContrastiveConfig, prediction: Tensor, batch: TrainingBatch, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """The two terms of the region-contrastive loss; a second answer is asked for only where there are lesions."""
+        healthy = labels_without(labels, config.structures, self.config.vocabulary)
+        size = batch.noised.clean.shape
+        region = differing(labels, healthy, (size[2], size[3], size[4])).to(self.task.device)
+        if not bool(region.any()):
+            nothing = prediction.new_zeros((), dtype=torch.float32)
+            return {"foreground": nothing, "background": nothing}
+        without = self.answer(batch, healthy).float()
+        return region_contrast(prediction.float(), without, batch.noised.target, region, config)._asdict()
 
 
 def train_controlnet(
@@ -44,54 +131,57 @@ def train_controlnet(
     on_step: OnStep | None = None,
     until: int | None = None,
     *,
-    validation: LatentSource | None = None,
     start: ControlNet | None = None,
+    held_out: HeldOut | None = None,
 ) -> tuple[ControlNet, DenoisingUNet]:
     """The averaged ControlNet and its U-Net (the one given, unless `train_unet`), on `config.device`.
 
-    Resumes from `folder` where a run was stopped. `start` gives weights to begin with in place of the U-Net's;
-    `validation` is measured as for the U-Net.
+    It starts as `start`, or from the U-Net. Resumes from `folder` where a run was stopped; adapters end in its weights,
+    and as `adapters.safetensors` in `folder`.
     """
     device = training_device(config.device)
-    loop = config.loop.counted(source.num_cases, config.optimization.accumulate)
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
-        controlnet = ControlNet.from_unet(unet, config.controlnet) if start is None else copy.deepcopy(start)
-    controlnet = controlnet.to(device, memory_format=torch.channels_last_3d).requires_grad_(True)  # type: ignore[call-overload]
+        controlnet = starting_controlnet(config, unet, start)
+        if config.lora is not None:
+            add_adapters(controlnet, config.lora)
+    controlnet = controlnet.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     unet = copy.deepcopy(unet).to(device).requires_grad_(config.train_unet)
-    networks = {"controlnet": controlnet} | ({"unet": unet} if config.train_unet else {})
-    learner = Learner(networks, config.optimization, loop.steps, {"unet": config.unet_rate})
+    learning: dict[str, torch.nn.Module] = {"controlnet": controlnet, **({"unet": unet} if config.train_unet else {})}
+    loop = config.counted(source)
+    learner = Learner(learning, config.optimization, loop.steps, {"unet": config.unet_rate})
     state = TrainingState()
     learner.join(state)
-    examples = Examples(config, source, scheduler, scale_factor)
+    average = cast(ControlNet, learner.averages["controlnet"])
+    average_unet = cast(DenoisingUNet, learner.averages.get("unet", unet))
+    task = Denoising(config, unet.config, source, scheduler, scale_factor)
+    steering = Steering(config, task, unet, controlnet)
 
     def take_step(step: int) -> dict[str, float]:
-        answer = _answer(config, controlnet, unet, config.loop.seed * 1_000_003 + step)
-        return learner.update(step, examples.batches(step, answer))
+        return learner.update(step, task.batches(step, steering.losses))
 
-    averages = (learner.averages["controlnet"], learner.averages.get("unet", unet))
-    average, average_unet = averages
-    assert isinstance(average, ControlNet)
-    assert isinstance(average_unet, DenoisingUNet)
-    always = config.model_copy(update={"drop_labels": 0.0})
-    validate = validation_of(config, validation, scheduler, scale_factor, _answer(always, average, average_unet, 0))
-    fit(state, take_step, loop, folder, on_step, until, validate)
-    return average, average_unet
+    networks = Steered(average_unet, average)
+    look = None if held_out is None else held_out.looks(networks, task.judged, loop.validate_every)
+    fit(state, take_step, loop, folder, on_step, until, look)
+    return plain(average, config.lora, folder), average_unet
 
 
-def _answer(config: ControlNetTraining, controlnet: ControlNet, unet: DenoisingUNet, seed: int) -> Answer:
-    """The prediction of both networks, without labels now and then: alike for the same example."""
-    dropped: dict[int, bool] = {}
-    drop = torch.Generator().manual_seed(seed)
+def starting_controlnet(config: ControlNetTraining, unet: DenoisingUNet, start: ControlNet | None) -> ControlNet:
+    """A ControlNet to train: a copy of `start`, which may see more than before, else one made from the U-Net.
 
-    def answer(noisy: Tensor, t: Tensor, conditions: dict[str, Tensor], example: LatentExample) -> Tensor:
-        if id(example) not in dropped:
-            asked = config.drop_labels > 0
-            dropped[id(example)] = asked and float(torch.rand((), generator=drop)) < config.drop_labels
-        if dropped[id(example)]:
-            return predict(unet, None, noisy, t, conditions=conditions)
-        bits = label_bits(example.labels.to(noisy.device))[None].to(memory_format=torch.channels_last_3d)
-        embedding = controlnet.embed_condition(bits)
-        return predict(unet, controlnet, noisy, t, conditions=conditions, embedding=embedding)
+    Raises `InvalidRequestError` where the recipe describes another than the one to start from, or one that does not fit
+    the U-Net.
+    """
+    if start is None:
+        return ControlNet.from_unet(unet, config.seeing(config.controlnet or controlnet_like(unet.config)))
+    check_levels(unet.config, start.config)
+    started = with_occupancies(start, config.seeing(config.controlnet or start.config))
+    return copy.deepcopy(started).requires_grad_(True).train()
 
-    return answer
+
+def controlnet_like(unet: UNetConfig, factor: int = 4) -> ControlNetConfig:
+    """The configuration of a ControlNet with the levels of a U-Net, for label maps that are `factor` times larger."""
+    widths = (8, 32, *[64] * max(0, factor.bit_length() - 2))[: factor.bit_length()]
+    return ControlNetConfig(
+        **{name: getattr(unet, name) for name in BackboneConfig.model_fields}, embedding_widths=widths
+    )

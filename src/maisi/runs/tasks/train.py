@@ -20,6 +20,7 @@ from maisi.recipes.stages import (
     build_bundle,
     controlnet_stage,
     encoded,
+    starting_bundle,
     stored_latents,
     unet_stage,
 )
@@ -69,14 +70,23 @@ def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
 
 def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a U-Net is trained, and whose bundle has an autoencoder."""
-    request.recipe.for_unet()
-    return _with_networks(check(request), "autoencoder")
+    config = request.recipe.for_unet()
+    checked = _with_networks(check(request), "autoencoder")
+    starting_bundle(request.recipe, config, _before(checked), "unet")
+    return checked
 
 
 def check_controlnet(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a ControlNet is trained, and whose bundle has an autoencoder and a U-Net."""
-    request.recipe.for_controlnet()
-    return _with_networks(check(request), "autoencoder", "unet")
+    config = request.recipe.for_controlnet()
+    checked = _with_networks(check(request), "autoencoder", "unet")
+    starting_bundle(request.recipe, config, _before(checked), "controlnet")
+    return checked
+
+
+def _before(checked: Checked[TrainRequest]) -> Bundle:
+    assert checked.bundle is not None, "the networks that go before were checked"
+    return checked.bundle
 
 
 def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
@@ -114,8 +124,7 @@ def train_autoencoder(checked: Checked[TrainRequest], run: Run) -> None:
 
 def train_unet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a U-Net, in `bundle`."""
-    assert checked.bundle is not None
-    bundle = checked.bundle
+    bundle = _before(checked)
 
     def work(lesson: Lesson, on_step: OnStep) -> Path:
         latents = _latents(checked.request, lesson, bundle, run)
@@ -126,8 +135,7 @@ def train_unet(checked: Checked[TrainRequest], run: Run) -> None:
 
 def train_controlnet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a ControlNet, in `bundle`."""
-    assert checked.bundle is not None
-    bundle = checked.bundle
+    bundle = _before(checked)
 
     def work(lesson: Lesson, on_step: OnStep) -> Path:
         latents = _latents(checked.request, lesson, bundle, run)
