@@ -4,7 +4,7 @@ import pytest
 
 from maisi.compute.compute import Compute, format_bytes
 from maisi.errors import InvalidConfigError
-from maisi.pipelines.requests import EncodeRequest, GenerateRequest
+from maisi.pipelines.requests import DecodeRequest, GenerateRequest
 from maisi.shapes import Frozen
 from maisi.storage.settings import check_settings, merged, read_settings, with_assignments, write_settings
 
@@ -87,7 +87,7 @@ def test_what_is_no_list_is_told_how_a_list_is_written(value: object) -> None:
 
 def test_a_missing_setting_is_told() -> None:
     with pytest.raises(InvalidConfigError, match="setting 'source' is missing"):
-        check_settings(EncodeRequest, {})
+        check_settings(DecodeRequest, {})
 
 
 def test_a_request_written_and_read_is_the_same(tmp_path: Path) -> None:

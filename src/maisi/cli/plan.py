@@ -1,5 +1,9 @@
 """`maisi plan`: how the work on a volume would be cut to fit into memory."""
 
+from typing import Annotated
+
+import typer
+
 from maisi.cli.console import give, give_json, give_table
 from maisi.cli.options import AsJson, takes
 from maisi.pipelines.requests import PlanRequest
@@ -8,15 +12,27 @@ PLACES = ("memory", "host", "disk", "recomputed")
 """What becomes of tensors that two passes over the rows need."""
 
 
-@takes(PlanRequest, required=("size", "memory"), leave_out=("compute.ranks", "compute.threads"), config=False)
-def plan(request: PlanRequest, as_json: AsJson = False) -> None:
+@takes(PlanRequest, leave_out=("compute.ranks", "compute.threads"), config=False)
+def plan(
+    request: PlanRequest,
+    train: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Show what a step of each training of a recipe needs instead.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show how encoding, sampling and decoding a volume would be cut to stay within an amount of memory.
 
-    Nothing is computed, so the device need not be there.
+    Nothing is computed, so the device need not be there. Give --size and --memory, or --train.
     """
     from maisi.compute.compute import format_bytes
     from maisi.pipelines.plan import plan_all
 
+    if train is not None:
+        _plan_training(train, as_json)
+        return
+    lacking = [f"--{name}" for name, said in (("size", request.size), ("memory", request.compute.memory)) if not said]
+    if lacking:
+        raise typer.BadParameter(f"missing {' and '.join(lacking)}")
     found = plan_all(request)
     if as_json:
         give_json(found.model_dump(mode="json"))
@@ -37,3 +53,20 @@ def plan(request: PlanRequest, as_json: AsJson = False) -> None:
     give_table(rows, ("", "axis", "slabs", "peak", *places, "TFLOP", "extra work"))
     give(f"{', '.join(places)}: where the tensors go that two passes over the rows share, not all at the same time")
     give(f"besides: {format_bytes(found.fixed_bytes)} for the process and the networks in {found.precision}")
+
+
+def _plan_training(name: str, as_json: bool) -> None:
+    from maisi.compute.compute import format_bytes
+    from maisi.recipes.load import load_recipe
+    from maisi.recipes.memory import training_memory
+
+    found = training_memory(load_recipe(name))
+    if as_json:
+        give_json({part: {**memory.model_dump(), "total": memory.total} for part, memory in found.items()})
+        return
+    rows = [
+        (part, *map(format_bytes, memory.model_dump().values()), format_bytes(memory.total))
+        for part, memory in found.items()
+    ]
+    give_table(rows, ("a step of", "weights", "gradients", "moments", "averages", "activations", "in all"))
+    give("at the largest patch or latent of the recipe, in float32; half precision takes about half of the activations")

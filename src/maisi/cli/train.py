@@ -1,12 +1,13 @@
 """`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from maisi.cli.console import give, tell
+from maisi.cli.console import give, give_table, tell
 from maisi.cli.options import Assignments
 
 TOLD_EVERY = 50
@@ -31,6 +32,22 @@ Before = Annotated[
 Threads = Annotated[int | None, typer.Option(help="Threads to compute with.", show_default="one a core")]
 
 
+Memory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Refuse a recipe of which a step needs more, such as 16GB.")
+]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Try a few steps on two cases, tell time and memory, and leave nothing.")
+]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of the machine a training may take."""
+
+    threads: int | None
+    memory: str | None
+
+
 @train.callback()
 def _group() -> None:
     pass
@@ -41,12 +58,13 @@ def autoencoder(
     name: Recipe,
     manifest: Manifest,
     out: Out,
-    bundle: Annotated[str | None, typer.Option("--bundle", "-b", help="Train on the autoencoder of this one.")] = None,
     assignments: Assignments = None,
     threads: Threads = None,
+    memory: Memory = None,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Train an autoencoder: volumes to latents and back. Run it again after a kill: it goes on."""
-    _train("autoencoder", name, out, assignments, threads, {"manifest": manifest, "bundle": bundle})
+    _train("autoencoder", name, out, assignments, Machine(threads, memory), dry_run, {"manifest": manifest})
 
 
 @train.command()
@@ -58,9 +76,19 @@ def diffusion(
     latents: Latents = None,
     assignments: Assignments = None,
     threads: Threads = None,
+    memory: Memory = None,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Train a denoising U-Net on latents of a bundle's autoencoder. Run it again after a kill: it goes on."""
-    _train("diffusion", name, out, assignments, threads, {"manifest": manifest, "latents": latents, "bundle": bundle})
+    _train(
+        "diffusion",
+        name,
+        out,
+        assignments,
+        Machine(threads, memory),
+        dry_run,
+        {"manifest": manifest, "latents": latents, "bundle": bundle},
+    )
 
 
 @train.command()
@@ -72,21 +100,43 @@ def controlnet(
     latents: Latents = None,
     assignments: Assignments = None,
     threads: Threads = None,
+    memory: Memory = None,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Train a ControlNet, which makes a bundle's U-Net follow labels. Run it again after a kill: it goes on."""
-    _train("controlnet", name, out, assignments, threads, {"manifest": manifest, "latents": latents, "bundle": bundle})
+    _train(
+        "controlnet",
+        name,
+        out,
+        assignments,
+        Machine(threads, memory),
+        dry_run,
+        {"manifest": manifest, "latents": latents, "bundle": bundle},
+    )
 
 
 @train.command()
 def recipe(
-    name: Recipe, manifest: Manifest, out: Out, assignments: Assignments = None, threads: Threads = None
+    name: Recipe,
+    manifest: Manifest,
+    out: Out,
+    assignments: Assignments = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Train a whole bundle: autoencoder, latents, U-Net, ControlNet. Run it again after a kill: it goes on."""
-    _train("recipe", name, out, assignments, threads, {"manifest": manifest})
+    _train("recipe", name, out, assignments, Machine(threads, memory), dry_run, {"manifest": manifest})
 
 
 def _train(
-    part: str, name: str, out: Path, assignments: list[str] | None, threads: int | None, more: dict[str, Any]
+    part: str,
+    name: str,
+    out: Path,
+    assignments: list[str] | None,
+    machine: Machine,
+    dry_run: bool,
+    more: dict[str, Any],
 ) -> None:
     from maisi.cli.process import process_for
     from maisi.compute.compute import Compute
@@ -100,12 +150,40 @@ def _train(
     task = task_named(f"train {part}")
     settings = load_recipe(name).model_dump(mode="json")
     chosen = check_settings(BundleRecipe, with_assignments(settings, assignments or []))
-    compute = {} if threads is None else {"threads": threads}
+    compute = {key: value for key, value in asdict(machine).items() if value is not None}
     asked = {"recipe": chosen.model_dump(mode="json"), "compute": compute, **more}
     request = check_settings(task.request, asked)
     with process_for(Compute.model_validate(compute)):
+        if dry_run:
+            _try_out(part, task.check(request))
+            return
         carry_out(task, request, out, watch=Watch(_teller()))
     give(str(out / "bundle"))
+
+
+def _try_out(part: str, checked: Any) -> None:
+    """A few steps, and what they say of all."""
+    from maisi.compute.compute import format_bytes
+    from maisi.recipes.memory import training_memory
+    from maisi.runs.tasks.train import STAGES, try_out
+
+    found, memory = try_out(checked, STAGES[part]), training_memory(checked.request.recipe)
+    rows = [
+        (
+            tried.part,
+            tried.steps or "by the cases",
+            f"{tried.seconds_a_step:.2f}",
+            "?" if tried.hours is None else f"{tried.hours:.2g}",
+            format_bytes(memory[tried.part].total) if tried.part in memory else "?",
+            ", ".join(f"{name} {value:.3g}" for name, value in tried.losses.items()),
+        )
+        for tried in found.parts
+    ]
+    give_table(rows, ("", "steps", "s a step", "hours", "memory of a step", "last of the steps tried"))
+    give(
+        f"{found.cases} training cases; tried in {found.seconds:.0f} s, the process then at "
+        f"{format_bytes(found.resident_bytes)}; nothing was kept"
+    )
 
 
 def _teller() -> Callable[[str, int, int], None]:

@@ -3,6 +3,7 @@
 from maisi.bundle.bundle import Bundle
 from maisi.compute.fit import fixed_bytes, plan
 from maisi.compute.machine import dtype_of, fastest_precision
+from maisi.errors import InvalidRequestError
 from maisi.pipelines.codec import rehearse_both
 from maisi.pipelines.generate import rehearse
 from maisi.pipelines.labels import NoLabels
@@ -26,16 +27,19 @@ def plan_all(request: PlanRequest) -> BundlePlan:
 
     Raises `InvalidPlanError` with the least memory that would do.
     """
+    if request.size is None or request.compute.memory is None:
+        raise InvalidRequestError("a plan needs a size and an amount of memory")
+    size = request.size
     precision = request.compute.precision or fastest_precision(request.compute)
     compute = request.compute.model_copy(update={"precision": precision})
     here = request.model_copy(update={"compute": compute.model_copy(update={"device": "cpu", "host_memory": None})})
     bundle = bundle_of(here)
     sampling = GenerateRequest(compute=compute)
-    x, y, z = (-(-n // bundle.size_multiple) * bundle.size_multiple for n in request.size)  # sampling takes fewer sizes
+    x, y, z = (-(-n // bundle.size_multiple) * bundle.size_multiple for n in size)  # sampling takes fewer sizes
     source = NoLabels("chest", Grid.centered((x, y, z), (1.0, 1.0, 1.0)))
 
     def work(networks: Bundle) -> None:
-        rehearse_both(request.size, networks)
+        rehearse_both(size, networks)
         if "unet" in networks.kinds:
             rehearse(sampling, source, networks)
 

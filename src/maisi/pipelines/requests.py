@@ -125,6 +125,6 @@ class DecodeRequest(Frozen):
 class PlanRequest(Frozen):
     """All that a bundle can do with a volume of a size, within memory."""
 
-    size: Size3 = Field(description="Voxels of the volume.")
+    size: Size3 | None = Field(default=None, description="Voxels of the volume.")
     bundle: BundleName = DEFAULT_BUNDLE
-    compute: Compute
+    compute: Compute = Compute()

@@ -64,31 +64,35 @@ def build_bundle(lesson: Lesson, folder: Path, on_step: OnStep | None = None) ->
 
     Run it again after a kill: it goes on where it stopped, and gives the same bundle.
     """
+    return save_measured(all_stages(lesson, folder, on_step), lesson, folder)
+
+
+def all_stages(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> Bundle:
+    """The bundle of all networks of a recipe, one trained after the other."""
     bundle = autoencoder_stage(lesson, folder, on_step)
     latents = encoded(lesson, bundle, folder / "latents")
     bundle = unet_stage(lesson, bundle, latents, folder, on_step)
-    bundle = controlnet_stage(lesson, bundle, latents, folder, on_step)
-    return save_measured(bundle, lesson, folder)
+    return controlnet_stage(lesson, bundle, latents, folder, on_step)
 
 
-def autoencoder_stage(
-    lesson: Lesson, folder: Path, on_step: OnStep | None = None, start: Bundle | None = None
-) -> Bundle:
+def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> Bundle:
     """A bundle of the autoencoder alone, whose latents have mean zero in every channel.
 
-    With `start` the autoencoder of that bundle is trained on, and its other networks stay.
+    With `start_from` the autoencoder of that bundle goes on learning. Where its encoder stays
+    (`decoder_only_after: 0`), latents do too, and so do the other networks of that bundle.
     """
     recipe = lesson.recipe
     source, config = patches_of(recipe, lesson.training), recipe.for_autoencoder()
     held_out = patches_of(recipe, lesson.validation) if lesson.validation and config.loop.validate_every else None
-    told = _named(on_step, "autoencoder")
+    start = None if config.start_from is None else load_bundle(config.start_from)
     first = None if start is None else start.autoencoder
-    where = folder / "autoencoder"
-    autoencoder = train_autoencoder(config, source, where, told, validation=held_out, start=first)
-    if start is not None:  # its latents stay what other networks have learned
-        return with_networks(start, start.info, {"autoencoder": autoencoder.cpu()})
-    centred = centred_autoencoder(autoencoder.cpu(), source, config.batch_size, config.patch, config.loop.seed)
-    return Bundle.of(_info(recipe), {"autoencoder": centred})
+    told = _named(on_step, "autoencoder")
+    network = train_autoencoder(config, source, folder / "autoencoder", told, validation=held_out, start=first).cpu()
+    if start is not None and config.decoder_only_after == 0:
+        return with_networks(start, start.info, {"autoencoder": network})
+    if start is None:
+        network = centred_autoencoder(network, source, config.batch_size, config.patch, config.loop.seed)
+    return Bundle.of(_info(recipe), {"autoencoder": network})
 
 
 @dataclass(frozen=True)

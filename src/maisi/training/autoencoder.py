@@ -57,6 +57,7 @@ class AutoencoderTraining(Frozen):
     early_patch: Size3 | None = None
     early_share: float = Field(default=1 / 3, ge=0, le=1)
     augmentation: Augmentation = Augmentation()
+    start_from: str | None = None  # a bundle whose autoencoder goes on learning
     start: Literal["plain", "haar"] = "plain"
     start_log_variance: float = -6.0  # latents start almost without noise: reconstruction first, the KL weighs in later
     reconstruction: Literal["l1", "l2"] = "l1"

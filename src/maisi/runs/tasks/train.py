@@ -6,20 +6,23 @@ from pathlib import Path
 from pydantic import Field
 
 from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
-from maisi.compute.compute import Compute
+from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.machine import fill_defaults
 from maisi.data.latents import LATENTS, read_entries
 from maisi.data.manifest import read_manifest
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidPlanError, InvalidRequestError
 from maisi.pipelines.validate import lasting_name
+from maisi.recipes.dry_run import DryRun, dry_run
+from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.stages import (
     Encoded,
     Lesson,
+    all_stages,
     autoencoder_stage,
-    build_bundle,
     controlnet_stage,
     encoded,
+    save_measured,
     starting_bundle,
     stored_latents,
     unet_stage,
@@ -29,6 +32,7 @@ from maisi.runs.tasks.encode_cases import weights_sum
 from maisi.shapes import Frozen
 
 OnStep = Callable[[str, int, Mapping[str, float]], None]
+Stage = Callable[[Checked["TrainRequest"], Lesson, Path, OnStep | None], Bundle]
 
 
 class TrainRequest(Frozen):
@@ -47,6 +51,7 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, its manifest read and its bundle found."""
     if (request.manifest is None) == (request.latents is None):
         raise InvalidRequestError("a training needs cases: give either --manifest or --latents")
+    _check_memory(request)
     update: dict[str, object] = {"compute": fill_defaults(request.compute)}
     if request.manifest is not None:
         read_manifest(request.manifest)
@@ -60,12 +65,25 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
     return Checked(request.model_copy(update=update | {"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
 
 
+def _check_memory(request: TrainRequest) -> None:
+    """Nothing, or the refusal of a recipe of which a step does not fit into the memory that it may have."""
+    memory = request.compute.memory
+    for part, needed in training_memory(request.recipe).items() if memory is not None else ():
+        if memory is not None and needed.total > memory:
+            raise InvalidPlanError(
+                f"a step of the {part} needs {format_bytes(needed.total)}, of which {format_bytes(needed.activations)} "
+                f"for what the backward pass reads, and may take {format_bytes(memory)}; accepted: smaller patches or "
+                f"sizes, optimization.checkpoint_activations, or --memory {-(-needed.total // 10**6)}MB or more",
+                needed.total,
+            )
+
+
 def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
-    """The request, whose recipe says how an autoencoder is trained; one of its bundle is trained on."""
+    """The request, whose recipe says how an autoencoder is trained."""
     request.recipe.for_autoencoder()
     if request.manifest is None:
         raise InvalidRequestError("an autoencoder learns from volumes; give --manifest")
-    return _with_networks(check(request), "autoencoder") if request.bundle is not None else check(request)
+    return check(request)
 
 
 def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
@@ -116,38 +134,59 @@ def inputs(request: TrainRequest) -> tuple[Path, ...]:
     return (named,) if named is not None and named.is_file() else ()
 
 
+def autoencoder_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
+    """The bundle of an autoencoder, its state in the folder."""
+    return autoencoder_stage(lesson, folder, on_step)
+
+
+def unet_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
+    """The bundle given, with a U-Net."""
+    assert checked.bundle is not None
+    latents = _latents(checked.request, lesson, checked.bundle, folder)
+    return unet_stage(lesson, checked.bundle, latents, folder, on_step)
+
+
+def controlnet_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
+    """The bundle given, with a ControlNet."""
+    assert checked.bundle is not None
+    latents = _latents(checked.request, lesson, checked.bundle, folder)
+    return controlnet_stage(lesson, checked.bundle, latents, folder, on_step)
+
+
+def whole_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
+    """The bundle of all networks of a recipe, not measured yet."""
+    return all_stages(lesson, folder, on_step)
+
+
 def train_autoencoder(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle of an autoencoder in `bundle`; its state beside it."""
-    start = checked.bundle
-    _train(checked, run, lambda lesson, on_step: _saved(autoencoder_stage(lesson, run.folder, on_step, start), run))
+    _train(checked, run, autoencoder_of)
 
 
 def train_unet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a U-Net, in `bundle`."""
-    bundle = _before(checked)
-
-    def work(lesson: Lesson, on_step: OnStep) -> Path:
-        latents = _latents(checked.request, lesson, bundle, run)
-        return _saved(unet_stage(lesson, bundle, latents, run.folder, on_step), run)
-
-    _train(checked, run, work)
+    _train(checked, run, unet_of)
 
 
 def train_controlnet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a ControlNet, in `bundle`."""
-    bundle = _before(checked)
-
-    def work(lesson: Lesson, on_step: OnStep) -> Path:
-        latents = _latents(checked.request, lesson, bundle, run)
-        return _saved(controlnet_stage(lesson, bundle, latents, run.folder, on_step), run)
-
-    _train(checked, run, work)
+    _train(checked, run, controlnet_of)
 
 
-def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, run: Run) -> Encoded:
+def train_recipe(checked: Checked[TrainRequest], run: Run) -> None:
+    """The whole bundle, measured, in `bundle`."""
+    _train(checked, run, whole_of, is_measured=True)
+
+
+def try_out(checked: Checked[TrainRequest], stage: Stage) -> DryRun:
+    """A few steps of a stage, thrown away."""
+    return dry_run(_lesson(checked.request), lambda lesson, folder: stage(checked, lesson, folder, None))
+
+
+def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path) -> Encoded:
     """Latents that are there already, made by the bundle's autoencoder, or variations of the cases, encoded now."""
     if request.latents is None:
-        return encoded(lesson, bundle, run.folder / "latents")
+        return encoded(lesson, bundle, folder / "latents")
     entries, weights = read_entries(request.latents), weights_sum(bundle)
     foreign = [entry.id for entry in entries if entry.autoencoder != weights]
     if foreign:
@@ -158,27 +197,35 @@ def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, run: Run) ->
     return stored_latents(request.latents, entries, lesson.recipe.kept_latent_bytes)
 
 
-def train_recipe(checked: Checked[TrainRequest], run: Run) -> None:
-    """The whole bundle, measured, in `bundle`."""
-    _train(checked, run, lambda lesson, on_step: build_bundle(lesson, run.folder, on_step))
+def _lesson(request: TrainRequest) -> Lesson:
+    recipe, manifest = request.recipe, request.manifest
+    return Lesson(recipe, ()) if manifest is None else Lesson.of(recipe, manifest)
 
 
-def _train(checked: Checked[TrainRequest], run: Run, work: Callable[[Lesson, OnStep], Path]) -> None:
+def _train(checked: Checked[TrainRequest], run: Run, stage: Stage, is_measured: bool = False) -> None:
     """Work in the folder itself, where every stage leaves its state."""
     run.publish()  # the settings, by which a later run knows that it goes on
 
-    def on_step(stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        run.watch.on_stage(f"{stage}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), step, 0)
+    def on_step(name: str, step: int, metrics: Mapping[str, float]) -> None:
+        run.watch.on_stage(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), step, 0)
 
-    recipe, manifest = checked.request.recipe, checked.request.manifest
-    bundle = work(Lesson(recipe, ()) if manifest is None else Lesson.of(recipe, manifest), on_step)
+    lesson = _lesson(checked.request)
+    bundle = stage(checked, lesson, run.folder, on_step)
     run.on_stage("train", 1, 1)
-    run.outputs |= {file for file in bundle.rglob("*") if file.is_file()}
+    if is_measured:
+        path = save_measured(bundle, lesson, run.folder)
+    else:
+        path = save_bundle(bundle, run.folder / "bundle", overwrite=True)
+    run.outputs |= {file for file in path.rglob("*") if file.is_file()}
 
 
-def _saved(bundle: Bundle, run: Run) -> Path:
-    return save_bundle(bundle, run.folder / "bundle", overwrite=True)
-
+STAGES: dict[str, Stage] = {
+    "autoencoder": autoencoder_of,
+    "diffusion": unet_of,
+    "controlnet": controlnet_of,
+    "recipe": whole_of,
+}
+"""What is trained, by the last word of the command."""
 
 AUTOENCODER = Task("train autoencoder", TrainRequest, check_autoencoder, train_autoencoder, inputs, Output.STATE)
 DIFFUSION = Task("train diffusion", TrainRequest, check_diffusion, train_unet, inputs, Output.STATE)

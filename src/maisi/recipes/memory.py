@@ -1,0 +1,88 @@
+"""What a step of each training of a recipe holds in memory."""
+
+import torch
+from torch import Tensor
+
+from maisi.diffusion.denoiser import predict
+from maisi.networks.autoencoder import Autoencoder
+from maisi.networks.controlnet import ControlNet, ControlNetConfig
+from maisi.networks.discriminator import PatchDiscriminator
+from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.recipes.recipe import BundleRecipe
+from maisi.training.autoencoder import AutoencoderTraining
+from maisi.training.controlnet import ControlNetTraining, controlnet_like
+from maisi.training.diffusion import DiffusionTraining
+from maisi.training.memory import StepMemory, step_memory
+
+
+def training_memory(recipe: BundleRecipe) -> dict[str, StepMemory]:
+    """The memory of a step of each part of a recipe at its largest patch or latent, one batch of those that add up."""
+    found: dict[str, StepMemory] = {}
+    with torch.device("meta"):
+        if recipe.autoencoder is not None:
+            found["autoencoder"] = _of_autoencoder(recipe.autoencoder)
+        if recipe.diffusion is not None:
+            found["diffusion"] = _of_unet(recipe.diffusion)
+        if recipe.controlnet is not None:
+            found["controlnet"] = _of_controlnet(recipe, recipe.controlnet)
+    return found
+
+
+def _of_autoencoder(config: AutoencoderTraining) -> StepMemory:
+    network = Autoencoder(config.network)
+    critic = PatchDiscriminator(config.discriminator) if config.adversarial_weight > 0 else None
+    networks = [network, *([critic] if critic is not None else [])]
+    real = torch.empty((config.batch_size, 1, *config.patch))
+
+    def loss() -> Tensor:
+        mean, log_variance = network.encode(real)
+        fake = network.decode(mean + log_variance.exp().sqrt() * torch.empty_like(mean))
+        total = (fake - real).abs().mean() + mean.square().mean() + log_variance.exp().mean()
+        return total if critic is None else total + critic(fake)[-1].square().mean()
+
+    return step_memory(networks, networks, loss, config.optimization)
+
+
+def _largest(config: DiffusionTraining) -> tuple[int, int, int]:
+    return max(config.sizes, key=lambda size: size[0] * size[1] * size[2])
+
+
+def _conditions(unet: UNetConfig) -> dict[str, Tensor]:
+    given: dict[str, Tensor] = {}
+    if unet.regions:
+        given |= {name: torch.empty((1, 4)) for name in ("top_region", "bottom_region")}
+    if unet.spacing:
+        given["spacing"] = torch.empty((1, 3))
+    if unet.num_modalities is not None:
+        given["modality"] = torch.zeros(1, dtype=torch.long)
+    return given
+
+
+def _of_unet(config: DiffusionTraining) -> StepMemory:
+    unet = DenoisingUNet(config.network or UNetConfig())
+    noisy = torch.empty((1, unet.config.in_channels, *_largest(config)))
+
+    def loss() -> Tensor:
+        return predict(unet, None, noisy, torch.empty(1), conditions=_conditions(unet.config)).abs().mean()
+
+    return step_memory([unet], [unet], loss, config.optimization)
+
+
+def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining) -> StepMemory:
+    first = recipe.diffusion
+    unet = DenoisingUNet((first.network if first is not None else None) or config.network or UNetConfig())
+    factor = recipe.autoencoder.network.factor if recipe.autoencoder is not None else 4
+    like: ControlNetConfig = config.controlnet or controlnet_like(unet.config, factor)
+    controlnet = ControlNet(like)
+    unet.requires_grad_(config.train_unet)
+    size = _largest(config)
+    noisy = torch.empty((1, unet.config.in_channels, *size))
+    bits = torch.empty((1, like.condition_channels, *(n * like.condition_factor for n in size)))
+
+    def loss() -> Tensor:
+        seen = controlnet.embed_condition(bits)
+        conditions = _conditions(unet.config)
+        return predict(unet, controlnet, noisy, torch.empty(1), conditions=conditions, embedding=seen).abs().mean()
+
+    learning = [controlnet, *([unet] if config.train_unet else [])]
+    return step_memory([controlnet, unet], learning, loss, config.optimization)
