@@ -307,7 +307,8 @@ def save_measured(bundle: Bundle, lesson: Lesson, folder: Path) -> Path:
     """Save a bundle as float16, measure it as it will be loaded, and save it again with its model card."""
     path = save_bundle(bundle, folder / "bundle", dtype=torch.float16, overwrite=True)
     labelled = [*lesson.training, *lesson.validation]
-    quality = measure_bundle(load_bundle(path), lesson.validation, labelled, on_case=logger.info)
+    samples = lesson.recipe.measured_samples
+    quality = measure_bundle(load_bundle(path), lesson.validation, labelled, samples, on_case=logger.info)
     write_quality(quality, folder / "quality.json")
     licence = f"{bundle.info.licence}\nAttribution: see MODEL_CARD.md\n"
     loaded = load_bundle(path)
