@@ -207,6 +207,60 @@ def test_a_segmenter_labels_what_has_no_labels_and_one_that_fails_stops_no_other
     assert "ended with 1: no licence" in done.err
 
 
+def test_the_cancer_of_a_decathlon_task_is_a_tumour_of_its_organ(maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    task = tmp_path / "Task06_Lung"
+    for folder in ("imagesTr", "labelsTr"):
+        (task / folder).mkdir(parents=True)
+    shutil.copy(scans / "chest.nii.gz", task / "imagesTr" / "lung_001.nii.gz")
+    ours = read_labels(scans / "chest_labels_maisi.nii.gz")
+    lobe = ours.array == load_vocabulary().id("right lung upper lobe")
+    write_labels(LabelMap(lobe.astype(np.uint8), ours.grid), task / "labelsTr" / "lung_001.nii.gz")
+    listed = [{"image": "./imagesTr/lung_001.nii.gz", "label": "./labelsTr/lung_001.nii.gz"}]
+    about = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "cancer"}, "training": listed}
+    (task / "dataset.json").write_text(json.dumps(about))
+    answer = maisi("prepare", task, "--out", tmp_path / "store", "--multiple", "16")
+    assert answer.code == 0, answer.err
+    (case,) = read_manifest(tmp_path / "store")
+    assert "lung tumor" in case.labels_present
+    assert "taken cancer as lung tumor" in (tmp_path / "store" / "cases" / case.id / "case.json").read_text()
+
+
+def test_a_datalist_with_a_numbering_prepares_a_data_set_whose_names_do_not_pair(
+    maisi: Maisi, scans: Path, tmp_path: Path
+) -> None:
+    shutil.copy(scans / "abdomen.nii.gz", tmp_path / "volume-1.nii.gz")
+    ours = read_labels(scans / "abdomen_labels_maisi.nii.gz")
+    theirs = np.zeros_like(ours.array)
+    for name, id in (("liver", 1), ("left kidney", 4), ("right kidney", 4), ("vertebrae L1", 5)):
+        theirs[ours.array == load_vocabulary().id(name)] = id
+    write_labels(LabelMap(theirs, ours.grid), tmp_path / "labels-1.nii.gz")
+    pairs = [{"image": "volume-1.nii.gz", "label": "labels-1.nii.gz"}]
+    (tmp_path / "pairs.json").write_text(json.dumps({"modality": "CT", "training": pairs}))
+    answer = maisi(
+        "prepare", tmp_path / "pairs.json", "--numbering", "ct-org", "--out", tmp_path / "store", "--multiple", "16"
+    )
+    assert answer.code == 0, answer.err
+    (case,) = read_manifest(tmp_path / "store")
+    assert {"liver", "skeleton"} <= set(case.labels_present)
+    assert not {"left kidney", "right kidney"} & set(case.labels_present)
+
+
+def test_an_mr_without_labels_is_taken_where_a_manifest_names_its_region(maisi: Maisi, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).gamma(2.0, 100.0, (24, 24, 24)).astype(np.float32)
+    write_volume(Volume(array, Grid.centered(array.shape, (8.0, 8.0, 8.0)), "mr"), tmp_path / "brain.nii.gz")
+    refused = maisi(
+        "prepare", tmp_path / "brain.nii.gz", "--modality", "mr", "--out", tmp_path / "no", "--multiple", "8"
+    )
+    assert refused.code == 2
+    assert "nothing tells the body region" in refused.err
+    case = {"id": "brain", "image": "brain.nii.gz", "modality": "mr", "region": "brain", "patient": "p"}
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": [case]}))
+    answer = maisi("prepare", tmp_path / "manifest.json", "--out", tmp_path / "store", "--multiple", "8")
+    assert answer.code == 0, answer.err
+    (made,) = read_manifest(tmp_path / "store")
+    assert (made.modality, made.span) == ("mr", ("head", "head"))
+
+
 def test_a_folder_of_which_nothing_is_accepted_is_refused_and_keeps_its_report(
     maisi: Maisi, scans: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert not modules_after("from maisi.cli import main; assert main(['--help']) == 0") & HEAVY
 
 
-@pytest.mark.parametrize("command", ["generate", "reconstruct", "info", "doctor", "plan", "convert", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["generate", "reconstruct", "info", "doctor", "plan", "convert", "reproduce", "datasets"]
+)
 def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     assert not modules_after(f"from maisi.cli import main; assert main(['{command}', '--help']) == 0") & HEAVY
 

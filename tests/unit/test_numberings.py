@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from maisi.anatomy.numberings import find_numbering, meaning, numbering_names
+from maisi.anatomy.numberings import Numbering, find_numbering, meaning, meanings, numbering_names
 from maisi.anatomy.places import Footprint, footprints, misplacements
 from maisi.anatomy.vocabulary import extended, load_vocabulary
 from maisi.data.cases import own_labels
@@ -89,8 +89,80 @@ def test_a_numbering_has_all_its_classes_where_its_owner_has_them(
 
 @pytest.mark.parametrize("numbering", numbering_names())
 def test_every_name_of_a_numbering_is_known_or_listed_as_without_a_place(numbering: str) -> None:
-    names = find_numbering(numbering, vocabulary).names.values()
-    assert [name for name in names if meaning(name, vocabulary) is None] == []
+    found = find_numbering(numbering, vocabulary)
+    assert [found.names[id] for id, ours in meanings(found, vocabulary).items() if ours is None] == []
+
+
+@pytest.mark.parametrize(
+    ("numbering", "ours"),
+    [
+        ("msd-task03", ["liver", "hepatic tumor"]),
+        ("msd-task06", ["lung tumor"]),
+        ("msd-task07", ["pancreas", "pancreatic tumor"]),
+        ("msd-task08", ["hepatic vessel", "hepatic tumor"]),
+        ("msd-task09", ["spleen"]),
+        ("msd-task10", ["colon cancer primaries"]),
+        ("lits", ["liver", "hepatic tumor"]),
+        ("kits", ["no place", "no place", "no place"]),
+        ("abdomenct-1k", ["liver", "no place", "spleen", "pancreas"]),
+        ("ct-org", ["liver", "bladder", "lungs", "no place", "skeleton", "brain"]),
+        ("ctpelvic1k", ["sacrum", "left hip", "right hip", "skeleton"]),
+    ],
+)
+def test_labels_of_data_sets_become_ours_and_kidneys_without_a_side_become_no_kidney(
+    numbering: str, ours: list[str]
+) -> None:
+    found = meanings(find_numbering(numbering, vocabulary), vocabulary)
+    assert ["no place" if id == -1 else vocabulary.name(id or 0) for id in found.values()] == ours
+
+
+def test_verse_numbers_vertebrae_from_the_top() -> None:
+    found = meanings(find_numbering("verse", vocabulary), vocabulary)
+    spots = {1: "vertebrae C1", 7: "vertebrae C7", 8: "vertebrae T1", 19: "vertebrae T12", 20: "vertebrae L1"}
+    spots |= {24: "vertebrae L5", 26: "sacrum"}
+    assert {id: vocabulary.name(found[id] or 0) for id in spots} == spots
+    assert [found[id] for id in (25, 27, 28)] == [-1, -1, -1]
+
+
+def named(title: str, *names: str) -> list[int | None]:
+    numbering = Numbering(name="x", title=title, names=dict(enumerate(names, start=1)))
+    return list(meanings(numbering, vocabulary).values())
+
+
+def test_a_word_that_tells_no_organ_is_of_the_one_organ_in_its_map_or_else_in_its_title() -> None:
+    assert named("", "liver", "cancer", "background") == [vocabulary.id("liver"), vocabulary.id("hepatic tumor"), 0]
+    assert named("the names that Task06_Lung gives lung_001.nii.gz", "cancer") == [vocabulary.id("lung tumor")]
+    assert named("of the lung", "liver", "tumor")[1] == vocabulary.id("hepatic tumor")
+
+
+def test_a_word_that_tells_no_organ_stays_unknown_among_several_and_without_any() -> None:
+    assert named("liver", "liver", "spleen", "tumor")[2] is None
+    assert named("liver and lung", "tumor") == [None]
+    assert named("", "tumor") == [None]
+    assert named("lung", "vessel") == [None]
+
+
+def test_a_tumour_that_was_taken_by_its_organ_is_told(tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('{"1": "liver", "2": "cancer"}')
+    ids = trunk({"liver": 1}).array
+    ids[np.nonzero(ids)[0][0], np.nonzero(ids)[1][0], np.nonzero(ids)[2][0]] = 2
+    labels, report = opened(tmp_path, LabelMap(ids, GRID), str(tmp_path / "names.json"))
+    assert (labels.array[ids == 2] == vocabulary.id("hepatic tumor")).all()
+    assert any("taken cancer as hepatic tumor" in finding.decided for finding in report.findings)
+
+
+def test_hips_of_ctpelvic1k_that_lie_the_other_way_are_warned_of(tmp_path: Path) -> None:
+    array = np.zeros(GRID.shape, np.uint8)
+    array[38:50, 15:30, 5:30], array[10:22, 15:30, 5:30], array[26:34, 5:15, 8:28] = (
+        3,
+        2,
+        1,
+    )  # RAS: x grows to the right
+    _, report = opened(tmp_path, LabelMap(array, GRID), "ctpelvic1k")
+    assert warnings(report) == []
+    swapped = np.choose(array, [0, 1, 3, 2]).astype(np.uint8)
+    _, report = opened(tmp_path, LabelMap(swapped, GRID), "ctpelvic1k")
+    assert "hip" in warnings(report)[0]
 
 
 def test_version_2_of_totalsegmentator_knows_no_name_without_a_place_here() -> None:

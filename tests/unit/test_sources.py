@@ -47,11 +47,13 @@ def test_a_nifti_folder_pairs_images_with_labels_by_the_usual_names(tmp_path: Pa
     for name in ("liver", "spleen"):
         labels(tmp_path / "p2" / "segmentations" / f"{name}.nii.gz")
     image(tmp_path / "__MACOSX" / "a.nii.gz"), image(tmp_path / "._a.nii.gz")
+    image(tmp_path / "volume-12.nii"), labels(tmp_path / "segmentation-12.nii")
     labels(tmp_path / "orphan_mask.nii.gz")
     found = find_cases(tmp_path)
     assert found.layout == "NIfTI folder"
-    assert [case.id for case in found.cases] == ["a", "b", "p1", "p2", "sub-07_sub-07"]
+    assert [case.id for case in found.cases] == ["12", "a", "b", "p1", "p2", "sub-07_sub-07"]
     by_id = {case.id: case for case in found.cases}
+    assert by_id["12"].labels == (RawLabels(tmp_path / "segmentation-12.nii"),)
     assert by_id["a"].labels == (RawLabels(tmp_path / "a_seg.nii.gz"),)
     assert by_id["b"].labels == (RawLabels(tmp_path / "labelsTr" / "b.nii"),)
     assert by_id["p1"].labels == (RawLabels(tmp_path / "p1" / "labels_maisi.nii.gz", numbering="maisi"),)

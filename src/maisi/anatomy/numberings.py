@@ -25,6 +25,7 @@ LARGEST_ID = 65535
 _NO_STRUCTURE = ("background", "unlabelled", "unlabeled", "ignore", "clear label", "void")
 MUCH_BETTER = 0.1  # a numbering fits when it leaves at most this share of what is out of place
 WITHOUT_PLACE = -1
+MANY = 10  # numberings of fewer names fit many maps by chance, and are not proposed
 _NUM_SHOWN = 8
 
 
@@ -46,6 +47,7 @@ class _Table(Frozen):
 
     numberings: dict[str, dict[str, Any]]
     taken_as: dict[str, str]
+    of_one_organ: dict[str, dict[str, str]]
     without_place: tuple[str, ...]
 
 
@@ -98,8 +100,9 @@ def in_our_ids(
         )
     if numbering.name == OURS:
         return LabelMap(labels.array.astype(np.uint8, copy=False), labels.grid), ()
-    meanings = {id: meaning(numbering.names[id], vocabulary) for id in present}
-    unknown = [id for id, ours in meanings.items() if ours is None]
+    every = meanings(numbering, vocabulary)
+    found = {id: every[id] for id in present}
+    unknown = [id for id, ours in found.items() if ours is None]
     if unknown:
         raise bad_labels(
             path,
@@ -108,7 +111,7 @@ def in_our_ids(
             "another structure, 'body', or 'background' to leave it out",
         )
     return _renumbered(
-        labels, counts, numbering, {id: ours for id, ours in meanings.items() if ours is not None}, vocabulary
+        labels, counts, numbering, {id: ours for id, ours in found.items() if ours is not None}, vocabulary
     )
 
 
@@ -124,13 +127,37 @@ def meaning(name: str, vocabulary: Vocabulary) -> int | None:
     return WITHOUT_PLACE if key in _without_place() else None
 
 
+def meanings(numbering: Numbering, vocabulary: Vocabulary) -> dict[int, int | None]:
+    """What `meaning` gives for each id of a numbering, where words such as "tumor" are those of its one organ."""
+    words = _words_of_one_organ(numbering)
+    found = {id: meaning(name, vocabulary) for id, name in numbering.names.items()}
+    return {
+        id: meaning(words.get(folded(numbering.names[id]), ""), vocabulary) if ours is None else ours
+        for id, ours in found.items()
+    }
+
+
+def _words_of_one_organ(numbering: Numbering) -> dict[str, str]:
+    """What the words that name no organ mean in a numbering of one: that of its other names, else of its title."""
+    table = _table().of_one_organ
+    words = {word for each in table.values() for word in each}
+    others = {folded(name) for name in numbering.names.values()} - words - {*_NO_STRUCTURE}
+    if others:
+        organs = [organ for organ in table if others <= {organ, f"{organ}s"}]
+    else:
+        organs = [organ for organ in table if organ in numbering.title.lower()]
+    return table[organs[0]] if len(organs) == 1 else {}
+
+
 def fitting_numberings(
     found: Mapping[int, Footprint], taken: Numbering, vocabulary: Vocabulary, middle: float | None = None
 ) -> tuple[str, ...]:
     """The numberings by which the structures lie where they can, or nearly so, when by the one taken they do not."""
     others = [find_numbering(name, vocabulary) for name in numbering_names() if name != taken.name]
     placed = {
-        each.name: _footprints_in(found, each, vocabulary) for each in others if found.keys() <= each.names.keys()
+        each.name: _footprints_in(found, each, vocabulary)
+        for each in others
+        if len(each.names) >= MANY and found.keys() <= each.names.keys()
     }
     wrong = {name: len(misplacements(shown, vocabulary, middle)) for name, shown in placed.items()}
     fewest = min(wrong.values(), default=0)
@@ -147,32 +174,40 @@ def _footprints_in(
     found: Mapping[int, Footprint], numbering: Numbering, vocabulary: Vocabulary
 ) -> dict[int, Footprint]:
     parts: dict[int, list[Footprint]] = {}
+    ours = meanings(numbering, vocabulary)
     for id, footprint in found.items():
-        parts.setdefault(meaning(numbering.names[id], vocabulary) or 0, []).append(footprint)
+        parts.setdefault(ours[id] or 0, []).append(footprint)
     return {id: Footprint.joined(group) for id, group in parts.items() if id > 0}
 
 
 def _renumbered(
-    labels: LabelMap, counts: np.ndarray, numbering: Numbering, meanings: Mapping[int, int], vocabulary: Vocabulary
+    labels: LabelMap, counts: np.ndarray, numbering: Numbering, ours_of: Mapping[int, int], vocabulary: Vocabulary
 ) -> tuple[LabelMap, tuple[Finding, ...]]:
     body = vocabulary.id("body")
-    rest = body if body in meanings.values() else BACKGROUND
+    rest = body if body in ours_of.values() else BACKGROUND
     table = np.zeros(len(counts), np.uint8)
-    for id, ours in meanings.items():
+    for id, ours in ours_of.items():
         table[id] = rest if ours == WITHOUT_PLACE else ours
     findings = [Finding(topic="numbering", found=f"the numbers of {numbering.title}", decided="turned into MAISI's")]
-    lacking = [id for id, ours in meanings.items() if ours == WITHOUT_PLACE]
+    lacking = [id for id, ours in ours_of.items() if ours == WITHOUT_PLACE]
     if lacking:
         what = _listed(lacking, counts, labels, numbering)
         became = "taken as body" if rest == body else "left without a label, as the map has no body"
         findings.append(
             Finding(topic="numbering", found=f"no place in the vocabulary for {what}", decided=became, is_warning=True)
         )
-    approximate = [id for id in meanings if folded(numbering.names[id]) in _taken_as()]
+    approximate = [id for id in ours_of if folded(numbering.names[id]) in _taken_as()]
     if approximate:
-        what = ", ".join(f"{numbering.names[id]} as {vocabulary.name(meanings[id])}" for id in approximate)
+        what = ", ".join(f"{numbering.names[id]} as {vocabulary.name(ours_of[id])}" for id in approximate)
         findings.append(Finding(topic="numbering", found="names for parts of our structures", decided=f"taken {what}"))
-    left_out = [id for id, ours in meanings.items() if ours == BACKGROUND]
+    words = _words_of_one_organ(numbering)
+    by_organ = [id for id, ours in ours_of.items() if folded(numbering.names[id]) in words and ours > 0]
+    if by_organ:
+        what = ", ".join(f"{numbering.names[id]} as {vocabulary.name(ours_of[id])}" for id in by_organ)
+        findings.append(
+            Finding(topic="numbering", found="names that tell no organ, in a map of one", decided=f"taken {what}")
+        )
+    left_out = [id for id, ours in ours_of.items() if ours == BACKGROUND]
     if left_out:
         what = _listed(left_out, counts, labels, numbering)
         findings.append(Finding(topic="numbering", found=f"{what}, which is no structure", decided="left out"))

@@ -15,6 +15,7 @@ from maisi import __version__
 from maisi.cli.codec import decode, encode, reconstruct
 from maisi.cli.console import complain, follow_log, interrupted
 from maisi.cli.convert import convert
+from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
 from maisi.cli.generate import generate
 from maisi.cli.info import info
@@ -40,7 +41,7 @@ _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Make": [generate],
     "Encode": [reconstruct, encode, decode],
     "Look": [info, doctor, plan, selftest, reproduce],
-    "Build": [prepare, convert],
+    "Build": [datasets, prepare, convert],
 }
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:

@@ -138,7 +138,7 @@ def quality_tables(quality: BundleQuality) -> str:
     ]
     for group in sorted({case.group for case in quality.cases}):
         lines.append(_row(group, [case for case in quality.cases if case.group == group]))
-    lines.append(_row("all", list(quality.cases)))
+    lines += [_row("all", list(quality.cases))] if quality.cases else ["| none was held out | 0 | | | | | |"]
     lines += [
         "",
         "| generated sample | Dice body | bones | skeleton | lungs and inner air | outside |",

@@ -131,6 +131,7 @@ def _entry(
         patient=str(entry.get("patient", entry.get("subject", key))),
         modality=as_modality(said) if isinstance(said, str) else modality,
         split=split,
+        region=str(entry.get("region", entry.get("body_region", ""))),
         dataset=path.parent.name if path.name == "dataset.json" else stem_of(path),
         attributes={name: str(entry[name]) for name in ("sex", "gender", "age") if name in entry},
     )

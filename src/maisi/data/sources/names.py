@@ -6,8 +6,10 @@ from pathlib import Path
 
 from maisi.space.nifti import suffix_of
 
-LABEL_WORD = r"(segmentations?|segs?|labels?|masks?|gt|annotations?|labels?_maisi)"
+LABEL_WORD = r"(segmentations?|segs?|labels?|masks?|msk|gt|annotations?|labels?_maisi)"
 _LABEL_SUFFIX = re.compile(rf"^(.*?)[_\-. ]{LABEL_WORD}$", re.IGNORECASE)
+_LABEL_PREFIX = re.compile(rf"^{LABEL_WORD}[_\-. ]?(\d.*)$", re.IGNORECASE)  # segmentation-12 of volume-12
+_IMAGE_PREFIX = re.compile(r"^(images?|imgs?|volumes?|scans?|cts?)[_\-. ]?(\d.*)$", re.IGNORECASE)
 _LABEL_NAME = re.compile(rf"^{LABEL_WORD}$", re.IGNORECASE)
 _LABEL_FOLDER = re.compile(rf"^{LABEL_WORD}(tr|ts|val)?$", re.IGNORECASE)
 _IMAGE_SUFFIX = re.compile(r"^(.*?)[_\-. ](image|img|volume|scan|ct|mri?)$", re.IGNORECASE)
@@ -34,7 +36,8 @@ def is_label(path: Path, root: Path) -> bool:
     """Whether a file's name, or that of a folder between it and `root`, says that it holds labels."""
     stem = stem_of(path)
     folders = path.relative_to(root).parts[:-1]
-    return bool(_LABEL_NAME.match(stem) or _LABEL_SUFFIX.match(stem) or any(map(_LABEL_FOLDER.match, folders)))
+    named = any(pattern.match(stem) for pattern in (_LABEL_NAME, _LABEL_SUFFIX, _LABEL_PREFIX))
+    return named or any(map(_LABEL_FOLDER.match, folders))
 
 
 def case_key(path: Path, root: Path) -> str:
@@ -43,6 +46,9 @@ def case_key(path: Path, root: Path) -> str:
     for pattern in (_LABEL_SUFFIX, _IMAGE_SUFFIX):
         matched = pattern.match(stem)
         stem = matched[1] if matched and matched[1] else stem
+    for pattern in (_LABEL_PREFIX, _IMAGE_PREFIX):
+        matched = pattern.match(stem)
+        stem = matched[2] if matched else stem
     own = "" if _LABEL_NAME.match(stem) or _GENERIC.match(stem) else stem
     folders = [p for p in path.relative_to(root).parts[:-1] if not (_LABEL_FOLDER.match(p) or _IMAGE_FOLDER.match(p))]
     return safe_id("_".join([*folders, own] if own else folders)) or safe_id(stem)

@@ -163,7 +163,7 @@ def _merged(
     if settings.segmenter is not None:
         layers.append(segmented(volume, settings))
     for each in given:
-        labels, found = _read(each, options)
+        labels, found = _read(each, raw.dataset, options)
         if not labels.grid.is_close(volume.grid):
             raise InvalidLabelsError(
                 f"{each.path} is on another grid than its image: {labels.grid}, not {volume.grid}; "
@@ -179,12 +179,12 @@ def _merged(
     return LabelMap(array, volume.grid), findings
 
 
-def _read(labels: RawLabels, options: ReadOptions) -> tuple[LabelMap, Sequence[Finding]]:
+def _read(labels: RawLabels, dataset: str, options: ReadOptions) -> tuple[LabelMap, Sequence[Finding]]:
     if labels.names is None:
         numbering = labels.numbering or options.numbering
         found, report = open_labels(labels.path, options.model_copy(update={"numbering": numbering}))
         return found, report.findings
-    title = f"the names that its source gives {labels.path.name}"
+    title = f"the names that {dataset or 'its source'} gives {labels.path.name}"
     numbering_of = Numbering(name="its source's", title=title, names=dict(labels.names))
     return in_our_ids(read_labels(labels.path), numbering_of, load_vocabulary(), labels.path)
 
