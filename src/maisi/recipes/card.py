@@ -88,7 +88,7 @@ def measure_bundle(
     return BundleQuality(
         cases=tuple(reconstructed),
         samples=tuple(samples),
-        rendered=tuple(_rendered(bundle, told)),
+        rendered=tuple(_rendered(bundle, told)) if num_samples else (),
         references=tuple(_references(labelled, told)),
     )
 

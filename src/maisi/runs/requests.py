@@ -19,3 +19,9 @@ class ConvertRequest(Frozen):
         default=None, gt=0, description="Of the latents, where the U-Net's file has none."
     )
     licence: str = Field(default="that of the converted checkpoints", description="Licence of the weights.")
+
+
+class ConvertLatentsRequest(Frozen):
+    """Folders of upstream's embeddings."""
+
+    folders: tuple[Path, ...] = Field(description="Folders of upstream's embeddings, X_emb.nii.gz with side-cars.")

@@ -13,6 +13,7 @@ HOMES = {
     "decode": "codec.DECODE",
     "reconstruct": "codec.RECONSTRUCT",
     "convert": "convert.CONVERT",
+    "convert latents": "convert.CONVERT_LATENTS",
     "prepare": "prepare.PREPARE",
     "train autoencoder": "train.AUTOENCODER",
     "train diffusion": "train.DIFFUSION",

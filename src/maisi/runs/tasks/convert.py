@@ -1,11 +1,15 @@
-"""`maisi convert`: upstream's checkpoints made into a bundle."""
+"""`maisi convert`: upstream's checkpoints made into a bundle, its embeddings into latents."""
 
 from pathlib import Path
 
 from maisi.bundle.bundle import fill_bundle
 from maisi.bundle.convert import assemble
-from maisi.runs.requests import ConvertRequest
+from maisi.data.latents import LATENTS, LatentEntry, write_entries, write_latent
+from maisi.data.upstream_latents import SUFFIX, embeddings_in, read_embedding
+from maisi.errors import InvalidRequestError
+from maisi.runs.requests import ConvertLatentsRequest, ConvertRequest
 from maisi.runs.task import Checked, Output, Run, Task
+from maisi.storage.sums import sha256
 
 
 def check(request: ConvertRequest) -> Checked[ConvertRequest]:
@@ -34,4 +38,39 @@ def work(checked: Checked[ConvertRequest], run: Run) -> None:
     run.publish()
 
 
+def check_latents(request: ConvertLatentsRequest) -> Checked[ConvertLatentsRequest]:
+    """The request with the embeddings that its folders hold."""
+    folders = tuple(folder.resolve() for folder in request.folders)
+    found = [path for folder in folders for path in embeddings_in(folder)]
+    if not found:
+        raise InvalidRequestError(f"no {SUFFIX} in {', '.join(map(str, folders))}; accepted: folders of embeddings")
+    names = [path.name for path in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidRequestError(f"two embeddings are called {twice[0]}; accepted: one folder at a time")
+    return Checked(request.model_copy(update={"folders": folders}), found)
+
+
+def work_latents(checked: Checked[ConvertLatentsRequest], run: Run) -> None:
+    """Write a latent an embedding, and the index; one that is wrong stops no other."""
+    entries = []
+    for done, path in enumerate(checked.subject, start=1):
+        id = path.name.removesuffix(SUFFIX)
+        try:
+            found = read_embedding(path)
+        except InvalidRequestError as error:
+            run.warnings.append(str(error))
+            continue
+        run.warnings += [f"{path.name}: {note}" for note in found.notes]
+        file = run.partial / f"{id}.safetensors"
+        write_latent(found.latent, file)
+        entries.append(LatentEntry(id=id, file=file.name, sha256=sha256(file)))
+        run.on_stage("convert", done, len(checked.subject))
+    if not entries:
+        raise InvalidRequestError(f"no embedding could be read; first: {run.warnings[0]}")
+    write_entries(entries, run.partial / LATENTS)
+    run.publish()
+
+
+CONVERT_LATENTS = Task("convert latents", ConvertLatentsRequest, check_latents, work_latents, output=Output.WHOLE)
 CONVERT = Task("convert", ConvertRequest, check, work, inputs, Output.WHOLE)
