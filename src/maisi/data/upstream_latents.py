@@ -80,12 +80,8 @@ def read_embedding(path: Path, codes: Mapping[str, int] = MODALITIES) -> Embeddi
         raise InvalidRequestError(f"{path}: the side-car says {said} mm, the header {list(grid.spacing)} mm")
     dim = about.get("dim")
     if dim is not None and list(dim)[:3] not in (list(size), list(array.shape[:3])):
-        why = (
-            "in the order of the file"
-            if sorted(dim[:3]) in (sorted(size), sorted(array.shape[:3]))
-            else "of another size"
-        )
-        notes.append(f"dim {list(dim)} is {why}; the array's own counts")
+        is_turned = sorted(dim[:3]) in (sorted(size), sorted(array.shape[:3]))
+        notes.append(f"dim {list(dim)} is {'in the order of the file' if is_turned else 'another size'}; not taken")
     modality = about.get("modality", "unknown")
     if modality not in codes:
         raise InvalidRequestError(f"{path}: modality {modality!r} has no code; accepted: {', '.join(sorted(codes))}")
