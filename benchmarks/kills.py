@@ -1,0 +1,155 @@
+"""Preparing, encoding and training, killed at random moments again and again, against runs that nobody disturbed.
+
+    python benchmarks/kills.py [--kills 20] [--seed 0]
+
+Makes phantoms as scans, and for each kind of work lets it run once whole, then kills it (SIGKILL) at random moments of
+that time until the count is reached, starts it again each time, and compares what is left at the end: all files of
+prepared cases and latents, the weights of every bundle. Prints a line a kind and writes benchmarks/results/kills.json.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
+from maisi.space.files import write_labels, write_volume
+from maisi.space.grid import Grid
+from maisi.space.volume import LabelMap
+
+SHORT = (
+    "autoencoder.loop.num_steps=30",
+    "autoencoder.loop.validate_every=10",
+    "autoencoder.loop.save_every=1",
+    "autoencoder.patch=[16, 16, 16]",
+    "diffusion.loop.num_steps=30",
+    "diffusion.loop.validate_every=0",
+    "diffusion.loop.save_every=1",
+    "diffusion.sizes=[[8, 8, 8]]",
+    "controlnet.loop.num_steps=30",
+    "controlnet.loop.validate_every=0",
+    "controlnet.loop.save_every=1",
+    "controlnet.sizes=[[8, 8, 8]]",
+    "latents.num_phantoms=0",
+    "latents.max_size=[32, 32, 32]",
+)
+
+
+def make_scans(folder: Path, count: int = 6) -> None:
+    for k in range(count):
+        rng = np.random.default_rng(k)
+        grid = Grid.centered((48, 40, 40), (8.0, 8.0, 8.0))
+        labels = draw_phantom(("chest", "abdomen")[k % 2], grid, rng)
+        folder.mkdir(exist_ok=True)
+        write_volume(render_phantom(labels, rng), folder / f"p{k}.nii.gz")
+        write_labels(LabelMap(labels.array.astype(np.uint8), grid), folder / f"p{k}_labels_maisi.nii.gz")
+
+
+def maisi(*words: object) -> list[str]:
+    return [sys.executable, "-m", "maisi", *map(str, words)]
+
+
+def works(root: Path, run: str) -> dict[str, tuple[list[str], Path]]:
+    """The command of each kind of work, and where its results are; what goes before is that of the whole run."""
+    store, bundle = root / "whole" / "prepare", lambda kind: root / "whole" / kind / "bundle"
+    short = [word for setting in SHORT for word in ("--set", setting)]
+    out = {kind: root / run / kind for kind in ("prepare", "autoencoder", "encode", "diffusion", "controlnet")}
+    given = ("--manifest", store, *short)
+    return {
+        "prepare": (maisi("prepare", root / "scans", "--multiple", 16, "--out", out["prepare"]), out["prepare"]),
+        "autoencoder": (
+            maisi("train", "autoencoder", "tiny", *given, "--out", out["autoencoder"]),
+            out["autoencoder"] / "bundle",
+        ),
+        "encode": (
+            maisi("encode", "--manifest", store, "--bundle", bundle("autoencoder"), "--out", out["encode"]),
+            out["encode"],
+        ),
+        "diffusion": (
+            maisi("train", "diffusion", "tiny", *given, "--bundle", bundle("autoencoder"), "--out", out["diffusion"]),
+            out["diffusion"] / "bundle",
+        ),
+        "controlnet": (
+            maisi("train", "controlnet", "tiny", *given, "--bundle", bundle("diffusion"), "--out", out["controlnet"]),
+            out["controlnet"] / "bundle",
+        ),
+    }
+
+
+def timed(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def killed(command: list[str], seconds: float, count: int, draws: random.Random) -> int:
+    """Start the command and kill it at a random moment, `count` times at most; how often it was alive to be killed."""
+    kills = 0
+    for _ in range(count):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            _, told = process.communicate(timeout=draws.uniform(0.5, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            continue
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed after a kill: {told}")
+        break
+    return kills
+
+
+def same(ours: Path, theirs: Path) -> list[str]:
+    """Names of files that differ: tensors by their values, all else but records byte by byte."""
+    names = {p.relative_to(each).as_posix() for each in (ours, theirs) for p in each.rglob("*") if p.is_file()}
+    return sorted(name for name in names if "run." not in name and not _equal(ours / name, theirs / name))
+
+
+def _equal(a: Path, b: Path) -> bool:
+    if not (a.is_file() and b.is_file()):
+        return False
+    if a.suffix != ".safetensors":
+        return a.name == "checksums.json" or a.read_bytes() == b.read_bytes()
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    draws, found = random.Random(arguments.seed), {}
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        make_scans(root / "scans")
+        for run in ("whole", "parts"):
+            (root / run).mkdir()
+        for kind, (command, result) in works(root, "whole").items():
+            seconds = timed(command)
+            again, parts = works(root, "parts")[kind]
+            kills = 0
+            while kills < arguments.kills:
+                kills += killed(again, seconds, arguments.kills - kills, draws)
+                if kills < arguments.kills:  # it came to its end: begin anew
+                    subprocess.run(["rm", "-rf", str(root / "parts" / kind)], check=True)
+            timed(again)
+            differ = same(result, parts)
+            found[kind] = {"seconds": round(seconds, 1), "kills": kills, "files that differ": differ}
+            print(f"{kind}: {seconds:.1f} s undisturbed, killed {kills} times, {len(differ)} files differ {differ[:3]}")
+    path = Path(__file__).parent / "results" / "kills.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
