@@ -70,9 +70,9 @@ def test_the_critics_step_takes_no_gradient_of_the_generator() -> None:
     seen: list[torch.Tensor] = []
     apply = training.judge._apply
 
-    def watch(step: int) -> None:
+    def watch(step: int, precision: str) -> None:
         seen.append(torch.cat([p.grad.flatten().clone() for p in training.critic.parameters()]))
-        apply(step)
+        apply(step, precision)
 
     training.judge._apply = watch  # type: ignore[method-assign]
     before = [p.detach().clone() for p in training.critic.parameters()]

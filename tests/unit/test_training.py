@@ -228,7 +228,7 @@ def test_the_average_moves_fast_at_first_and_then_by_its_decay(step: int, rate: 
         average, network = linear("a")[0], linear("a")[0]
     network["a"].weight += 1.0
     before = average["a"].weight.clone()
-    update_average(average, network, 0.99, step)
+    update_average(average, list(network.parameters()), 0.99, step)
     assert torch.equal(average["a"].weight, before.lerp(network["a"].weight, 1.0 - min(0.99, (1 + step) / (10 + step))))
     assert float((average["a"].weight - before).mean()) == pytest.approx(rate, abs=1e-3)
 

@@ -78,6 +78,12 @@ class AutoencoderTraining(Frozen):
             check_haar(self.network)
         return self
 
+    @model_validator(mode="after")
+    def _whole_encoder(self) -> "AutoencoderTraining":
+        if self.optimization.sharded and self.decoder_only_after is not None:
+            raise ValueError("decoder_only_after takes weights that are whole; leave out sharded")
+        return self
+
     def patch_at(self, step: int, num_steps: int) -> Size3:
         """The size of the patches of a step."""
         early = self.early_patch is not None and step < round(self.early_share * num_steps)
@@ -124,7 +130,9 @@ class _AutoencoderTraining:
         self.learner.join(self.state)
         if self.critic is not None:
             slower = config.optimization.learning_rate * 0.3
-            settings = config.optimization.model_copy(update={"learning_rate": slower, "betas": (0.5, 0.9)})
+            settings = config.optimization.model_copy(
+                update={"learning_rate": slower, "betas": (0.5, 0.9), "sharded": False}
+            )
             networks = {"discriminator": self.critic.to(self.device)}
             self.judge = Learner(networks, settings, self.loop.steps, averaged=False)
             self.judge.join(self.state)
@@ -146,13 +154,13 @@ class _AutoencoderTraining:
             _freeze_encoder(self.network, self.average)
         judged = self.critic is not None and step >= config.adversarial_start
         fakes: dict[int, Tensor] = {}
-        batches = [self._batch(step, k, judged, fakes) for k in range(config.optimization.accumulate)]
+        batches = [self._batch(step, k, judged, fakes) for k in self.learner.parts]
         losses = self.learner.update(step, batches)
         if "latent_std" in losses:
             self.weight.follow(losses["latent_std"])
             losses["kl_weight"] = self.weight.weight
         if judged and "skipped" not in losses:
-            judging = [self._judged_batch(step, k, fakes[k]) for k in range(len(batches))]
+            judging = [self._judged_batch(step, k, fakes[k]) for k in self.judge.parts]
             losses["discriminator"] = self.judge.update(step, judging).get("loss", 0.0)
         return losses
 
@@ -217,7 +225,7 @@ class _AutoencoderTraining:
             errors.append(float((fake - real).abs().mean()))
             squares.append(max(float((fake - real).square().mean()), 1e-12))
             spreads.append(float(draw_latent(mean, log_variance, draw).std()))
-            if k == 0:
+            if k == 0 and self.learner.team.is_first:
                 picture = folder / PICTURES / f"step_{step:06d}.png"
                 picture.parent.mkdir(exist_ok=True)
                 write_png(comparison(_volume(real), _volume(fake), f"step {step}"), picture)

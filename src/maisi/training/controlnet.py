@@ -48,6 +48,15 @@ class ControlNetTraining(DiffusionTraining):
         return self
 
     @model_validator(mode="after")
+    def _alike_on_all_ranks(self) -> "ControlNetTraining":
+        if self.optimization.sharded and (self.drop_labels or self.contrast is not None):
+            raise ValueError(
+                "sharded weights need every batch to use the same networks equally often; leave out drop_labels and "
+                "contrast, or sharded"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _known_occupancies(self) -> "ControlNetTraining":
         for name in self.occupancy:
             self.vocabulary.members(name)
@@ -158,7 +167,7 @@ def train_controlnet(
     steering = Steering(config, task, unet, controlnet)
 
     def take_step(step: int) -> dict[str, float]:
-        return learner.update(step, task.batches(step, steering.losses))
+        return learner.update(step, task.batches(step, learner.parts, steering.losses))
 
     networks = Steered(average_unet, average)
     look = None if held_out is None else held_out.looks(networks, task.judged, loop.validate_every)

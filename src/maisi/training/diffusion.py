@@ -1,7 +1,7 @@
 """Training of the denoising U-Net on stored latents (MAISI, arXiv 2409.11169, section 3.2)."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from maisi.errors import InvalidRequestError
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.shapes import Frozen, Size3
 from maisi.training.denoising import ConditionDropout, Error, NoisyBatch, told, weighted_mean, weights_of
+from maisi.training.distributed import Team
 from maisi.training.learner import TOTAL, Learner, MicroBatch, mixed_precision
 from maisi.training.loop import LoopConfig, OnStep, fit, step_generators, training_device
 from maisi.training.lora import LoraConfig, add_adapters, merge_adapters, save_adapters
@@ -122,10 +123,11 @@ class Denoising:
         conditions = told(examples, config.drop, self.unet, rng)
         return TrainingBatch(examples, batch, {name: value.to(self.device) for name, value in conditions.items()}, rng)
 
-    def batches(self, step: int, losses: Callable[[TrainingBatch], Mapping[str, Tensor]]) -> list[MicroBatch]:
-        """The parts of a step, with what they cost."""
-        count = self.config.optimization.accumulate
-        return [self._batch(number, losses) for number in range(step * count, (step + 1) * count)]
+    def batches(
+        self, step: int, parts: Iterable[int], losses: Callable[[TrainingBatch], Mapping[str, Tensor]]
+    ) -> list[MicroBatch]:
+        """Some parts of a step, with what they cost."""
+        return [self._batch(step * self.config.optimization.accumulate + part, losses) for part in parts]
 
     def _batch(self, number: int, losses: Callable[[TrainingBatch], Mapping[str, Tensor]]) -> MicroBatch:
         config = self.config
@@ -191,7 +193,7 @@ def train_unet(
         return {TOTAL: task.loss(prediction, batch)}
 
     def take_step(step: int) -> dict[str, float]:
-        return learner.update(step, task.batches(step, losses))
+        return learner.update(step, task.batches(step, learner.parts, losses))
 
     look = None if held_out is None else held_out.looks(Steered(average), task.judged, loop.validate_every)
     fit(state, take_step, loop, folder, on_step, until, look)
@@ -220,6 +222,7 @@ def check_unet(config: UNetConfig | None, start: UNetConfig) -> None:
 def plain(network: T, lora: LoraConfig | None, folder: Path) -> T:
     """The network with its adapters in its weights, after they were saved in `folder`; without adapters as it is."""
     if lora is not None:
-        save_adapters(network, lora, folder / "adapters.safetensors")
+        if Team.here().is_first:
+            save_adapters(network, lora, folder / "adapters.safetensors")
         merge_adapters(network)
     return network

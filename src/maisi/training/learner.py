@@ -4,20 +4,19 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from maisi.errors import InvalidRequestError, RunError
-from maisi.networks.attention import ContextAttention, SelfAttention
-from maisi.networks.blocks import ResBlock
-from maisi.networks.unet import TimeResBlock
 from maisi.splitting.cpu.kernels import multiplies_bfloat16
+from maisi.training.distributed import BLOCKS, Team, learning_together, whole
 from maisi.training.optimization import Optimization
 from maisi.training.state import TrainingState
 
@@ -47,7 +46,8 @@ class Learner:
     """Networks whose weights change together, in one step of one schedule.
 
     `rates` are factors of the learning rate, by network. `named` is what the state of a run calls them: averages are
-    `average_NAME`, or `average` where there is one network.
+    `average_NAME`, or `average` where there is one network. Where several processes train together, each computes its
+    `parts` of a step, all take the same step, and averages are whole on each.
     """
 
     def __init__(
@@ -64,13 +64,18 @@ class Learner:
         self.device = first.device
         if config.precision == "float16" and self.device.type == "cpu":
             raise InvalidRequestError("float16 learns on a GPU; on the CPU accepted: float32, bfloat16")
+        self.team = Team.here()
+        self.parts = self.team.parts(config.accumulate)  # the micro-batches of a step that this process computes
+        for network in networks.values():
+            self.team.start_alike(network)
         self.averages = {name: copy.deepcopy(network) for name, network in networks.items()} if averaged else {}
-        self.optimizers = {name: _optimizer(network, config) for name, network in networks.items()}
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
-        self.skipped = 0  # steps in a row
         if config.checkpoint_activations:
             for network in networks.values():
                 checkpoint_activations(network)
+        self._losses_of = learning_together(self.networks, TOTAL, self.device, config.sharded)
+        self.optimizers = {name: _optimizer(network, config) for name, network in networks.items()}
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        self.skipped = 0  # steps in a row
 
     def join(self, state: TrainingState) -> None:
         """Make all that a learner is part of the state of a run, so that checkpoints hold it."""
@@ -95,6 +100,8 @@ class Learner:
     def update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """One step on the mean of the batches' losses; the losses, the norm of the gradients, the learning rate.
 
+        `batches` are those of this process, as many on each.
+
         What is not finite in bfloat16 or float16 is computed again in float32; where that is not finite either the step
         is skipped and told as `skipped`. More than `most_skipped` in a row raise `RunError` with a diagnosis.
         """
@@ -105,7 +112,7 @@ class Learner:
         for precision in formats:
             losses, norm = self._gradients(batches, precision)
             if math.isfinite(norm) and all(math.isfinite(value) for value in losses.values()):
-                self._apply(step)
+                self._apply(step, precision)
                 self.skipped = 0
                 told = {name: round(value, 6) for name, value in losses.items()}
                 return {**told, "grad_norm": round(norm, 4), "learning_rate": rate}
@@ -123,8 +130,9 @@ class Learner:
         """Mean losses and the norm of their gradients, which lie in the parameters afterwards, clipped."""
         self._zero()
         sums: dict[str, Tensor] = {}
-        for batch in batches:
-            losses = batch.losses(precision)
+        for place, batch in enumerate(batches, start=1):
+            with self._reducing(place == len(batches)):
+                losses = self._losses_of(batch.losses, precision)
             total = losses[TOTAL] / len(batches)
             (self.scaler.scale(total) if precision == "float16" else total).backward()
             for name, value in losses.items():
@@ -134,19 +142,32 @@ class Learner:
             for optimizer in self.optimizers.values():
                 self.scaler.unscale_(optimizer)
         parameters = [p for network in self.networks.values() for p in network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or math.inf)
-        return {name: float(value) for name, value in sums.items()}, float(norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or math.inf))
+        return self._mean({name: float(value) for name, value in sums.items()}), float(norm)
 
-    def _apply(self, step: int) -> None:
+    def _mean(self, losses: dict[str, float]) -> dict[str, float]:
+        """The mean over the processes, the same bits on each; what one of them does not tell counts zero there."""
+        of_all = self.team.gather(losses)
+        names = dict.fromkeys(name for each in of_all for name in each)
+        return {name: sum(each.get(name, 0.0) for each in of_all) / len(of_all) for name in names}
+
+    def _reducing(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients of replicated weights travel once a step: with its last micro-batch."""
+        if last or not isinstance(self._losses_of, DistributedDataParallel):
+            return nullcontext()
+        return self._losses_of.no_sync()
+
+    def _apply(self, step: int, precision: str) -> None:
         for optimizer in self.optimizers.values():
-            if self.scaler.is_enabled():
+            if precision == "float16":
                 self.scaler.step(optimizer)
             else:
                 optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
         for name, average in self.averages.items():
-            update_average(average, self.networks[name], self.config.average_decay, step)
+            weights = [whole(parameter.detach()) for parameter in self.networks[name].parameters()]
+            update_average(average, weights, self.config.average_decay, step)
 
     def _zero(self) -> None:
         for network in self.networks.values():
@@ -156,7 +177,8 @@ class Learner:
     def _diagnosis(
         self, step: int, batches: Sequence[MicroBatch], losses: Mapping[str, float], norm: float, rate: float
     ) -> str:
-        cases = ", ".join(dict.fromkeys(case for batch in batches for case in batch.cases)) or "unknown cases"
+        named = [case for each in self.team.gather([b.cases for b in batches]) for cases in each for case in cases]
+        cases = ", ".join(dict.fromkeys(named)) or "unknown cases"
         told = ", ".join(f"{name} {value:g}" for name, value in losses.items())
         first = self._first_not_finite(batches)
         return (
@@ -177,8 +199,9 @@ class Learner:
 
         with _watched(self.networks, watch), torch.no_grad():
             for batch in batches:
-                batch.losses("float32")
-        return f", first in {found[0]}" if found else ", with all activations finite"
+                self._losses_of(batch.losses, "float32")
+        first = [name for names in self.team.gather(found) for name in names]
+        return f", first in {first[0]}" if first else ", with all activations finite"
 
 
 @contextmanager
@@ -208,10 +231,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def update_average(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
+def update_average(average: nn.Module, weights: Sequence[Tensor], decay: float, step: int) -> None:
     """Exponential moving average of weights, with the usual warm-up min(decay, (1 + n) / (10 + n))."""
     update = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
-    update(list(average.parameters()), list(module.parameters()), step)
+    update(list(average.parameters()), list(weights), step)
 
 
 def checkpoint_activations(network: nn.Module) -> None:
@@ -220,7 +243,7 @@ def checkpoint_activations(network: nn.Module) -> None:
     Gradients are the same bit for bit (Chen et al., arXiv 1604.06174); names of parameters stay.
     """
     for module in network.modules():
-        if isinstance(module, ResBlock | TimeResBlock | SelfAttention | ContextAttention):
+        if isinstance(module, BLOCKS):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 

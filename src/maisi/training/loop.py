@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from maisi.errors import InvalidRequestError, RunError
 from maisi.shapes import Frozen
 from maisi.splitting.cpu.heap import freed_slabs
-from maisi.training.state import TrainingState, load_checkpoint, save_checkpoint
+from maisi.training.distributed import Team, local_device
+from maisi.training.state import TrainingState, has_checkpoint, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +103,18 @@ def fit(
     counts. `until` stops early (the run can be continued). Raises `RunError` at the first step whose metrics are not
     finite, so that no checkpoint holds what came of it.
     """
+    team = Team.here()
     folder.mkdir(parents=True, exist_ok=True)
     validations = _Validations()
     state.keepers["validations"] = validations
-    if (folder / CHECKPOINT).exists():
+    if has_checkpoint(folder / CHECKPOINT):
         load_checkpoint(state, folder / CHECKPOINT)
         logger.info("resuming %s at step %d of %d", folder, state.step, config.steps)
-    _cut_metrics(folder / METRICS, state.step)
+    if team.is_first:
+        _cut_metrics(folder / METRICS, state.step)
+    team.wait()
     last = min(config.steps, until or config.steps)
-    with freed_slabs(kept=True), _Told.of(folder, state.step, on_step) as told:
+    with freed_slabs(kept=True), _Told.of(folder, state.step, on_step, team.is_first) as told:
         # the system would spend a good part of every step on clearing fresh memory
         while state.step < last and not validations.stopped:
             _step(state, take_step, folder, told)
@@ -133,7 +137,7 @@ def _validated(
     state: TrainingState, validate: Validate, kept: _Validations, config: LoopConfig, folder: Path, told: "_Told"
 ) -> None:
     started = time.perf_counter()
-    metrics = dict(validate(state.step))
+    metrics = Team.here().agree(dict(validate(state.step)))
     _check_finite(metrics, state.step, folder)
     told.tell(state.step, metrics, time.perf_counter() - started, "validation")
     if metrics[CRITERION] < kept.best:
@@ -159,16 +163,20 @@ class _Told:
     path: Path
     on_step: OnStep | None
     curves: Any  # a SummaryWriter, or None where TensorBoard is not installed
+    is_first: bool  # of the processes that train together: the one that tells
     pending: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, folder: Path, step: int, on_step: OnStep | None) -> "_Told":
+    def of(cls, folder: Path, step: int, on_step: OnStep | None, is_first: bool) -> "_Told":
         """To a folder, from that step on."""
+        if not is_first:
+            return cls(folder / METRICS, None, None, False)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            return cls(folder / METRICS, on_step, None)
-        return cls(folder / METRICS, on_step, SummaryWriter(str(folder / CURVES), purge_step=step + 1))
+            return cls(folder / METRICS, on_step, None, True)
+        curves = SummaryWriter(str(folder / CURVES), purge_step=step + 1)
+        return cls(folder / METRICS, on_step, curves, True)
 
     def __enter__(self) -> "_Told":
         return self
@@ -179,6 +187,8 @@ class _Told:
 
     def tell(self, step: int, metrics: Mapping[str, float], seconds: float, split: str = "training") -> None:
         """Tell the numbers of a step, or of a validation."""
+        if not self.is_first:
+            return
         about = {} if split == "training" else {"split": split}
         self.pending.append(json.dumps({"step": step, **about, **metrics, "seconds": round(seconds, 3)}))
         if self.curves is not None:
@@ -190,6 +200,8 @@ class _Told:
 
     def flush(self) -> None:
         """Write what is pending."""
+        if not self.is_first:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in self.pending))
         self.pending.clear()
@@ -203,8 +215,8 @@ def _cut_metrics(path: Path, step: int) -> None:
 
 
 def training_device(name: str) -> torch.device:
-    """The device of a setting; raises `InvalidRequestError` for one that is not there."""
-    device = torch.device(name)
+    """The device of a setting, `cuda` that of this process; raises `InvalidRequestError` for one that is not there."""
+    device = local_device(torch.device(name))
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])

@@ -21,7 +21,8 @@ class Optimization(Frozen):
     power: float = Field(default=2.0, gt=0)  # of the polynomial
     warmup: int = Field(default=100, ge=0)  # steps
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    accumulate: int = Field(default=1, ge=1)  # batches whose gradients make one step
+    accumulate: int = Field(default=1, ge=1)  # batches whose gradients make one step, shared by all processes
+    sharded: bool = False  # over several processes: each keeps rows of weights, gradients and moments, instead of all
     clip_norm: float | None = Field(default=1.0, gt=0)
     average_decay: float = Field(default=0.999, ge=0, lt=1)
     checkpoint_activations: bool = False  # compute blocks again in the backward pass instead of keeping what they made

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -10,9 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from maisi.errors import InvalidRequestError
 from maisi.storage.atomic import write_atomically
+from maisi.training.distributed import Team
+from maisi.training.shards import cut_like, folders_of, read_about, read_shards, remove_others, save_shards
 
 
 @runtime_checkable
@@ -41,7 +45,9 @@ class TrainingState:
 def save_checkpoint(state: TrainingState, path: Path) -> None:
     """Write modules, optimiser moments and the step number to one safetensors file, beside and renamed.
 
-    All is kept under the names of the parameters: `module/NAME/PARAMETER`, `optimizer/NAME/PARAMETER/MOMENT`.
+    All is kept under the names of the parameters: `module/NAME/PARAMETER`, `optimizer/NAME/PARAMETER/MOMENT`. Where
+    processes have rows of the weights, each writes its own into a folder beside `path`, see `shards`; else the first of
+    them writes.
     """
     tensors: dict[str, Tensor] = {}
     for name, module in state.modules.items():
@@ -54,20 +60,27 @@ def save_checkpoint(state: TrainingState, path: Path) -> None:
         for key, parameter in parameters.items():
             for moment, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{name}/{key}/{moment}"] = torch.as_tensor(value).detach().contiguous()
-    with write_atomically(path) as temporary:
-        facts = {name: keeper.facts() for name, keeper in state.keepers.items()}
-        told = {"step": str(state.step), "learned": json.dumps(learned), "facts": json.dumps(facts)}
-        save_file(tensors, temporary, metadata=told)
+    facts = {name: keeper.facts() for name, keeper in state.keepers.items()}
+    told = {"step": str(state.step), "learned": json.dumps(learned), "facts": json.dumps(facts)}
+    if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+        save_shards(tensors, told, state.step, path)
+    elif Team.here().is_first:
+        with write_atomically(path) as temporary:
+            save_file(tensors, temporary, metadata=told)
+        remove_others(path, path)
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is one, as that file or in shards."""
+    return path.exists() or bool(folders_of(path))
 
 
 def load_checkpoint(state: TrainingState, path: Path) -> None:
-    """Fill `state` from a checkpoint; strict: of other parameters, or damaged, it is an `InvalidRequestError`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise InvalidRequestError(f"{path} is not a readable checkpoint: {error}") from error
+    """Fill `state` from a checkpoint; strict: of other parameters, or damaged, it is an `InvalidRequestError`.
+
+    It may be the file or in shards, the latest counts, and of any number of processes.
+    """
+    tensors, metadata = _read(path, state)
     if not {"step", "learned", "facts"} <= metadata.keys():
         raise InvalidRequestError(f"{path} is no checkpoint of this version: it does not name what had learned by when")
     step, learned, facts = int(metadata["step"]), json.loads(metadata["learned"]), json.loads(metadata["facts"])
@@ -83,6 +96,28 @@ def load_checkpoint(state: TrainingState, path: Path) -> None:
     for name, keeper in state.keepers.items():
         keeper.resume(facts[name])
     state.step = step
+
+
+def _read(path: Path, state: TrainingState) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of the latest checkpoint, cut as those of `state` are, and what it says of itself."""
+    models = {
+        **{f"module/{name}/{key}": value for name, m in state.modules.items() for key, value in m.state_dict().items()},
+        **{f"optimizer/{name}/{k}": p for name, o in state.optimizers.items() for k, p in _parameters(name, o).items()},
+    }
+
+    def like(name: str) -> Tensor | None:
+        return models.get(name.rpartition("/")[0] if name.startswith("optimizer/") else name)
+
+    folders = folders_of(path)
+    about = read_about(folders[-1]) if folders else {}
+    try:
+        with safe_open(path, framework="pt") if path.exists() else nullcontext() as file:
+            metadata = {} if file is None else file.metadata() or {}
+            if file is None or (folders and int(metadata.get("step", 0)) < int(about["step"])):
+                return read_shards(folders[-1], like), about
+            return {key: cut_like(file.get_tensor(key), like(key)) for key in file.keys()}, metadata  # noqa: SIM118
+    except SafetensorError as error:
+        raise InvalidRequestError(f"{path} is not a readable checkpoint: {error}") from error
 
 
 def _load_moments(path: Path, name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ from maisi.shapes import Frozen, Size3
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
 from maisi.training.denoising import ConditionDropout, Error, NoisyBatch, told
+from maisi.training.distributed import Team
 
 ALL_TOLD = ConditionDropout(modality=0.0, general_modality=0.0)
 PICTURE_SEED = 20
@@ -103,7 +104,8 @@ class HeldOut:
         """What a training does every so many steps: it gives the losses; now and then it writes a picture too."""
 
         def look(step: int) -> dict[str, float]:
-            if self.config.picture_every and step // every % self.config.picture_every == 0:
+            wanted = self.config.picture_every and step // every % self.config.picture_every == 0
+            if wanted and Team.here().is_first:
                 self.draw(self.folder / f"step_{step:07d}.png", networks, judged)
             losses = validation_losses(self.examples, networks, judged, self.config.times)
             return {name: round(value, 6) for name, value in losses.items()}
