@@ -103,9 +103,10 @@ def _train(
     compute = {} if threads is None else {"threads": threads}
     asked = {"recipe": chosen.model_dump(mode="json"), "compute": compute, **more}
     request = check_settings(task.request, asked)
-    with process_for(Compute.model_validate(compute)):
-        carry_out(task, request, out, watch=Watch(_teller()))
-    give(str(out / "bundle"))
+    with process_for(Compute.model_validate(compute)) as ranks:
+        record = carry_out(task, request, out, watch=Watch(_teller()), ranks=ranks)
+    if record is not None:
+        give(str(out / "bundle"))
 
 
 def _teller() -> Callable[[str, int, int], None]:

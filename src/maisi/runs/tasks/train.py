@@ -7,7 +7,7 @@ from pydantic import Field
 
 from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
 from maisi.compute.compute import Compute
-from maisi.compute.machine import fill_defaults
+from maisi.compute.machine import fill_defaults, num_ranks
 from maisi.data.latents import LATENTS, read_entries
 from maisi.data.manifest import read_manifest
 from maisi.errors import InvalidRequestError
@@ -27,6 +27,8 @@ from maisi.recipes.stages import (
 from maisi.runs.task import Checked, Output, Run, Task
 from maisi.runs.tasks.encode_cases import weights_sum
 from maisi.shapes import Frozen
+from maisi.training.distributed import Team
+from maisi.training.optimization import Optimization
 
 OnStep = Callable[[str, int, Mapping[str, float]], None]
 
@@ -62,7 +64,7 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
 
 def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how an autoencoder is trained; one of its bundle is trained on."""
-    request.recipe.for_autoencoder()
+    Team(0, num_ranks()).parts(request.recipe.for_autoencoder().optimization.accumulate)
     if request.manifest is None:
         raise InvalidRequestError("an autoencoder learns from volumes; give --manifest")
     return _with_networks(check(request), "autoencoder") if request.bundle is not None else check(request)
@@ -71,6 +73,7 @@ def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
 def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a U-Net is trained, and whose bundle has an autoencoder."""
     config = request.recipe.for_unet()
+    _check_ranks(request, config.optimization)
     checked = _with_networks(check(request), "autoencoder")
     starting_bundle(request.recipe, config, _before(checked), "unet")
     return checked
@@ -79,6 +82,7 @@ def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
 def check_controlnet(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a ControlNet is trained, and whose bundle has an autoencoder and a U-Net."""
     config = request.recipe.for_controlnet()
+    _check_ranks(request, config.optimization)
     checked = _with_networks(check(request), "autoencoder", "unet")
     starting_bundle(request.recipe, config, _before(checked), "controlnet")
     return checked
@@ -91,11 +95,24 @@ def _before(checked: Checked[TrainRequest]) -> Bundle:
 
 def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how every network is trained."""
+    if num_ranks() > 1:
+        raise InvalidRequestError(
+            "several processes train one network at a time; accepted: autoencoder, diffusion, controlnet"
+        )
     if request.manifest is None:
         raise InvalidRequestError("a whole recipe starts from volumes; give --manifest")
     for part in (request.recipe.for_autoencoder, request.recipe.for_unet, request.recipe.for_controlnet):
         part()
     return check(request)
+
+
+def _check_ranks(request: TrainRequest, optimization: Optimization) -> None:
+    """Raise `InvalidRequestError` where several processes cannot share the work."""
+    Team(0, num_ranks()).parts(optimization.accumulate)
+    if num_ranks() > 1 and request.latents is None:
+        raise InvalidRequestError(
+            "several processes learn from latents that are there; give --latents of `maisi encode --manifest`"
+        )
 
 
 def _with_networks(checked: Checked[TrainRequest], *needed: str) -> Checked[TrainRequest]:
@@ -177,10 +194,15 @@ def _train(checked: Checked[TrainRequest], run: Run, work: Callable[[Lesson, OnS
 
 
 def _saved(bundle: Bundle, run: Run) -> Path:
-    return save_bundle(bundle, run.folder / "bundle", overwrite=True)
+    path = run.folder / "bundle"
+    return save_bundle(bundle, path, overwrite=True) if run.writes else path
 
 
-AUTOENCODER = Task("train autoencoder", TrainRequest, check_autoencoder, train_autoencoder, inputs, Output.STATE)
-DIFFUSION = Task("train diffusion", TrainRequest, check_diffusion, train_unet, inputs, Output.STATE)
-CONTROLNET = Task("train controlnet", TrainRequest, check_controlnet, train_controlnet, inputs, Output.STATE)
+AUTOENCODER = Task(
+    "train autoencoder", TrainRequest, check_autoencoder, train_autoencoder, inputs, Output.STATE, on_ranks=True
+)
+DIFFUSION = Task("train diffusion", TrainRequest, check_diffusion, train_unet, inputs, Output.STATE, on_ranks=True)
+CONTROLNET = Task(
+    "train controlnet", TrainRequest, check_controlnet, train_controlnet, inputs, Output.STATE, on_ranks=True
+)
 RECIPE = Task("train recipe", TrainRequest, check_recipe, train_recipe, inputs, Output.STATE)
