@@ -76,7 +76,10 @@ def test_a_request_that_is_refused_is_refused_once_and_leaves_nothing(tiny_bundl
 def test_a_command_that_is_not_split_says_which_are(patient: Patient, tmp_path: Path) -> None:
     done = run(2, "reconstruct", patient.ct, "-o", tmp_path / "out")
     assert done.returncode != 0
-    assert "torchrun splits generate, encode, decode, reproduce; start `maisi reconstruct` without it" in done.stderr
+    assert (
+        "torchrun splits generate, encode, decode, reproduce, train; start `maisi reconstruct` without it"
+        in done.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -105,3 +108,43 @@ def wait_for_ranks(launcher: int, count: int) -> list[int]:
             return found
         time.sleep(0.1)
     raise AssertionError("the ranks did not start")
+
+
+def test_ranks_train_what_one_process_trains_and_either_goes_on_with_it(
+    maisi: Maisi, patient: Patient, tmp_path: Path
+) -> None:
+    case = {
+        "id": "p1",
+        "group": "chest",
+        "image": str(patient.ct),
+        "region": "chest",
+        "licence": "own",
+        "split": "training",
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": [case]}))
+    part = {
+        "network": {"channels": [8, 8], "num_res_blocks": [1, 1], "norm_groups": 2},
+        "loop": {"num_steps": 4, "save_every": 2},
+        "optimization": {"accumulate": 2, "precision": "float32", "warmup": 1, "sharded": True},
+        "batch_size": 1,
+        "patch": [16, 16, 16],
+    }
+    recipe = {"name": "tiny", "description": "x", "licence": "own", "groups": {"chest": 1.0}, "autoencoder": part}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    given = ("train", "autoencoder", tmp_path / "recipe.yaml", "--manifest", tmp_path / "manifest.json", "--threads", 1)
+    done = run(2, *given, "-o", tmp_path / "many")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "many" / "bundle")  # one rank tells
+    (tmp_path / "many" / "run.json").unlink()  # as if it was killed before its end
+    (tmp_path / "one").mkdir()
+    for folder in ("one", "many"):
+        alone = maisi(*given, "-o", tmp_path / folder)
+        assert alone.code == 0, alone.err
+    lines = [
+        (tmp_path / folder / "autoencoder" / "metrics.jsonl").read_text().splitlines() for folder in ("one", "many")
+    ]
+    losses = [[json.loads(line)["loss"] for line in of] for of in lines]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # of float32 and Adam
+    done = run(2, *given, "-s", "autoencoder.optimization.accumulate=3", "-o", tmp_path / "odd")
+    assert "2 processes cannot share 3 batches a step evenly" in done.stderr

@@ -251,3 +251,17 @@ def test_an_epoch_is_as_many_steps_as_show_every_case_once() -> None:
     assert LoopConfig(num_steps=5).counted(10, 4).steps == 5
     with pytest.raises(ValueError, match="either num_steps or epochs"):
         LoopConfig(num_steps=5, epochs=1)
+
+
+def test_what_is_taken_in_float32_after_float16_failed_changes_the_weights() -> None:
+    of = learner()
+    of.config, of.scaler = PLAIN.model_copy(update={"precision": "float16"}), torch.amp.GradScaler("cpu")
+
+    def losses(precision: str) -> dict[str, Tensor]:
+        loss = of.networks["net"](torch.ones(3)).square().mean()
+        return {"loss": loss * math.nan if precision == "float16" else loss}
+
+    before, scale = weights(of), of.scaler.get_scale()
+    assert "skipped" not in of.update(0, [MicroBatch(losses)])
+    assert not torch.equal(weights(of), before)
+    assert of.scaler.get_scale() < scale

@@ -48,7 +48,7 @@ for _panel, _commands in _COMMANDS.items():
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(train, name="train", rich_help_panel="Build")
 
-_ON_RANKS = ("generate", "encode", "decode", "reproduce")
+_ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # every wrong use of options and arguments
 

@@ -153,12 +153,13 @@ def _train(
     compute = {key: value for key, value in asdict(machine).items() if value is not None}
     asked = {"recipe": chosen.model_dump(mode="json"), "compute": compute, **more}
     request = check_settings(task.request, asked)
-    with process_for(Compute.model_validate(compute)):
+    with process_for(Compute.model_validate(compute)) as ranks:
         if dry_run:
             _try_out(part, task.check(request))
             return
-        carry_out(task, request, out, watch=Watch(_teller()))
-    give(str(out / "bundle"))
+        record = carry_out(task, request, out, watch=Watch(_teller()), ranks=ranks)
+    if record is not None:
+        give(str(out / "bundle"))
 
 
 def _try_out(part: str, checked: Any) -> None:

@@ -172,6 +172,9 @@ def settings_that_differ(task: Task[Any], request: BaseModel, path: Path) -> lis
     if command != task.name:
         return [COMMAND]
     there, asked = check_settings(task.request, settings).model_dump(), request.model_dump()
+    if task.on_ranks and task.output is Output.STATE and there["compute"]["ranks"] != asked["compute"]["ranks"]:
+        for compute in (there["compute"], asked["compute"]):  # state is of any number of processes, and their threads
+            compute |= {"ranks": None, "threads": None}
     return [name for name in asked if asked[name] != there.get(name)]
 
 

@@ -129,11 +129,13 @@ def learning_together(
         if not sharded:
             return DistributedDataParallel(losses, find_unused_parameters=True)
         mesh = init_device_mesh(device.type, (team.size,))
-        for module in reversed(list(losses.modules())):
-            if isinstance(module, BLOCKS):
-                fully_shard(module, mesh=mesh)
-        fully_shard(losses, mesh=mesh)
-        return losses
+    for parameter in losses.parameters():
+        parameter.data = parameter.data.contiguous()  # rows of channels-last weights are no rows in memory
+    for module in reversed(list(losses.modules())):
+        if isinstance(module, BLOCKS):
+            fully_shard(module, mesh=mesh)
+    fully_shard(losses, mesh=mesh)
+    return losses
 
 
 def whole(tensor: Tensor) -> Tensor:

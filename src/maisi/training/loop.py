@@ -104,7 +104,9 @@ def fit(
     finite, so that no checkpoint holds what came of it.
     """
     team = Team.here()
-    folder.mkdir(parents=True, exist_ok=True)
+    if team.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+    team.wait()
     validations = _Validations()
     state.keepers["validations"] = validations
     if has_checkpoint(folder / CHECKPOINT):

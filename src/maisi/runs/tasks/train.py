@@ -7,7 +7,7 @@ from pydantic import Field
 
 from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
 from maisi.compute.compute import Compute, format_bytes
-from maisi.compute.machine import fill_defaults
+from maisi.compute.machine import fill_defaults, num_ranks
 from maisi.data.latents import LATENTS, read_entries
 from maisi.data.manifest import read_manifest
 from maisi.errors import InvalidPlanError, InvalidRequestError
@@ -30,6 +30,8 @@ from maisi.recipes.stages import (
 from maisi.runs.task import Checked, Output, Run, Task
 from maisi.runs.tasks.encode_cases import weights_sum
 from maisi.shapes import Frozen
+from maisi.training.distributed import Team
+from maisi.training.optimization import Optimization
 
 OnStep = Callable[[str, int, Mapping[str, float]], None]
 Stage = Callable[[Checked["TrainRequest"], Lesson, Path, OnStep | None], Bundle]
@@ -80,7 +82,7 @@ def _check_memory(request: TrainRequest) -> None:
 
 def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how an autoencoder is trained."""
-    request.recipe.for_autoencoder()
+    Team(0, num_ranks()).parts(request.recipe.for_autoencoder().optimization.accumulate)
     if request.manifest is None:
         raise InvalidRequestError("an autoencoder learns from volumes; give --manifest")
     return check(request)
@@ -89,6 +91,7 @@ def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
 def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a U-Net is trained, and whose bundle has an autoencoder."""
     config = request.recipe.for_unet()
+    _check_ranks(request, config.optimization)
     checked = _with_networks(check(request), "autoencoder")
     starting_bundle(request.recipe, config, _before(checked), "unet")
     return checked
@@ -97,6 +100,7 @@ def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
 def check_controlnet(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a ControlNet is trained, and whose bundle has an autoencoder and a U-Net."""
     config = request.recipe.for_controlnet()
+    _check_ranks(request, config.optimization)
     checked = _with_networks(check(request), "autoencoder", "unet")
     starting_bundle(request.recipe, config, _before(checked), "controlnet")
     return checked
@@ -109,11 +113,24 @@ def _before(checked: Checked[TrainRequest]) -> Bundle:
 
 def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how every network is trained."""
+    if num_ranks() > 1:
+        raise InvalidRequestError(
+            "several processes train one network at a time; accepted: autoencoder, diffusion, controlnet"
+        )
     if request.manifest is None:
         raise InvalidRequestError("a whole recipe starts from volumes; give --manifest")
     for part in (request.recipe.for_autoencoder, request.recipe.for_unet, request.recipe.for_controlnet):
         part()
     return check(request)
+
+
+def _check_ranks(request: TrainRequest, optimization: Optimization) -> None:
+    """Raise `InvalidRequestError` where several processes cannot share the work."""
+    Team(0, num_ranks()).parts(optimization.accumulate)
+    if num_ranks() > 1 and request.latents is None:
+        raise InvalidRequestError(
+            "several processes learn from latents that are there; give --latents of `maisi encode --manifest`"
+        )
 
 
 def _with_networks(checked: Checked[TrainRequest], *needed: str) -> Checked[TrainRequest]:
@@ -214,8 +231,10 @@ def _train(checked: Checked[TrainRequest], run: Run, stage: Stage, is_measured: 
     run.on_stage("train", 1, 1)
     if is_measured:
         path = save_measured(bundle, lesson, run.folder)
-    else:
+    elif run.writes:
         path = save_bundle(bundle, run.folder / "bundle", overwrite=True)
+    else:
+        path = run.folder / "bundle"
     run.outputs |= {file for file in path.rglob("*") if file.is_file()}
 
 
@@ -227,7 +246,11 @@ STAGES: dict[str, Stage] = {
 }
 """What is trained, by the last word of the command."""
 
-AUTOENCODER = Task("train autoencoder", TrainRequest, check_autoencoder, train_autoencoder, inputs, Output.STATE)
-DIFFUSION = Task("train diffusion", TrainRequest, check_diffusion, train_unet, inputs, Output.STATE)
-CONTROLNET = Task("train controlnet", TrainRequest, check_controlnet, train_controlnet, inputs, Output.STATE)
+AUTOENCODER = Task(
+    "train autoencoder", TrainRequest, check_autoencoder, train_autoencoder, inputs, Output.STATE, on_ranks=True
+)
+DIFFUSION = Task("train diffusion", TrainRequest, check_diffusion, train_unet, inputs, Output.STATE, on_ranks=True)
+CONTROLNET = Task(
+    "train controlnet", TrainRequest, check_controlnet, train_controlnet, inputs, Output.STATE, on_ranks=True
+)
 RECIPE = Task("train recipe", TrainRequest, check_recipe, train_recipe, inputs, Output.STATE)
