@@ -8,18 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from command_line import Maisi
+from pydantic import ValidationError
 
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.cases import read_case
 from maisi.data.manifest import read_manifest
+from maisi.errors import RunError
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.prepare.case import new_grid
+from maisi.pipelines.prepare.segmenter import segmented
 from maisi.pipelines.prepare.settings import PrepareSettings
 from maisi.pipelines.prepare.store import drawn_split
 from maisi.space.files import read_volume, write_labels, write_volume
@@ -289,3 +294,148 @@ def test_a_patient_keeps_its_split_whoever_else_is_there() -> None:
     assert abs(drawn.count("testing") - 200) < 60
     assert drawn == [drawn_split(f"patient {k}", settings) for k in range(2000)]
     assert drawn != [drawn_split(f"patient {k}", settings.model_copy(update={"split_seed": 1})) for k in range(2000)]
+
+
+def tool(path: Path, content: str) -> str:
+    path.write_text(f"#!/bin/sh\n{content}\n")
+    path.chmod(0o755)
+    return f"{path} {{image}} {{labels}}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("printf '\\377 broken' >&2; exit 3", "ended with 3"),  # no UTF-8
+        ("read x && exit 5; exit 6", "ended with 6"),  # nothing to read
+        ("sleep 600 & echo $! > {pid}; exit 4", "ended with 4"),  # what holds its output
+        ("sleep 600 & echo $! > {pid}; wait", "took longer than"),
+    ],
+)
+def test_a_segmenter_that_misbehaves_is_ended_with_all_that_it_started(
+    content: str, said: str, scans: Path, tmp_path: Path
+) -> None:
+    volume = read_volume(scans / "unlabelled.nii.gz")
+    segmenter = tool(tmp_path / "tool", content.format(pid=tmp_path / "pid"))
+    with pytest.raises(RunError, match=said):
+        segmented(volume, PrepareSettings(segmenter=segmenter, segmenter_minutes=0.03))
+    if (tmp_path / "pid").exists():
+        started = int((tmp_path / "pid").read_text())
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(started).wait(timeout=60)  # it was killed, and ends; else this raises
+
+
+def test_a_segmenter_that_cannot_be_run_is_refused(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "tool").write_bytes(b"\x00\x01")
+    (tmp_path / "tool").chmod(0o755)
+    settings = PrepareSettings(segmenter=f"{tmp_path / 'tool'} {{image}} {{labels}}")
+    with pytest.raises(RunError, match="cannot be run"):
+        segmented(read_volume(scans / "unlabelled.nii.gz"), settings)
+    with pytest.raises(ValidationError, match="is no command"):
+        PrepareSettings(segmenter="tool ' {image} {labels}")
+
+
+def test_a_case_whose_segmenter_failed_is_tried_again(maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(scans / "unlabelled.nii.gz", tmp_path / "in")
+    segmenter = tool(tmp_path / "tool", "exit 1")
+    given = (tmp_path / "in", "--out", tmp_path / "store", "--multiple", "16", "--segmenter", segmenter)
+    given += ("--validation", "0")
+    assert maisi("prepare", *given).code == 2
+    shutil.copy(scans / "chest_labels_maisi.nii.gz", tmp_path / "labels.nii.gz")
+    tool(tmp_path / "tool", f"cp {tmp_path / 'labels.nii.gz'} $2")
+    assert maisi("prepare", *given).code == 0
+    (case,) = read_manifest(tmp_path / "store")
+    assert case.labels_maisi is not None
+
+
+def test_a_case_that_lost_a_file_or_whose_facts_are_damaged_is_made_again(
+    maisi: Maisi, scans: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("chest", "head"):
+        shutil.copy(scans / f"{name}.nii.gz", tmp_path / "in")
+    given = (tmp_path / "in", "--out", tmp_path / "store", "--multiple", "16", "--validation", "0")
+    assert maisi("prepare", *given).code == 0
+    before = content(tmp_path / "store")
+    (tmp_path / "store" / "cases" / "chest" / "image.nii.gz").unlink()
+    (tmp_path / "store" / "cases" / "head" / "case.json").write_text('{"id": "he')
+    assert maisi("prepare", *given).code == 0
+    assert content(tmp_path / "store") == before
+
+
+def test_a_refusal_that_a_kill_left_beside_the_case_does_not_count(maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(scans / "chest.nii.gz", tmp_path / "in")
+    given = (tmp_path / "in", "--out", tmp_path / "store", "--multiple", "16", "--validation", "0")
+    assert maisi("prepare", *given).code == 0
+    (tmp_path / "store" / "refused").mkdir()
+    old = {"id": "chest", "made_with": "before", "image": "chest.nii.gz", "refused": "cut short"}
+    (tmp_path / "store" / "refused" / "chest.json").write_text(json.dumps(old))
+    assert maisi("prepare", *given).code == 0
+    assert [case.id for case in read_manifest(tmp_path / "store")] == ["chest"]
+
+
+def test_names_in_any_script_of_any_length_become_cases(maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    names = ("Пациент", "患者", "Müller", "Möller", "!!!", "x" * 200)
+    plain = read_volume(scans / "chest.nii.gz")
+    (tmp_path / "in").mkdir()
+    for k, name in enumerate(names):
+        write_volume(Volume(plain.array + np.float32(k), plain.grid), tmp_path / "in" / f"{name}.nii.gz")
+    given = (tmp_path / "in", "--out", tmp_path / "store", "--multiple", "16", "--validation", "0")
+    done = maisi("prepare", *given)
+    assert done.code == 0, done.err
+    cases = read_manifest(tmp_path / "store")
+    assert {"Пациент", "患者", "Müller", "Möller"} < {case.id for case in cases}
+    assert len(cases) == len(names)
+    assert all(case.image is not None and case.image.is_file() for case in cases)
+
+
+def test_a_scan_that_is_listed_twice_is_refused_the_second_time(maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    entry = {"image": str(scans / "chest.nii.gz")}
+    (tmp_path / "list.json").write_text(json.dumps({"training": [entry, entry]}))
+    given = ("--out", tmp_path / "store", "--multiple", "16", "--validation", "0")
+    done = maisi("prepare", tmp_path / "list.json", *given)
+    assert done.code == 0, done.err
+    assert "the same voxels as case" in done.err
+    assert len(read_manifest(tmp_path / "store")) == 1
+
+
+@pytest.mark.parametrize(("source", "out"), [("in", "in/store"), ("store/cases", "store")])
+def test_a_store_within_its_source_is_refused(source: str, out: str, maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    (tmp_path / source).mkdir(parents=True)
+    shutil.copy(scans / "chest.nii.gz", tmp_path / source)
+    done = maisi("prepare", tmp_path / source, "--out", tmp_path / out)
+    assert done.code == 2
+    if out == "in/store":
+        assert "lie within each other" in done.err
+    assert not list((tmp_path / out).rglob("case.json"))
+
+
+def test_a_part_of_which_nothing_was_accepted_fails_only_where_all_is_done(
+    maisi: Maisi, scans: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("cut", "head"):  # in this order
+        shutil.copy(scans / f"{name}.nii.gz", tmp_path / "in")
+    given = (tmp_path / "in", "--out", tmp_path / "store", "--multiple", "16", "--validation", "0", "--shard")
+    assert [maisi("prepare", *given, part).code for part in ("1/2", "2/2")] == [0, 0]
+    assert [case.id for case in read_manifest(tmp_path / "store")] == ["head"]
+
+
+def test_a_prepared_mr_is_prepared_again_with_the_region_that_its_manifest_says(
+    maisi: Maisi, scans: Path, tmp_path: Path
+) -> None:
+    case = {"id": "a", "image": str(scans / "chest.nii.gz"), "modality": "mr", "span": ["chest", "abdomen"]}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(case) + "\n")
+    done = maisi("prepare", tmp_path / "manifest.jsonl", "--out", tmp_path / "store", "--multiple", "16")
+    assert done.code == 0, done.err
+    assert read_manifest(tmp_path / "store")[0].span == ("chest", "abdomen")
+
+
+@pytest.mark.parametrize("spacing", ["nan", "0", "-1"])
+def test_an_impossible_spacing_is_refused_before_anything_is_written(
+    spacing: str, maisi: Maisi, scans: Path, tmp_path: Path
+) -> None:
+    done = maisi("prepare", scans, "--out", tmp_path / "store", "--spacing", spacing, "1", "1")
+    assert done.code == 2
+    assert not (tmp_path / "store").exists()

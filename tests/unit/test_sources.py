@@ -201,3 +201,38 @@ def test_a_dicom_tree_gives_a_case_for_each_series_with_what_its_tags_say(tmp_pa
     assert first.attributes["sex"] == "F"
     assert first.attributes["age"] == "061Y"
     assert [(each.path.name, each.why) for each in found.passed_over] == [("dose.dcm", "SR")]
+
+
+def test_folders_that_are_links_are_followed_and_a_circle_of_links_ends(tmp_path: Path) -> None:
+    image(tmp_path / "elsewhere" / "p1" / "scan.nii.gz")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    assert [case.id for case in find_cases(tmp_path / "in").cases] == ["linked_p1"]
+
+
+@pytest.mark.parametrize("channels", ["CT", ["CT"]])
+def test_channels_of_nnunet_that_are_no_mapping_are_refused(channels: object, tmp_path: Path) -> None:
+    image(tmp_path / "imagesTr" / "a_0000.nii.gz")
+    write_json(tmp_path / "dataset.json", {"channel_names": channels, "labels": {"background": 0, "liver": 1}})
+    with pytest.raises(InvalidConfigError, match="accepted: a name for each number"):
+        find_cases(tmp_path)
+
+
+def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    image(tmp_path / "s1" / "ct.nii.gz"), labels(tmp_path / "s1" / "segmentations" / "liver.nii.gz")
+    (tmp_path / "meta.csv").write_bytes("image_id;institute\ns1;Universität\n".encode("latin-1"))
+    with pytest.raises(InvalidConfigError, match="is not text in UTF-8"):
+        find_cases(tmp_path)
+
+
+def test_a_datalist_takes_a_label_in_a_list_passes_over_several_and_refuses_what_is_no_list(tmp_path: Path) -> None:
+    image(tmp_path / "a.nii.gz")
+    several = {"image": "a.nii.gz", "label": ["a.nii.gz", "b.nii.gz"]}
+    path = write_json(tmp_path / "list.json", {"training": [{"image": "a.nii.gz", "label": ["seg.nii.gz"]}, several]})
+    found = find_cases(path)
+    assert [label.path.name for case in found.cases for label in case.labels] == ["seg.nii.gz"]
+    assert "expected the path of one label map" in found.passed_over[0].why
+    write_json(path, {"training": [{"image": "a.nii.gz"}], "test": 5})
+    with pytest.raises(InvalidConfigError, match="accepted: a list of cases"):
+        find_cases(path)

@@ -2,8 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +27,48 @@ def halved(number: int) -> float:
     if number % 2:
         raise InvalidRequestError(f"{number} is odd")
     return number / 2
+
+
+def too_large(number: int) -> float:
+    """What asks for more memory than any machine has, where the number is 1."""
+    if number == 1:
+        np.empty((1 << 24, 1 << 24, 1 << 10), np.uint8)
+    return float(number)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_lack_of_memory_is_the_outcome_of_its_item(workers: int) -> None:
+    found = sorted(spread(too_large, [0, 1, 2], Across(workers=workers)), key=lambda outcome: outcome.place)
+    assert [outcome.result for outcome in found] == [0.0, None, 2.0]
+    assert "not enough memory" in (found[1].error or "")
+
+
+def left_running(folder: Path) -> None:
+    """Tells who works on it, and goes on for long."""
+    child = subprocess.Popen(["sleep", "600"])
+    (folder / f"{os.getpid()}-{child.pid}").touch()
+    time.sleep(600)
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from maisi.compute.across import Across; "
+        "from maisi.runs.spread import spread; from test_spread import left_running\n"
+        "if __name__ == '__main__': list(spread(left_running, [Path(sys.argv[1])] * 2, Across(workers=2)))"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    (tmp_path / "told").mkdir()
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    parent = subprocess.Popen([sys.executable, script, tmp_path / "told"], env={**os.environ, "PYTHONPATH": path})
+    while len(told := list((tmp_path / "told").iterdir())) < 2:
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    for process in [int(part) for name in told for part in name.name.split("-")]:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(process).wait(timeout=60)  # raises where it goes on
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,9 +10,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+import psutil
+
 from maisi.compute.across import Across
 from maisi.compute.threads import NUM_THREADS, available_cores
 from maisi.errors import InvalidRequestError, MaisiError
+
+_NO_MEMORY = "can't allocate memory"  # in what torch raises
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,7 +38,7 @@ def spread(
 
     Each process besides this one computes with `threads`, without it with its share of the cores.
 
-    A `MaisiError` is the outcome of its item, and so is the end of a process that was killed or ran out of memory.
+    A `MaisiError` is the outcome of its item, and so is a lack of memory or the end of a process that was killed.
     Anything else that is raised is a mistake of ours, and ends all.
     """
     if across.ray is not None:
@@ -51,6 +56,12 @@ def _carried_out(work: Callable[[Item], Result], item: Item, place: int) -> Outc
         return Outcome(place, work(item))
     except MaisiError as error:
         return Outcome(place, error=str(error))
+    except MemoryError as error:
+        return Outcome(place, error=f"there is not enough memory for it: {error}")
+    except RuntimeError as error:
+        if _NO_MEMORY not in str(error):
+            raise
+        return Outcome(place, error="there is not enough memory for it")
 
 
 # Processes ------------------------------------------------------------------------------------------------------------
@@ -125,6 +136,7 @@ def _serve(work: Callable[[Any], Any], connection: Connection, threads: int) -> 
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         while True:
             place, item = connection.recv()
@@ -133,6 +145,17 @@ def _serve(work: Callable[[Any], Any], connection: Connection, threads: int) -> 
             except Exception as error:  # noqa: BLE001 (raised again by the process that asked)
                 found = error
             connection.send(found)
+
+
+def _end_with_parent() -> None:
+    """Ends this process, and what it has started, once the one that asks is gone: nobody writes behind a later run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+        os._exit(1)
 
 
 # Ray ------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from maisi.errors import InvalidRequestError, StorageError
@@ -57,6 +57,8 @@ def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent, prefix)
+        if path.exists():
+            remove_abandoned(path.parent, f".{path.name}.replaced-")
         free_bytes = shutil.disk_usage(path.parent).free
         if num_bytes > free_bytes:
             raise StorageError(f"cannot write {path}: {num_bytes} bytes needed, {free_bytes} free")
@@ -64,9 +66,7 @@ def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) 
         yield partial
         for file in [*(f for f in partial.rglob("*") if f.is_file()), partial]:
             flush(file)
-        if path.exists():
-            path.rename(replaced)
-        partial.rename(path)
+        _take_place(partial, path, replaced)
         flush(path.parent)
     except OSError as error:
         if error.errno in _FULL | _DENIED:
@@ -77,6 +77,21 @@ def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) 
             replaced.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _take_place(partial: Path, path: Path, replaced: Path) -> None:
+    """Rename `partial` to `path`, and what is there to `replaced`; of two that do so at once the later one stays."""
+    while True:
+        with suppress(FileNotFoundError):
+            path.rename(replaced)
+        try:
+            partial.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            return
 
 
 def flush(path: Path) -> None:

@@ -71,7 +71,7 @@ def _of_case(case: Case, image: Path) -> RawCase:
         split=case.split,
         dataset=case.group,
         licence=case.licence,
-        region=case.region,
+        region=" ".join(case.span) if case.span is not None else case.region,
         source=case.source,
         attributes=case.attributes,
     )
@@ -93,7 +93,10 @@ def read_datalist(path: Path) -> Found:
     content, cases, passed = content_of(path), [], []
     names, modality = label_names(content, path), _modality(content)
     for name, split in SPLITS.items():
-        for entry in content.get(name) or ():
+        entries = content.get(name) or ()
+        if not isinstance(entries, list | tuple):
+            raise InvalidConfigError(f"{path}: {name!r} is {entries!r}; accepted: a list of cases")
+        for entry in entries:
             raw = _entry(entry if isinstance(entry, Mapping) else {"image": entry}, path, names, split, modality)
             if isinstance(raw, PassedOver):
                 passed.append(raw)
@@ -118,6 +121,10 @@ def _entry(
         return PassedOver(path, f"an entry with {what}; expected the path of one image")
     file = (path.parent / image).absolute()
     label = entry.get("label", entry.get("labels", entry.get("mask")))
+    if isinstance(label, list) and len(label) == 1:
+        label = label[0]
+    if not isinstance(label, str | None):
+        return PassedOver(path, f"an entry with the label {label!r}; expected the path of one label map")
     labels = (RawLabels((path.parent / label).absolute(), names=names),) if isinstance(label, str) else ()
     fold = entry.get("fold")
     if split is None and isinstance(fold, int):

@@ -1,6 +1,8 @@
 """What names of files and folders tell: which are images and labels, of which case, of which patient."""
 
+import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +27,20 @@ def stem_of(path: Path) -> str:
 
 
 def nifti_files(folder: Path) -> Iterator[Path]:
-    """The NIfTI files in a folder and those below, in order; hidden ones and droppings of macOS are not looked at."""
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
-        if not hidden and suffix_of(path) is not None and path.is_file():
-            yield path
+    """The NIfTI files in a folder and those below, in order; hidden ones and droppings of macOS are not looked at.
+
+    Links to folders are followed; a folder that is reached twice is looked at once.
+    """
+    seen, files = set(), []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or name == "__MACOSX"))
+        paths = [Path(root) / name for name in names if not name.startswith(".")]
+        files += [path for path in paths if suffix_of(path) is not None and path.is_file()]
+    yield from sorted(files)
 
 
 def is_label(path: Path, root: Path) -> bool:
@@ -55,8 +66,8 @@ def case_key(path: Path, root: Path) -> str:
 
 
 def safe_id(text: str) -> str:
-    """A text as a case id: letters, digits, ".", "-" and "_", no dot in front."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._")
+    """A text as a case id: letters of any script, digits, ".", "-" and "_", no dot in front; may leave nothing."""
+    return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._")
 
 
 def patient_of(path: Path, root: Path, key: str) -> str:

@@ -28,7 +28,7 @@ def read_nnunet(path: Path) -> Found:
     Raises `InvalidConfigError` for regions (labels of several ids), which are no label map.
     """
     content = content_of(path / "dataset.json")
-    channels = _channels(content)
+    channels = _channels(content, path / "dataset.json")
     labels = content.get("labels")
     if isinstance(labels, Mapping) and any(isinstance(value, list) for value in labels.values()):
         wrong = next(name for name, value in labels.items() if isinstance(value, list))
@@ -57,9 +57,11 @@ def read_nnunet(path: Path) -> Found:
     return Found("nnU-Net raw", tuple(cases), tuple(passed))
 
 
-def _channels(content: Mapping[str, Any]) -> dict[str, str]:
+def _channels(content: Mapping[str, Any], path: Path) -> dict[str, str]:
     """The names of the channels by their four digits."""
     said = content.get("channel_names", content.get("modality")) or {}
+    if not isinstance(said, Mapping):
+        raise InvalidConfigError(f"{path}: the channels are {said!r}; accepted: a name for each number, {{'0': 'CT'}}")
     return {f"{int(key):04d}": str(value) for key, value in said.items() if str(key).isdecimal()}
 
 

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 from maisi.data.sources.raw import Found, PassedOver, RawCase, RawLabels, Split
+from maisi.errors import InvalidConfigError
 from maisi.shapes import Modality
 from maisi.space.nifti import suffix_of
 
@@ -57,7 +58,10 @@ def _table(path: Path) -> dict[str, dict[str, str]]:
     """The rows of `meta.csv` by their image_id; its columns are parted by semicolons, or by commas."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidConfigError(f"{path} is not text in UTF-8: {error}") from error
     separator = ";" if ";" in text.partition("\n")[0] else ","
     rows = csv.DictReader(text.splitlines(), delimiter=separator)
     return {row["image_id"]: {k: v or "" for k, v in row.items() if k} for row in rows if row.get("image_id")}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from maisi.anatomy.body import complete_labels
 from maisi.anatomy.numberings import Numbering, in_our_ids
@@ -16,7 +17,7 @@ from maisi.data.cases import words_span
 from maisi.data.door import open_labels, open_volume
 from maisi.data.manifest import Case
 from maisi.data.sources.raw import RawCase, RawLabels
-from maisi.errors import InvalidLabelsError, InvalidRequestError, MaisiError
+from maisi.errors import InvalidLabelsError, InvalidRequestError, MaisiError, RunError
 from maisi.pipelines.prepare.segmenter import segmented
 from maisi.pipelines.prepare.settings import PrepareSettings
 from maisi.pipelines.preview import preview, write_png
@@ -67,31 +68,38 @@ class CaseFacts(Frozen):
 def is_done(work: CaseWork) -> bool:
     """Whether an earlier run has made or refused this case, from the same files with the same settings."""
     known = known_facts(work.store, work.raw.id)
-    return known is not None and known.made_with == _made_with(work)
+    if known is None or known.made_with != _made_with(work):
+        return False
+    case = known.case
+    paths = () if case is None else (case.image, case.labels_maisi)
+    return all((work.store / path).is_file() for path in paths if path is not None)
 
 
 def prepare_case(work: CaseWork) -> CaseFacts:
     """The facts of a case, its files in `cases/ID`, or of its refusal in `refused/ID.json`.
 
-    Never raises for what is wrong with the case: that is what it is refused for.
+    What is wrong with the case is what it is refused for. Raises `RunError` where the segmenter fails and
+    `StorageError` where a disk does: both may go well the next time, so no file says that the case is done.
     """
     raw, store = work.raw, work.store
     made_with = _made_with(work)
-    known = known_facts(store, raw.id)
     facts = CaseFacts(
         id=raw.id, made_with=made_with, image=str(raw.image), patient=raw.patient or raw.id, dataset=raw.dataset
     )
     try:
         made = _make(work)
+    except RunError:  # a StorageError too
+        _remove(store, raw.id)
+        raise
     except MaisiError as error:
         facts = facts.model_copy(update={"refused": str(error)})
-        shutil.rmtree(store / CASES / raw.id, ignore_errors=True)  # of another state of its files
+        _remove(store, raw.id)
         (store / REFUSED).mkdir(exist_ok=True)
         with write_atomically(store / REFUSED / f"{raw.id}.json") as temporary:
             temporary.write_text(facts.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
         return facts
     (store / CASES).mkdir(exist_ok=True)
-    with write_directory(store / CASES / raw.id, overwrite=known is not None) as folder:
+    with write_directory(store / CASES / raw.id, overwrite=True) as folder:
         facts = _written(made, facts, work, folder)
         (folder / FACTS).write_text(facts.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
     (store / REFUSED / f"{raw.id}.json").unlink(missing_ok=True)
@@ -100,10 +108,22 @@ def prepare_case(work: CaseWork) -> CaseFacts:
 
 def known_facts(store: Path, id: str) -> CaseFacts | None:
     """What an earlier run found out about a case; None where there was none."""
-    for path in (store / CASES / id / FACTS, store / REFUSED / f"{id}.json"):
-        if path.is_file():
-            return CaseFacts.model_validate_json(path.read_text(encoding="utf-8"))
-    return None
+    return read_facts(store / CASES / id / FACTS) or read_facts(store / REFUSED / f"{id}.json")
+
+
+def read_facts(path: Path) -> CaseFacts | None:
+    """The facts in a file; None where there is none, or none that can be read: then the case is to be made again."""
+    try:
+        return CaseFacts.model_validate_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, ValidationError):
+        return None
+
+
+def _remove(store: Path, id: str) -> None:
+    """Take away what an earlier run made of another state of a case's files, its facts first."""
+    (store / CASES / id / FACTS).unlink(missing_ok=True)
+    shutil.rmtree(store / CASES / id, ignore_errors=True)
+    (store / REFUSED / f"{id}.json").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """Labels from a command that the user names: it reads a CT file and writes a label map."""
 
+import os
 import shlex
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from maisi.data.door import open_labels
@@ -26,7 +29,8 @@ def segmented(volume: Volume, settings: PrepareSettings) -> LabelMap:
     with tempfile.TemporaryDirectory(prefix="maisi-") as name:
         image, labels = Path(name) / "image.nii.gz", Path(name) / "labels.nii.gz"
         write_volume(volume, image)
-        command = [part.format(image=image, labels=labels) for part in shlex.split(settings.segmenter)]
+        places = {"{image}": str(image), "{labels}": str(labels)}
+        command = [_put_in(part, places) for part in shlex.split(settings.segmenter)]
         _run(command, settings.segmenter_minutes * 60)
         if not labels.exists():
             raise InvalidLabelsError(f"{command[0]} ended well, but wrote nothing to {{labels}}")
@@ -36,13 +40,32 @@ def segmented(volume: Volume, settings: PrepareSettings) -> LabelMap:
     return LabelMap(found.array, volume.grid)
 
 
+def _put_in(part: str, places: dict[str, str]) -> str:
+    for name, path in places.items():
+        part = part.replace(name, path)
+    return part
+
+
 def _run(command: list[str], seconds: float) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except FileNotFoundError as error:
-        raise RunError(f"there is no command {command[0]}") from error
-    except subprocess.TimeoutExpired as error:
-        raise RunError(f"{command[0]} took longer than {seconds / 60:g} minutes") from error
-    if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())[-_SHOWN:]
-        raise RunError(f"{command[0]} ended with {done.returncode}: {said or 'it said nothing'}")
+    """Run a command without input; what it started and left running ends with it."""
+    with tempfile.TemporaryFile() as said:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            )
+        except FileNotFoundError as error:
+            raise RunError(f"there is no command {command[0]}") from error
+        except OSError as error:
+            raise RunError(f"{command[0]} cannot be run: {error.strerror}") from error
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise RunError(f"{command[0]} took longer than {seconds / 60:g} minutes") from error
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if code != 0:
+            said.seek(0)
+            words = " ".join(said.read().decode(errors="replace").split())[-_SHOWN:]
+            raise RunError(f"{command[0]} ended with {code}: {words or 'it said nothing'}")

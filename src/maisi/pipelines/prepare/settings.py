@@ -1,5 +1,7 @@
 """How raw scans become training cases. Imports no torch."""
 
+import math
+import shlex
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -36,6 +38,12 @@ class PrepareSettings(Frozen):
             raise ValueError(f"validation {self.validation:g} and testing {self.testing:g} leave nothing for training")
         if self.segmenter is not None and not ("{image}" in self.segmenter and "{labels}" in self.segmenter):
             raise ValueError("segmenter needs {image} and {labels}, where it reads the CT and writes the label map")
+        try:
+            shlex.split(self.segmenter or "")
+        except ValueError as error:
+            raise ValueError(f"segmenter {self.segmenter!r} is no command: {error}") from error
+        if self.spacing is not None and not all(0 < each < math.inf for each in self.spacing):
+            raise ValueError(f"spacing {self.spacing} is not three positive numbers of millimetres")
         return self
 
 

@@ -2,14 +2,15 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from maisi.data.manifest import STORED, Case, write_manifest
 from maisi.data.sources.raw import PassedOver
 from maisi.errors import InvalidRequestError
-from maisi.pipelines.prepare.case import CASES, FACTS, REFUSED, CaseFacts
+from maisi.pipelines.prepare.case import CASES, FACTS, REFUSED, CaseFacts, read_facts
 from maisi.pipelines.prepare.settings import PrepareSettings
 
 SPLITS = ("training", "validation", "testing")
@@ -45,15 +46,21 @@ def content_of(store: Path, settings: PrepareSettings, more: Sequence[CaseFacts]
     return StoreContent(cases, accepted, tuple(refused[id] for id in sorted(refused)))
 
 
-def write_content(store: Path, settings: PrepareSettings, more: Sequence[CaseFacts] = ()) -> StoreContent:
-    """Write the manifest of what is in a store, and give it.
+def write_content(
+    store: Path,
+    settings: PrepareSettings,
+    more: Sequence[CaseFacts] = (),
+    and_then: Callable[[StoreContent], None] = lambda content: None,
+) -> StoreContent:
+    """Write the manifest of what is in a store, and give it; `and_then` writes what else is of all cases.
 
-    Others may add cases meanwhile: it is written again until it is of all that are there.
+    Others may add cases meanwhile: all is written again until it is of all that are there.
     """
     while True:
         before = _listing(store)
         content = content_of(store, settings, more)
         write_manifest(content.cases, store / STORED)
+        and_then(content)
         if _listing(store) == before:
             return content
 
@@ -71,16 +78,22 @@ def check_can_train(content: StoreContent, store: Path) -> None:
 
 
 def _read(store: Path) -> list[CaseFacts]:
-    paths = [*sorted((store / CASES).glob(f"*/{FACTS}")), *sorted((store / REFUSED).glob("*.json"))]
-    return [
-        CaseFacts.model_validate_json(path.read_text(encoding="utf-8"))
-        for path in paths
-        if not path.parent.name.startswith(".")
-    ]
+    read = (read_facts(path) for path in _paths(store))
+    return [facts for facts in read if facts is not None]
 
 
-def _listing(store: Path) -> list[str]:
-    return sorted(str(p) for p in (*(store / CASES).glob(f"*/{FACTS}"), *(store / REFUSED).glob("*.json")))
+def _listing(store: Path) -> list[tuple[str, int]]:
+    listed = []
+    for path in _paths(store):
+        with suppress(FileNotFoundError):  # another process puts a new one there
+            listed.append((str(path), path.stat().st_mtime_ns))
+    return listed
+
+
+def _paths(store: Path) -> list[Path]:
+    """The files of facts, refusals first: where a case has both, a kill came before the old refusal was removed."""
+    found = [*sorted((store / REFUSED).glob("*.json")), *sorted((store / CASES).glob(f"*/{FACTS}"))]
+    return [path for path in found if not (path.name.startswith(".") or path.parent.name.startswith("."))]
 
 
 def _duplicates(accepted: dict[str, CaseFacts]) -> dict[str, str]:
