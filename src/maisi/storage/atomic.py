@@ -54,6 +54,7 @@ def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) 
     mine, prefix = owner_mark(), f".{path.name}.partial-"
     partial = path.with_name(f"{prefix}{mine}")
     replaced = path.with_name(f".{path.name}.replaced-{mine}")
+    is_there = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent, prefix)
@@ -67,14 +68,16 @@ def write_directory(path: Path, *, overwrite: bool = False, num_bytes: int = 0) 
         for file in [*(f for f in partial.rglob("*") if f.is_file()), partial]:
             flush(file)
         _take_place(partial, path, replaced)
+        is_there = True
         flush(path.parent)
     except OSError as error:
         if error.errno in _FULL | _DENIED:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
         raise
     finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
+        if not is_there:
+            with suppress(OSError):  # nothing was there, or another has put a new one there
+                replaced.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 

@@ -179,7 +179,8 @@ def _bars(title: str, bars: Sequence[tuple[str, int]], every: int = 1) -> str:
             f"<title>{escape(name)}: {count}</title></rect>"
         )
         if k % every == 0:
-            drawn.append(f'<text x="{x:.1f}" y="104">{escape(name)}</text>')
+            place = f'x="{x:.1f}"' if every > 1 else f'x="{x + step / 2 - 1:.1f}" text-anchor="middle"'
+            drawn.append(f'<text {place} y="104">{escape(name)}</text>')
     drawn.append(f'<text x="30" y="18" text-anchor="end">{most}</text><text x="30" y="90" text-anchor="end">0</text>')
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
