@@ -62,6 +62,20 @@ def test_a_nifti_folder_pairs_images_with_labels_by_the_usual_names(tmp_path: Pa
     assert [each.path.name for each in found.passed_over] == ["orphan_mask.nii.gz"]
 
 
+def test_scans_in_one_folder_are_of_one_patient_unless_it_is_a_collection(tmp_path: Path) -> None:
+    """Two phases of a patient must not come to lie on two sides of a split."""
+    for name in ("arterial", "venous"):
+        image(tmp_path / "anna" / f"{name}.nii.gz")
+    for k in range(13):
+        image(tmp_path / "batch" / f"s{k:02d}.nii.gz")
+    image(tmp_path / "imagesTr" / "x.nii.gz")
+    image(tmp_path / "top.nii.gz")
+    patients = {case.id: case.patient for case in find_cases(tmp_path).cases}
+    assert patients["anna_arterial"] == patients["anna_venous"] == "anna"
+    assert len({patients[f"batch_s{k:02d}"] for k in range(13)}) == 13
+    assert (patients["x"], patients["top"]) == ("x", "top")
+
+
 def test_a_datalist_keeps_its_splits_and_holds_out_fold_0(tmp_path: Path) -> None:
     entries = [{"image": f"{n}.nii.gz", "label": f"{n}_l.nii.gz", "fold": n % 2} for n in range(3)]
     content = {"training": entries, "testing": [{"image": "t.nii.gz"}, "u.nii.gz", {"image": ["a", "b"]}]}

@@ -17,6 +17,7 @@ _LABEL_FOLDER = re.compile(rf"^{LABEL_WORD}(tr|ts|val)?$", re.IGNORECASE)
 _IMAGE_SUFFIX = re.compile(r"^(.*?)[_\-. ](image|img|volume|scan|ct|mri?)$", re.IGNORECASE)
 _GENERIC = re.compile(r"^(ct|cta|mri?|image|img|volume|scan|data|t1w?|t2w?|flair)$", re.IGNORECASE)
 _IMAGE_FOLDER = re.compile(r"^(images?|imgs?|volumes?|scans?|cts?|anat)(tr|ts|val)?$", re.IGNORECASE)
+MOST_OF_A_PATIENT = 12  # scans in a folder; more are a collection
 _BIDS = re.compile(r"^sub-[A-Za-z0-9]+")
 
 
@@ -70,11 +71,18 @@ def safe_id(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._")
 
 
-def patient_of(path: Path, root: Path, key: str) -> str:
-    """The patient that a path tells: a `sub-...` in it (BIDS), the folder of a scan that is just called ct or image."""
+def patient_of(path: Path, root: Path, key: str, beside: int = 1) -> str:
+    """The patient that a path tells: a `sub-...` in it (BIDS), else the folder of the scan, with those around it.
+
+    A folder of images (imagesTr), the root itself, and one with more than `MOST_OF_A_PATIENT` scans are of many
+    patients, a scan each: `beside` says how many scans its folder holds.
+    """
     folders = path.relative_to(root).parts[:-1]
     for part in (*folders, path.name):
         matched = _BIDS.match(part)
         if matched:
             return matched[0]
-    return folders[-1] if folders and _GENERIC.match(stem_of(path)) else key
+    is_own = bool(folders) and not _IMAGE_FOLDER.match(folders[-1])
+    if is_own and (_GENERIC.match(stem_of(path)) or beside <= MOST_OF_A_PATIENT):
+        return safe_id("_".join(folders)) or key
+    return key

@@ -1,6 +1,6 @@
 """Folders of NIfTI files: images, with labels beside them by the usual names."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from maisi.data.sources.names import case_key, is_label, nifti_files, patient_of, stem_of
@@ -44,10 +44,11 @@ def read_nifti_folder(path: Path) -> Found:
 
 def _paired(path: Path, images: dict[str, list[Path]], labels: dict[str, list[RawLabels]]) -> Found:
     cases, passed = [], []
+    beside = Counter(files[0].parent for files in images.values())
     for key in sorted(images):
         first, *others = images[key]
         passed += [PassedOver(other, f"another image of case {key}, which {first.name} is of too") for other in others]
-        patient = patient_of(first, path, key)
+        patient = patient_of(first, path, key, beside[first.parent])
         cases.append(RawCase(id=key, image=first, labels=tuple(labels[key]), patient=patient, dataset=path.name))
     for key in sorted(set(labels) - set(images)):
         passed += [PassedOver(each.path, "labels without an image of the same name") for each in labels[key]]
