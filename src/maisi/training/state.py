@@ -109,6 +109,8 @@ def _read(path: Path, state: TrainingState) -> tuple[dict[str, Tensor], dict[str
         return models.get(name.rpartition("/")[0] if name.startswith("optimizer/") else name)
 
     folders = folders_of(path)
+    if not folders and not path.exists():
+        raise InvalidRequestError(f"there is no checkpoint {path}")
     about = read_about(folders[-1]) if folders else {}
     try:
         with safe_open(path, framework="pt") if path.exists() else nullcontext() as file:
