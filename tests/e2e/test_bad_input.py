@@ -375,7 +375,10 @@ def test_an_error_is_a_line_and_with_debug_a_traceback(maisi: Maisi, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("ct-smal", "--manifest", "m.json"), "no recipe 'ct-smal'; accepted: ct-small, or a YAML file"),
+        (
+            ("ct-smal", "--manifest", "m.json"),
+            "no recipe 'ct-smal'; accepted: ct-small, paper, small, tiny, or a YAML",
+        ),
         (("ct-small", "--manifest", "nowhere.json"), "no manifest at nowhere.json"),
         (("ct-small", "--manifest", "nowhere.json", "-s", "sed=1"), "unknown setting 'sed'; did you mean 'seed'?"),
         (("ct-small",), "Missing option '--manifest'. See maisi train recipe --help."),

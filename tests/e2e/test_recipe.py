@@ -114,8 +114,8 @@ def test_the_packaged_recipe_is_valid() -> None:
 
 @pytest.mark.parametrize("size", ["paper", "small", "tiny"])
 def test_the_presets_of_the_diffusion_networks_fit_each_other(size: str) -> None:
-    unet = load_recipe(f"diffusion-{size}").for_unet().network
-    steering = load_recipe(f"controlnet-{size}").for_controlnet()
+    recipe = load_recipe(size)
+    unet, steering = recipe.for_unet().network, recipe.for_controlnet()
     assert unet is not None
     with torch.device("meta"):
         controlnet = starting_controlnet(steering, DenoisingUNet(unet), None)
@@ -124,18 +124,22 @@ def test_the_presets_of_the_diffusion_networks_fit_each_other(size: str) -> None
 
 
 def test_the_paper_trains_the_released_networks_as_it_says() -> None:
-    diffusion, steering = load_recipe("diffusion-paper"), load_recipe("controlnet-paper")
-    config = diffusion.for_unet()
+    recipe = load_recipe("paper")
+    config, steering = recipe.for_unet(), recipe.for_controlnet()
     assert config.loop.epochs == 200
-    for how in (config.optimization, steering.for_controlnet().optimization):
+    for how, batches in ((config.optimization, 1), (steering.optimization, 8)):
         assert (how.optimizer, how.betas, how.learning_rate) == ("adam", (0.9, 0.999), 1e-4)
-        assert (how.schedule, how.accumulate) == ("polynomial", 1)
+        assert (how.schedule, how.accumulate) == ("polynomial", batches)
     assert config.network == RELEASED["ddpm-ct"].unet
-    assert diffusion.scheduler == DDPMSpec()
+    assert recipe.scheduler == DDPMSpec()
     assert (config.loss, config.batch_size, config.sizes) == ("l1", 1, ())
     assert controlnet_like(config.network, 4) == RELEASED["ddpm-ct"].controlnet
-    assert steering.for_controlnet().structure_weights == {"tumours": 100}
-    assert steering.for_controlnet().loop.num_steps == 10_000
+    assert steering.structure_weights == {"tumours": 100}
+    assert steering.loop.num_steps == 10_000
+    volumes = recipe.for_autoencoder()
+    assert (volumes.loop.epochs, volumes.early_patch, volumes.patch) == (300, (64, 64, 64), (128, 128, 128))
+    assert volumes.patch_at(99, 300) == (64, 64, 64)
+    assert volumes.patch_at(100, 300) == (128, 128, 128)
 
 
 def fresh() -> Bundle:

@@ -15,5 +15,7 @@ def load_recipe(name_or_path: str | Path) -> BundleRecipe:
         with as_file(packaged[str(name_or_path)]) as path:
             return check_settings(BundleRecipe, read_settings(path))
     if not Path(name_or_path).is_file():
-        raise InvalidConfigError(f"no recipe {str(name_or_path)!r}; accepted: {', '.join(packaged)}, or a YAML file")
+        raise InvalidConfigError(
+            f"no recipe {str(name_or_path)!r}; accepted: {', '.join(sorted(packaged))}, or a YAML file"
+        )
     return check_settings(BundleRecipe, read_settings(Path(name_or_path)))

@@ -9,6 +9,7 @@ from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.discriminator import PatchDiscriminator
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.recipes.recipe import BundleRecipe
+from maisi.shapes import Size3
 from maisi.training.autoencoder import AutoencoderTraining
 from maisi.training.controlnet import ControlNetTraining, controlnet_like
 from maisi.training.diffusion import DiffusionTraining
@@ -22,7 +23,7 @@ def training_memory(recipe: BundleRecipe) -> dict[str, StepMemory]:
         if recipe.autoencoder is not None:
             found["autoencoder"] = _of_autoencoder(recipe.autoencoder)
         if recipe.diffusion is not None:
-            found["diffusion"] = _of_unet(recipe.diffusion)
+            found["diffusion"] = _of_unet(recipe, recipe.diffusion)
         if recipe.controlnet is not None:
             found["controlnet"] = _of_controlnet(recipe, recipe.controlnet)
     return found
@@ -43,8 +44,13 @@ def _of_autoencoder(config: AutoencoderTraining) -> StepMemory:
     return step_memory(networks, networks, loss, config.optimization)
 
 
-def _largest(config: DiffusionTraining) -> tuple[int, int, int]:
-    return max(config.sizes, key=lambda size: size[0] * size[1] * size[2])
+def _largest(recipe: BundleRecipe, config: DiffusionTraining) -> Size3:
+    """The largest crop in latent voxels; where all of a case is taken, the largest volume of the recipe's limits."""
+    if config.sizes:
+        return max(config.sizes, key=lambda size: size[0] * size[1] * size[2])
+    factor = recipe.autoencoder.network.factor if recipe.autoencoder is not None else 4
+    x, y, z = (n // factor for n in recipe.limits.max_size)
+    return x, y, z
 
 
 def _conditions(unet: UNetConfig) -> dict[str, Tensor]:
@@ -58,9 +64,9 @@ def _conditions(unet: UNetConfig) -> dict[str, Tensor]:
     return given
 
 
-def _of_unet(config: DiffusionTraining) -> StepMemory:
+def _of_unet(recipe: BundleRecipe, config: DiffusionTraining) -> StepMemory:
     unet = DenoisingUNet(config.network or UNetConfig())
-    noisy = torch.empty((1, unet.config.in_channels, *_largest(config)))
+    noisy = torch.empty((1, unet.config.in_channels, *_largest(recipe, config)))
 
     def loss() -> Tensor:
         return predict(unet, None, noisy, torch.empty(1), conditions=_conditions(unet.config)).abs().mean()
@@ -75,7 +81,7 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining) -> StepMemo
     like: ControlNetConfig = config.controlnet or controlnet_like(unet.config, factor)
     controlnet = ControlNet(like)
     unet.requires_grad_(config.train_unet)
-    size = _largest(config)
+    size = _largest(recipe, config)
     noisy = torch.empty((1, unet.config.in_channels, *size))
     bits = torch.empty((1, like.condition_channels, *(n * like.condition_factor for n in size)))
 
