@@ -52,6 +52,7 @@ def tiny() -> BundleRecipe:
         {
             "name": "tiny",
             "licence": "CC BY 4.0",
+            "measured_samples": 1,
             "groups": {"made": 1.0},
             "spacings_mm": [16.0],
             "limits": {"min_spacing_mm": [2, 2, 2], "max_spacing_mm": [16, 16, 16], "max_size": [32, 32, 32]},
