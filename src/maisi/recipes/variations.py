@@ -126,6 +126,22 @@ def _phantom(recipe: BundleRecipe, multiple: int, index: int) -> tuple[Volume, L
 
 def patches_of(recipe: BundleRecipe, cases: Sequence[Case]) -> PatchSource:
     """Patches of the volumes of cases and of phantoms, groups drawn by the recipe's weights, else all cases alike."""
+    return patch_source(volumes_of(recipe, cases), recipe.kept_volume_bytes)
+
+
+def volumes_of(recipe: BundleRecipe, cases: Sequence[Case]) -> list[tuple[float, list[NamedVolumes]]]:
+    """What the autoencoder sees: the weight and the volumes of each group.
+
+    Raises `InvalidRequestError` where the recipe weighs groups of cases and there is none of them.
+    """
+    shown = [case for case in cases if recipe.shows(case)]
+    groups = recipe.groups or {group: sum(case.group == group for case in cases) for group in {c.group for c in cases}}
+    weighed = sorted(name for name, weight in groups.items() if weight > 0)
+    if not shown and cases and weighed != [PHANTOM]:
+        there = ", ".join(sorted({case.group for case in cases}))
+        raise InvalidRequestError(
+            f"groups of the recipe weighs {', '.join(weighed)} and no case is of them; the cases are of {there}"
+        )
 
     def volumes(group: str) -> list[NamedVolumes]:
         if group == PHANTOM:
@@ -133,12 +149,11 @@ def patches_of(recipe: BundleRecipe, cases: Sequence[Case]) -> PatchSource:
             return [NamedVolumes(f"phantom {index}", partial(_phantom_volumes, recipe, index)) for index in indices]
         return [
             NamedVolumes(case.id, partial(at_spacings, case, recipe.spacings_mm), case.modality)
-            for case in cases
+            for case in shown
             if case.group == group
         ]
 
-    groups = recipe.groups or {group: sum(case.group == group for case in cases) for group in {c.group for c in cases}}
-    return patch_source(((groups[name], volumes(name)) for name in sorted(groups)), recipe.kept_volume_bytes)
+    return [(groups[name], volumes(name)) for name in weighed]
 
 
 def _phantom_volumes(recipe: BundleRecipe, index: int) -> list[Volume]:

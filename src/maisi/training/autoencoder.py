@@ -90,6 +90,39 @@ class AutoencoderTraining(Frozen):
         return self.early_patch if early and self.early_patch is not None else self.patch
 
 
+def check_autoencoder_training(config: AutoencoderTraining, num_cases: int, has_start: bool) -> None:
+    """Nothing, or the refusal of a recipe that a step would refuse, be it the first or one long after.
+
+    Raises `InvalidRequestError` for patches that the autoencoder cannot halve or its critic cannot judge, and for an
+    encoder that would be frozen before it learned.
+    """
+    if config.decoder_only_after == 0 and not has_start:
+        raise InvalidRequestError(
+            "decoder_only_after 0 freezes an encoder that has learned nothing; accepted: a later step, or start_from a "
+            "bundle with an autoencoder"
+        )
+    steps = config.loop.counted(num_cases, config.batch_size * config.optimization.accumulate).steps
+    first_judged = config.adversarial_start if config.adversarial_weight > 0 else steps
+    early = round(config.early_share * steps) if config.early_patch is not None else 0
+    for name, size, is_judged in (
+        ("early_patch", config.early_patch, first_judged < early),
+        ("patch", config.patch, max(first_judged, early) < steps),
+    ):
+        if size is not None:
+            _check_patch(name, size, config, is_judged)
+
+
+def _check_patch(name: str, size: Size3, config: AutoencoderTraining, is_judged: bool) -> None:
+    factor, least = config.network.factor, config.discriminator.min_size
+    if any(n < 1 or n % factor for n in size):
+        raise InvalidRequestError(f"{name} {size} is not of multiples of {factor}, which the autoencoder needs")
+    if is_judged and min(size) < least:
+        raise InvalidRequestError(
+            f"{name} {size} is too small for the discriminator of {config.discriminator.num_layers} layers; accepted: "
+            f"at least {least} an axis, fewer layers, or a later adversarial_start"
+        )
+
+
 def train_autoencoder(
     config: AutoencoderTraining,
     source: PatchSource,
@@ -106,6 +139,7 @@ def train_autoencoder(
     are reconstructed, the same ones each time, and shown in `pictures/`. `decoder_only_after` freezes the encoder from
     that step on, so that latents made with it stay valid.
     """
+    check_autoencoder_training(config, source.num_cases, start is not None)
     training = _AutoencoderTraining(config, source, start)
     validate = partial(training.validate, validation, folder) if validation is not None else None
     fit(training.state, training.step, training.loop, folder, on_step, until, validate)

@@ -27,9 +27,11 @@ from maisi.recipes.stages import (
     stored_latents,
     unet_stage,
 )
+from maisi.recipes.variations import volumes_of
 from maisi.runs.task import Checked, Output, Run, Task
 from maisi.runs.tasks.encode_cases import weights_sum
 from maisi.shapes import Frozen
+from maisi.training.autoencoder import check_autoencoder_training
 from maisi.training.distributed import Team
 from maisi.training.optimization import Optimization
 
@@ -85,7 +87,16 @@ def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
     Team(0, num_ranks()).parts(request.recipe.for_autoencoder().optimization.accumulate)
     if request.manifest is None:
         raise InvalidRequestError("an autoencoder learns from volumes; give --manifest")
-    return check(request)
+    return _check_volumes(check(request))
+
+
+def _check_volumes(checked: Checked[TrainRequest]) -> Checked[TrainRequest]:
+    """The request, from whose cases its recipe can train an autoencoder to the end."""
+    lesson = _lesson(checked.request)
+    num_cases = sum(len(volumes) for _, volumes in volumes_of(lesson.recipe, lesson.training))
+    config = lesson.recipe.for_autoencoder()
+    check_autoencoder_training(config, num_cases, has_start=config.start_from is not None)
+    return checked
 
 
 def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
@@ -121,7 +132,7 @@ def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("a whole recipe starts from volumes; give --manifest")
     for part in (request.recipe.for_autoencoder, request.recipe.for_unet, request.recipe.for_controlnet):
         part()
-    return check(request)
+    return _check_volumes(check(request))
 
 
 def _check_ranks(request: TrainRequest, optimization: Optimization) -> None:
