@@ -84,6 +84,8 @@ def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = Non
     recipe = lesson.recipe
     source, config = patches_of(recipe, lesson.training), recipe.for_autoencoder()
     watched = [case for case in lesson.validation if recipe.shows(case)] if config.loop.validate_every else []
+    if config.loop.validate_every and not watched:
+        logger.warning("no case is for validation: the autoencoder learns unwatched")
     held_out = patches_of(recipe, watched) if watched else None
     start = None if config.start_from is None else load_bundle(config.start_from)
     first = None if start is None else start.autoencoder

@@ -22,7 +22,7 @@ from maisi.errors import InvalidRequestError, RunError
 from maisi.shapes import Frozen
 from maisi.splitting.cpu.heap import freed_slabs
 from maisi.training.distributed import Team, local_device
-from maisi.training.state import TrainingState, has_checkpoint, load_checkpoint, save_checkpoint
+from maisi.training.state import TrainingState, has_checkpoint, load_averages, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,8 @@ def fit(
 
     Writes `metrics.jsonl`, curves for TensorBoard where it is installed, and the checkpoint; with `validate`, every
     `validate_every` steps its numbers too, and `best.safetensors` at the least `loss` so far, after which `patience`
-    counts. `until` stops early (the run can be continued). Raises `RunError` at the first step whose metrics are not
+    counts: with it, the averages at the end are those of the best validation. `until` stops early (the run can be
+    continued). Raises `RunError` at the first step whose metrics are not
     finite, so that no checkpoint holds what came of it.
     """
     team = Team.here()
@@ -125,6 +126,22 @@ def fit(
             if state.step % config.save_every == 0 or state.step == last or validations.stopped:
                 told.flush()  # first: what the checkpoint lacks is cut again
                 save_checkpoint(state, folder / CHECKPOINT)
+    if config.patience is not None and (validations.stopped or state.step >= config.steps):
+        _give_best(state, folder)
+
+
+def _give_best(state: TrainingState, folder: Path) -> None:
+    """Make the averages those of the best validation, where there was one; all else stays as it is at the end."""
+    if not has_checkpoint(folder / BEST):
+        return
+    step = load_averages(state, folder / BEST)
+    if step < state.step and Team.here().is_first:
+        logger.warning(
+            "%s gives its weights of step %d, the best validated, and not those of its last step, %d",
+            folder,
+            step,
+            state.step,
+        )
 
 
 def _step(state: TrainingState, take_step: StepFunction, folder: Path, told: "_Told") -> None:
