@@ -1,6 +1,5 @@
 """Training of the volume autoencoder by L1, KL, perceptual and adversarial losses (MAISI, 2409.11169, section 3.1)."""
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from maisi.pipelines.preview import comparison, write_png
 from maisi.shapes import Frozen, Size3
 from maisi.space.grid import Grid
 from maisi.space.intensity import from_unit
+from maisi.space.similarity import psnr, ssim
 from maisi.space.volume import Volume
 from maisi.training.augment import Augmentation, augmented
 from maisi.training.haar import check_haar, start_at_haar
@@ -39,6 +39,7 @@ from maisi.training.state import TrainingState
 from maisi.training.steering import SteeredWeight, Steering
 
 PICTURES = "pictures"
+MOST_PSNR = 120.0  # dB; that of equal patches is infinite, which no curve shows
 
 
 class AutoencoderTraining(Frozen):
@@ -248,29 +249,35 @@ class _AutoencoderTraining:
 
     @torch.no_grad()
     def validate(self, source: PatchSource, folder: Path, step: int) -> dict[str, float]:
-        """Reconstruction of fixed patches by the averaged autoencoder: L1, PSNR (dB), spread of the latents."""
-        network = self.average
-        errors, squares, spreads = [], [], []
+        """Reconstruction of fixed patches by the averaged autoencoder, clipped to [0, 1]: means over the patches.
+
+        L1, PSNR (dB) and SSIM with a data range of 1, and the spread of the latents.
+        """
+        network, found = self.average, []
         for k in range(self.config.validation_patches):
             draw, rng = step_generators(self.config.loop.seed + 1, k)
             real = source.draw(1, self.config.patch, rng).images.to(self.device)
             mean, log_variance = network.encode(real)
             fake = network.decode(mean).clamp(0, 1)
-            errors.append(float((fake - real).abs().mean()))
-            squares.append(max(float((fake - real).square().mean()), 1e-12))
-            spreads.append(float(draw_latent(mean, log_variance, draw).std()))
+            spread = float(draw_latent(mean, log_variance, draw).std())
+            found.append({**_agreement(fake, real), "latent_std": spread})
             if k == 0 and self.learner.team.is_first:
                 picture = folder / PICTURES / f"step_{step:06d}.png"
                 picture.parent.mkdir(exist_ok=True)
                 write_png(comparison(_volume(real), _volume(fake), f"step {step}"), picture)
-        psnr = float(np.mean([-10 * math.log10(square) for square in squares]))
-        return {"loss": float(np.mean(errors)), "psnr_db": psnr, "latent_std": float(np.mean(spreads))}
+        return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
 def _changed(
     config: Augmentation, patch: np.ndarray, modality: Literal["ct", "mr"], rng: np.random.Generator
 ) -> np.ndarray:
     return augmented(patch, modality, config, rng)
+
+
+def _agreement(fake: Tensor, real: Tensor) -> dict[str, float]:
+    """L1, PSNR (dB, at most that of a mean squared error of 1e-12) and SSIM of a patch (1, 1, x, y, z) in [0, 1]."""
+    a, b = fake[0, 0].double().cpu().numpy(), real[0, 0].double().cpu().numpy()
+    return {"loss": float(np.abs(a - b).mean()), "psnr_db": min(psnr(a, b, 1.0), MOST_PSNR), "ssim": ssim(a, b, 1.0)}
 
 
 def _volume(unit: Tensor) -> Volume:
