@@ -72,7 +72,8 @@ def work(checked: Checked[EncodeCasesRequest], run: Run) -> None:
         spread(encode_case, items, request.across, threads), start=1 + len(own) - len(items)
     ):
         if outcome.error is not None:
-            run.warnings.append(f"{items[outcome.place].case.id}: {outcome.error}")
+            id = items[outcome.place].case.id
+            run.warnings.append(f"case {id}: {outcome.error.removeprefix(f'case {id}: ')}")
         run.on_stage("encode", done, len(own))
     there = [case for case in cases if _file(folder, case).is_file()]
     index = folder / LATENTS
