@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
+ASKED_WRONGLY = 2
+"""The exit code of a request that cannot be carried out."""
+
 interrupted = Event()
 """Set by an interrupt: Python drops what is raised in a callback or a destructor, so `progress` asks again."""
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maisi.errors import InvalidRequestError, RunError
 from maisi.splitting.cpu.kernels import multiplies_bfloat16
+from maisi.splitting.ranks import noticing_lost_ranks
 from maisi.training.distributed import BLOCKS, Team, learning_together, whole
 from maisi.training.optimization import Optimization
 from maisi.training.state import AVERAGE, TrainingState
@@ -97,6 +98,7 @@ class Learner:
             state = self.scaler.state_dict()
             self.scaler.load_state_dict({name: type(state[name])(facts[name]) for name in state})
 
+    @noticing_lost_ranks()
     def update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """One step on the mean of the batches' losses; the losses, the norm of the gradients, the learning rate.
 
