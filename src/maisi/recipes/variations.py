@@ -67,17 +67,18 @@ def encode_labelled(
 def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, multiple: int, count: int) -> list[Latent]:
     rng = np.random.default_rng([recipe.seed, *case.id.encode()])
     volume, labels = read_case(case, recipe.latents.drop, recipe.vocabulary)
-    tissues = tissue_labels(volume)
+    tissues = tissue_labels(volume) if volume.modality == "ct" else None  # an MR shows none by its values
     made = []
     for i in range(count):
-        shown = tissues if rng.random() < recipe.latents.tissues_only else labels
+        shown = tissues if tissues is not None and rng.random() < recipe.latents.tissues_only else labels
         shown = _without_fat(shown) if rng.random() < recipe.latents.without_fat else shown
         grid = _grid(recipe, case, volume.grid, rng, multiple)
         part, part_labels = on_grid(volume, shown, grid)
-        part_labels = redrawn_tissues(part_labels, part)
+        if tissues is not None:
+            part_labels = redrawn_tissues(part_labels, part)
         span = case_span(case, labels)
         name = f"case {case.id}, variation {i}, autoencoder of recipe {recipe.name}"
-        made.append(encode_labelled(autoencoder, part, part_labels, span, "ct", case.group, name))
+        made.append(encode_labelled(autoencoder, part, part_labels, span, case.modality, case.group, name))
     return made
 
 
