@@ -1,12 +1,12 @@
 """`maisi encode --manifest`: the cases of a manifest as latents that training takes, a file a case."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 from maisi.bundle.bundle import Bundle, load_bundle
+from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute
 from maisi.compute.fit import fit
 from maisi.data.cases import case_span, read_case
@@ -64,7 +64,7 @@ def work(checked: Checked[EncodeCasesRequest], run: Run) -> None:
     run.publish()  # the settings, by which a later run knows that it goes on
     request, cases, folder = checked.request, checked.subject, run.folder
     assert checked.bundle is not None
-    weights = weights_sum(checked.bundle)
+    weights = weights_digest(checked.bundle.autoencoder.state_dict())
     own = [EncodeWork(case, request.bundle, request.compute, folder, weights) for case in request.across.own(cases)]
     items = [item for item in own if not _file(folder, item.case).is_file()]
     threads = request.compute.threads or 1  # the same in every process: last bits depend on it
@@ -108,15 +108,6 @@ def encode_case(work: EncodeWork) -> str:
 @lru_cache(maxsize=1)
 def _bundle(name: str, compute: Compute) -> Bundle:
     return load_for(EncodeRequest(bundle=name, compute=compute))
-
-
-def weights_sum(bundle: Bundle) -> str:
-    """SHA-256 of the weights of a bundle's autoencoder, in whatever format they are stored."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(bundle.autoencoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 ENCODE_CASES = Task("encode cases", EncodeCasesRequest, check, work, inputs, Output.SHARED, shard=shard_of)

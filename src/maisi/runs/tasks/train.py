@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
+from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.machine import fill_defaults, num_ranks
 from maisi.data.latents import LATENTS, read_entries
@@ -29,7 +30,6 @@ from maisi.recipes.stages import (
 )
 from maisi.recipes.variations import volumes_of
 from maisi.runs.task import Checked, Output, Run, Task
-from maisi.runs.tasks.encode_cases import weights_sum
 from maisi.shapes import Frozen
 from maisi.training.autoencoder import check_autoencoder_training
 from maisi.training.distributed import Team
@@ -215,7 +215,7 @@ def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path
     """Latents that are there already, made by the bundle's autoencoder, or variations of the cases, encoded now."""
     if request.latents is None:
         return encoded(lesson, bundle, folder / "latents")
-    entries, weights = read_entries(request.latents), weights_sum(bundle)
+    entries, weights = read_entries(request.latents), weights_digest(bundle.autoencoder.state_dict())
     foreign = [entry.id for entry in entries if entry.autoencoder != weights]
     if foreign:
         raise InvalidRequestError(
