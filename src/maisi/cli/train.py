@@ -140,7 +140,7 @@ def _train(
 ) -> None:
     from maisi.cli.process import process_for
     from maisi.compute.compute import Compute
-    from maisi.recipes.load import load_recipe
+    from maisi.recipes.load import read_recipe, with_classes
     from maisi.recipes.recipe import BundleRecipe
     from maisi.runs.carry_out import carry_out
     from maisi.runs.task import Watch
@@ -148,8 +148,8 @@ def _train(
     from maisi.storage.settings import check_settings, with_assignments
 
     task = task_named(f"train {part}")
-    settings = load_recipe(name).model_dump(mode="json")
-    chosen = check_settings(BundleRecipe, with_assignments(settings, assignments or []))
+    settings = with_classes(with_assignments(read_recipe(name), assignments or []), more.get("bundle"))
+    chosen = check_settings(BundleRecipe, settings)
     compute = {key: value for key, value in asdict(machine).items() if value is not None}
     asked = {"recipe": chosen.model_dump(mode="json"), "compute": compute, **more}
     request = check_settings(task.request, asked)

@@ -15,7 +15,7 @@ from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.codec import rehearse_encode
 from maisi.pipelines.requests import EncodeCasesRequest, EncodeRequest
-from maisi.pipelines.validate import check_takes_ct, compute_for, lasting_name, load_for
+from maisi.pipelines.validate import bundle_vocabulary, check_takes_ct, compute_for, lasting_name, load_for
 from maisi.recipes.variations import encode_labelled
 from maisi.runs.spread import spread
 from maisi.runs.task import Checked, Output, Run, Task
@@ -95,9 +95,10 @@ def _file(folder: Path, case: Case) -> Path:
 
 def encode_case(work: EncodeWork) -> str:
     """The id of a case whose latent is on disk: mean, log-variance, labels, region, spacing, modality, group."""
-    volume, labels = read_case(work.case)
+    whole = _bundle(work.bundle, work.compute)
+    volume, labels = read_case(work.case, vocabulary=bundle_vocabulary(whole))
     span = case_span(work.case, labels)
-    bundle = fit(_bundle(work.bundle, work.compute), work.compute, partial(rehearse_encode, volume.grid.shape))
+    bundle = fit(whole, work.compute, partial(rehearse_encode, volume.grid.shape))
     name = f"case {work.case.id}, bundle {bundle.name} {bundle.info.version}, autoencoder {work.autoencoder[:12]}"
     modality = work.case.modality
     latent = encode_labelled(bundle.autoencoder, volume, labels, span, modality, work.case.group, name)

@@ -14,6 +14,7 @@ from maisi.data.manifest import read_manifest
 from maisi.errors import InvalidPlanError, InvalidRequestError
 from maisi.pipelines.validate import lasting_name
 from maisi.recipes.dry_run import DryRun, dry_run
+from maisi.recipes.load import with_classes
 from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.stages import (
@@ -31,6 +32,7 @@ from maisi.recipes.stages import (
 from maisi.recipes.variations import volumes_of
 from maisi.runs.task import Checked, Output, Run, Task
 from maisi.shapes import Frozen
+from maisi.storage.settings import check_settings
 from maisi.training.autoencoder import check_autoencoder_training
 from maisi.training.distributed import Team
 from maisi.training.optimization import Optimization
@@ -56,7 +58,11 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
     if (request.manifest is None) == (request.latents is None):
         raise InvalidRequestError("a training needs cases: give either --manifest or --latents")
     _check_memory(request)
-    update: dict[str, object] = {"compute": fill_defaults(request.compute)}
+    settings = with_classes(request.recipe.model_dump(mode="json"), request.bundle)
+    update: dict[str, object] = {
+        "compute": fill_defaults(request.compute),
+        "recipe": check_settings(BundleRecipe, settings),
+    }
     if request.manifest is not None:
         read_manifest(request.manifest)
         update["manifest"] = request.manifest.resolve()
