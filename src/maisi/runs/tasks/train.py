@@ -132,7 +132,9 @@ def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how every network is trained."""
     if num_ranks() > 1:
         raise InvalidRequestError(
-            "several processes train one network at a time; accepted: autoencoder, diffusion, controlnet"
+            "several processes train one network at a time; accepted: torchrun with `maisi train autoencoder`, then "
+            "`maisi train diffusion` and `maisi train controlnet` with --latents of `maisi encode --manifest`, or "
+            "`maisi train recipe` without torchrun"
         )
     if request.manifest is None:
         raise InvalidRequestError("a whole recipe starts from volumes; give --manifest")
