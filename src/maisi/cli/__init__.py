@@ -13,7 +13,7 @@ import typer
 
 from maisi import __version__
 from maisi.cli.codec import decode, encode, reconstruct
-from maisi.cli.console import complain, follow_log, interrupted
+from maisi.cli.console import ASKED_WRONGLY, complain, follow_log, interrupted
 from maisi.cli.convert import convert
 from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
@@ -27,7 +27,7 @@ from maisi.cli.selftest import selftest
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
 
-DONE, FAILED, ASKED_WRONGLY, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
 DEBUG = "--debug"
 
 app = typer.Typer(
