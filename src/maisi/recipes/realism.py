@@ -193,8 +193,8 @@ def realism_tables(found: Realism) -> str:
     lines = [
         f"2.5-D distances to the {found.cases} held-out volumes: scattering features (two orders, three scales, four",
         f"orientations) and a histogram of HU of every {protocol.every}th plane of three orientations at",
-        f"{protocol.spacing_mm:g} mm, {protocol.size}^2 pixels around the middle, -1000 to 1000 HU; each feature divided",
-        "by its deviation over the held-out planes. They compare with themselves alone.",
+        f"{protocol.spacing_mm:g} mm, {protocol.size}^2 pixels around the middle, -1000 to 1000 HU; each feature",
+        "divided by its deviation over the held-out planes. They compare with themselves alone.",
         "",
         "| set | Frechet (mean) | sagittal | coronal | axial | kernel |",
         "|---|---|---|---|---|---|",

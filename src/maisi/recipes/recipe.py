@@ -77,6 +77,7 @@ class BundleRecipe(Frozen):
     diffusion: DiffusionTraining | None = None
     controlnet: ControlNetTraining | None = None
     measured_samples: int = Field(default=10, ge=0)  # generated for the model card
+    measured_realism: bool = False  # whether held-out cases are imitated and compared with, which takes minutes
     kept_volume_bytes: int = Field(default=KEPT_VOLUME_BYTES, ge=0)  # of volumes in memory while the autoencoder learns
     kept_latent_bytes: int = Field(default=KEPT_LATENT_BYTES, ge=0)  # of latents, while the other networks learn
 

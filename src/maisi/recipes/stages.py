@@ -25,6 +25,7 @@ from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.controlnet import check_levels, check_occupancies
 from maisi.networks.unet import UNetConfig
 from maisi.recipes.card import measure_bundle, model_card, write_quality
+from maisi.recipes.realism import measure_realism
 from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.variations import as_shown, make_latents, patches_of
 from maisi.training.autoencoder import train_autoencoder
@@ -316,6 +317,9 @@ def save_measured(bundle: Bundle, lesson: Lesson, folder: Path) -> Path:
     labelled = [*lesson.training, *lesson.validation]
     samples = lesson.recipe.measured_samples
     quality = measure_bundle(load_bundle(path), lesson.validation, labelled, samples, on_case=logger.info)
+    if lesson.recipe.measured_realism:
+        found = measure_realism(load_bundle(path), lesson.validation, lesson.training, on_case=logger.info)
+        quality = quality.model_copy(update={"realism": found})
     write_quality(quality, folder / "quality.json")
     licence = f"{bundle.info.licence}\nAttribution: see MODEL_CARD.md\n"
     loaded = load_bundle(path)
