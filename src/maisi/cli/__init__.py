@@ -17,6 +17,7 @@ from maisi.cli.console import ASKED_WRONGLY, complain, follow_log, interrupted
 from maisi.cli.convert import convert
 from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
+from maisi.cli.evaluate import evaluate
 from maisi.cli.generate import generate
 from maisi.cli.info import info
 from maisi.cli.labels import labels
@@ -48,6 +49,7 @@ for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(labels, name="labels", rich_help_panel="Make")
+app.add_typer(evaluate, name="evaluate", rich_help_panel="Look")
 app.add_typer(train, name="train", rich_help_panel="Build")
 
 _ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")
