@@ -13,12 +13,13 @@ import typer
 
 from maisi import __version__
 from maisi.cli.codec import decode, encode, reconstruct
-from maisi.cli.console import complain, follow_log, interrupted
+from maisi.cli.console import ASKED_WRONGLY, complain, follow_log, interrupted
 from maisi.cli.convert import convert
 from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
 from maisi.cli.generate import generate
 from maisi.cli.info import info
+from maisi.cli.labels import labels
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
 from maisi.cli.reproduce import reproduce
@@ -26,7 +27,7 @@ from maisi.cli.selftest import selftest
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
 
-DONE, FAILED, ASKED_WRONGLY, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
 DEBUG = "--debug"
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ _COMMANDS: dict[str, list[Callable[..., None]]] = {
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(labels, name="labels", rich_help_panel="Make")
 app.add_typer(train, name="train", rich_help_panel="Build")
 
 _ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")

@@ -106,6 +106,18 @@ class EncodeCasesRequest(Frozen):
     compute: Compute = Compute()
 
 
+class RegisterRequest(Frozen):
+    """Labelling a CT by labelled ones."""
+
+    source: Path = Field(description=".nii, .nii.gz or a DICOM folder.")
+    atlases: Path = Field(description="Manifest of labelled CTs, or the folder that maisi prepare made.")
+    leave_out: tuple[str, ...] = Field(
+        default=(), description="Case of the manifest that is no atlas; may be repeated."
+    )
+    doubtful: float = Field(default=0.7, ge=0, le=1, description="Agreement below which a structure is told.")
+    reading: ReadOptions = ReadOptions()
+
+
 class ReconstructRequest(EncodeRequest):
     """Encoding and decoding one CT, to measure what is lost."""
 

@@ -1,13 +1,14 @@
 """Recipes: all settings of the training of a bundle, or of one of its networks."""
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.bundle.bundle import Limits, SchedulerSpec
 from maisi.data.dataset import KEPT_BYTES as KEPT_VOLUME_BYTES
 from maisi.data.latents import KEPT_BYTES as KEPT_LATENT_BYTES
+from maisi.data.manifest import Case
 from maisi.errors import InvalidConfigError
 from maisi.shapes import Frozen, Size3
 from maisi.training.autoencoder import AutoencoderTraining
@@ -21,11 +22,22 @@ PARTS = ("autoencoder", "diffusion", "controlnet")
 Part = TypeVar("Part", bound=Frozen)
 
 
+def _can_be_drawn(weights: dict[str, float]) -> dict[str, float]:
+    if weights and not any(weights.values()):
+        raise ValueError(f"no group is ever drawn, all weigh 0: {', '.join(weights)}")
+    return weights
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weights = Annotated[dict[str, Weight], AfterValidator(_can_be_drawn)]
+"""How often each group is drawn; at least one of them is."""
+
+
 class LatentRecipe(Frozen):
     """How many variations of each case are encoded, and within which spacings (mm) and sizes (voxels)."""
 
     as_prepared: bool = False  # cases as they are, once, on sizes that are multiples already
-    variations: dict[str, int] = Field(default_factory=dict)  # without, one of each case
+    variations: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)  # without, one of each case
     spacing_mm: tuple[float, float] = (2.0, 5.0)
     max_size: Size3 = (96, 96, 96)
     tissues_only: float = Field(default=0.3, ge=0, le=1)
@@ -33,7 +45,13 @@ class LatentRecipe(Frozen):
     exclude: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()  # names of labels, or numbers without a name, that count as background
     num_phantoms: int = Field(default=0, ge=0)
-    weights: dict[str, float] = Field(default_factory=dict)
+    weights: Weights = Field(default_factory=dict)
+
+    def takes(self, case: Case) -> bool:
+        """Whether latents of a case are made and drawn."""
+        varies = self.as_prepared or not self.variations or self.variations.get(case.group, 0) > 0
+        weighs = not self.weights or self.weights.get(case.group, 0) > 0
+        return varies and weighs and case.id not in self.exclude
 
 
 class BundleRecipe(Frozen):
@@ -48,7 +66,7 @@ class BundleRecipe(Frozen):
     description: str = ""
     expectations: str = ""
     licence: str
-    groups: dict[str, float] = Field(default_factory=dict)
+    groups: Weights = Field(default_factory=dict)
     spacings_mm: tuple[float, ...] = ()
     limits: Limits = Limits()
     controlnet_scale: float | None = Field(default=None, ge=0)  # that of the bundle to start from, else 1
@@ -59,6 +77,7 @@ class BundleRecipe(Frozen):
     diffusion: DiffusionTraining | None = None
     controlnet: ControlNetTraining | None = None
     measured_samples: int = Field(default=10, ge=0)  # generated for the model card
+    measured_realism: bool = False  # whether held-out cases are imitated and compared with, which takes minutes
     kept_volume_bytes: int = Field(default=KEPT_VOLUME_BYTES, ge=0)  # of volumes in memory while the autoencoder learns
     kept_latent_bytes: int = Field(default=KEPT_LATENT_BYTES, ge=0)  # of latents, while the other networks learn
 
@@ -72,6 +91,10 @@ class BundleRecipe(Frozen):
     def vocabulary(self) -> Vocabulary:
         """The vocabulary with these classes."""
         return vocabulary_with(self.classes)
+
+    def shows(self, case: Case) -> bool:
+        """Whether the autoencoder sees a case."""
+        return not self.groups or self.groups.get(case.group, 0) > 0
 
     def for_autoencoder(self) -> AutoencoderTraining:
         """The settings of the autoencoder; `InvalidConfigError` where the recipe has none. Below alike."""

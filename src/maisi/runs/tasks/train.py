@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
+from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.machine import fill_defaults, num_ranks
 from maisi.data.latents import LATENTS, read_entries
@@ -13,6 +14,7 @@ from maisi.data.manifest import read_manifest
 from maisi.errors import InvalidPlanError, InvalidRequestError
 from maisi.pipelines.validate import lasting_name
 from maisi.recipes.dry_run import DryRun, dry_run
+from maisi.recipes.load import with_classes
 from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.stages import (
@@ -27,11 +29,14 @@ from maisi.recipes.stages import (
     stored_latents,
     unet_stage,
 )
+from maisi.recipes.variations import volumes_of
 from maisi.runs.task import Checked, Output, Run, Task
-from maisi.runs.tasks.encode_cases import weights_sum
 from maisi.shapes import Frozen
+from maisi.storage.settings import check_settings
+from maisi.training.autoencoder import check_autoencoder_training
 from maisi.training.distributed import Team
 from maisi.training.optimization import Optimization
+from maisi.training.pace import PACE, STEPS, spelled
 
 OnStep = Callable[[str, int, Mapping[str, float]], None]
 Stage = Callable[[Checked["TrainRequest"], Lesson, Path, OnStep | None], Bundle]
@@ -54,7 +59,11 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
     if (request.manifest is None) == (request.latents is None):
         raise InvalidRequestError("a training needs cases: give either --manifest or --latents")
     _check_memory(request)
-    update: dict[str, object] = {"compute": fill_defaults(request.compute)}
+    settings = with_classes(request.recipe.model_dump(mode="json"), request.bundle)
+    update: dict[str, object] = {
+        "compute": fill_defaults(request.compute),
+        "recipe": check_settings(BundleRecipe, settings),
+    }
     if request.manifest is not None:
         read_manifest(request.manifest)
         update["manifest"] = request.manifest.resolve()
@@ -85,7 +94,16 @@ def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
     Team(0, num_ranks()).parts(request.recipe.for_autoencoder().optimization.accumulate)
     if request.manifest is None:
         raise InvalidRequestError("an autoencoder learns from volumes; give --manifest")
-    return check(request)
+    return _check_volumes(check(request))
+
+
+def _check_volumes(checked: Checked[TrainRequest]) -> Checked[TrainRequest]:
+    """The request, from whose cases its recipe can train an autoencoder to the end."""
+    lesson = _lesson(checked.request)
+    num_cases = sum(len(volumes) for _, volumes in volumes_of(lesson.recipe, lesson.training))
+    config = lesson.recipe.for_autoencoder()
+    check_autoencoder_training(config, num_cases, has_start=config.start_from is not None)
+    return checked
 
 
 def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
@@ -115,13 +133,15 @@ def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how every network is trained."""
     if num_ranks() > 1:
         raise InvalidRequestError(
-            "several processes train one network at a time; accepted: autoencoder, diffusion, controlnet"
+            "several processes train one network at a time; accepted: torchrun with `maisi train autoencoder`, then "
+            "`maisi train diffusion` and `maisi train controlnet` with --latents of `maisi encode --manifest`, or "
+            "`maisi train recipe` without torchrun"
         )
     if request.manifest is None:
         raise InvalidRequestError("a whole recipe starts from volumes; give --manifest")
     for part in (request.recipe.for_autoencoder, request.recipe.for_unet, request.recipe.for_controlnet):
         part()
-    return check(request)
+    return _check_volumes(check(request))
 
 
 def _check_ranks(request: TrainRequest, optimization: Optimization) -> None:
@@ -204,7 +224,7 @@ def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path
     """Latents that are there already, made by the bundle's autoencoder, or variations of the cases, encoded now."""
     if request.latents is None:
         return encoded(lesson, bundle, folder / "latents")
-    entries, weights = read_entries(request.latents), weights_sum(bundle)
+    entries, weights = read_entries(request.latents), weights_digest(bundle.autoencoder.state_dict())
     foreign = [entry.id for entry in entries if entry.autoencoder != weights]
     if foreign:
         raise InvalidRequestError(
@@ -219,15 +239,25 @@ def _lesson(request: TrainRequest) -> Lesson:
     return Lesson(recipe, ()) if manifest is None else Lesson.of(recipe, manifest)
 
 
+def telling(run: Run) -> OnStep:
+    """Tells whoever watches a run of its steps: "NAME: pace, numbers", the steps done, the steps in all."""
+
+    def on_step(name: str, step: int, metrics: Mapping[str, float]) -> None:
+        numbers = [f"{key} {value:.4g}" for key, value in metrics.items() if key not in PACE]
+        pace = spelled(metrics)
+        run.watch.on_stage(
+            f"{name}: {', '.join([pace, *numbers] if pace else numbers)}", step, int(metrics.get(STEPS, 0))
+        )
+
+    return on_step
+
+
 def _train(checked: Checked[TrainRequest], run: Run, stage: Stage, is_measured: bool = False) -> None:
     """Work in the folder itself, where every stage leaves its state."""
     run.publish()  # the settings, by which a later run knows that it goes on
 
-    def on_step(name: str, step: int, metrics: Mapping[str, float]) -> None:
-        run.watch.on_stage(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), step, 0)
-
     lesson = _lesson(checked.request)
-    bundle = stage(checked, lesson, run.folder, on_step)
+    bundle = stage(checked, lesson, run.folder, telling(run))
     run.on_stage("train", 1, 1)
     if is_measured:
         path = save_measured(bundle, lesson, run.folder)
