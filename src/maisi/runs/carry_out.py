@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 COMMAND = "command"
 RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
-FREE_IN_SHARED = ("sources", "across")  # settings in which runs that fill one folder may differ
+FREE_IN_SHARED = ("sources", "across", "count")  # settings in which runs that fill one folder may differ
 
 
 def carry_out(
@@ -175,7 +175,7 @@ def settings_that_differ(task: Task[Any], request: BaseModel, path: Path) -> lis
     if task.on_ranks and task.output is Output.STATE and there["compute"]["ranks"] != asked["compute"]["ranks"]:
         for compute in (there["compute"], asked["compute"]):  # state is of any number of processes, and their threads
             compute |= {"ranks": None, "threads": None}
-    return [name for name in asked if asked[name] != there.get(name)]
+    return [name for name in {**asked, **there} if asked.get(name) != there.get(name)]
 
 
 def read_run_settings(path: Path) -> tuple[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from maisi.runs.task import Task
 
 HOMES = {
     "generate": "generate.GENERATE",
+    "generate many": "many.MANY",
     "encode": "codec.ENCODE",
     "encode cases": "encode_cases.ENCODE_CASES",
     "decode": "codec.DECODE",
