@@ -1,6 +1,6 @@
 """What is known of the samples in a folder: a small file for each, and the manifest of all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,23 @@ def read_facts(path: Path) -> SampleFacts | None:
         return None
 
 
-def known_facts(folder: Path, drawn: Drawn, request: GenerateRequest) -> SampleFacts | None:
-    """What an earlier run made of a sample; None where it is to be made, or is of another request."""
-    facts = read_facts(folder / facts_name(drawn.stem))
-    if facts is None or facts.request != request.model_dump(mode="json"):
+def known_facts(folder: Path, stem: str, asked: Mapping[str, Any]) -> SampleFacts | None:
+    """What an earlier run made of a sample; None where it is to be made, or is not of these settings.
+
+    What computes it (`compute`) decides no more than the last bits, and does not count.
+    """
+    facts = read_facts(folder / facts_name(stem))
+    wanted = {name: value for name, value in asked.items() if name != "compute"}
+    if facts is None or not _agrees(facts.request, wanted):
         return None
     return facts if _is_whole(facts, folder) else None
+
+
+def _agrees(known: Any, asked: Any) -> bool:
+    """Whether settings are those asked for, as far as these say anything."""
+    if isinstance(asked, Mapping) and isinstance(known, Mapping):
+        return all(_agrees(known.get(name), value) for name, value in asked.items())
+    return bool(known == asked)
 
 
 def all_facts(folder: Path) -> list[SampleFacts]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from maisi.compute.across import Across
 from maisi.compute.compute import Compute
@@ -19,7 +19,7 @@ from maisi.pipelines.many.sizes import check_sizes, draw_sizes
 from maisi.pipelines.requests import DEFAULT_BUNDLE, BundleName, GenerateRequest
 from maisi.shapes import Frozen
 from maisi.space.reading import ReadOptions
-from maisi.storage.settings import check_settings, read_settings
+from maisi.storage.settings import check_settings, merged, read_settings
 
 COMMAND = "generate many"
 SIZES = ("anatomy", "tumours")
@@ -31,6 +31,12 @@ DRAWN = tuple(
 """Settings of a sample that a request file may draw."""
 
 _PATHS = tuple(name for name in DRAWN if "Path" in str(GenerateRequest.model_fields[name].annotation))
+
+_NESTED: dict[str, type[BaseModel]] = {
+    name: kind
+    for name in DRAWN
+    if isinstance(kind := GenerateRequest.model_fields[name].annotation, type) and issubclass(kind, BaseModel)
+}
 
 PHANTOM = "phantom"
 WEIGHT = "weight"
@@ -99,7 +105,11 @@ def _check_drawn(settings: Mapping[str, Any], where: str, allowed: Iterable[str]
             close = get_close_matches(name, known, n=1, cutoff=0.55)
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
             raise InvalidConfigError(f"unknown setting {where + name!r}; {hint}")
-        (check_sizes if name in SIZES else check_value)(value, where + name)
+        if name in _NESTED and isinstance(value, Mapping):
+            inner = tuple(_NESTED[name].model_fields)
+            _check_drawn(value, f"{where}{name}.", inner)
+        else:
+            (check_sizes if name in SIZES else check_value)(value, where + name)
 
 
 def read_requests(path: Path, options: Mapping[str, Any], across: Across) -> ManyRequest:
@@ -108,12 +118,9 @@ def read_requests(path: Path, options: Mapping[str, Any], across: Across) -> Man
     meant_for = settings.pop("command", COMMAND)
     if meant_for != COMMAND:
         raise InvalidConfigError(f"{path} holds settings of `maisi {meant_for}`, not a request file")
-    settings.pop("across", None)
-    rest = {name: value for name, value in options.items() if name not in ("compute", "reading")}
-    for group in ("compute", "reading"):
-        rest[group] = {**settings.get(group, {}), **options.get(group, {})}
     groups = {name: {k: v for k, v in each.items() if k not in options} for name, each in _groups(settings, path)}
-    return check_settings(ManyRequest, {**settings, **rest, "groups": groups, "across": across.model_dump()})
+    more = {"groups": groups} if groups else {}
+    return check_settings(ManyRequest, {**merged(settings, options), **more, "across": across.model_dump()})
 
 
 def _groups(settings: Mapping[str, Any], path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -149,9 +156,7 @@ def draw_request(many: ManyRequest, index: int) -> Drawn:
     """What sample `index` is to be. Each setting has numbers of its own: another distribution moves no other one."""
     group = _draw_group(many, index)
     settings = {**many.drawn, **{k: v for k, v in many.groups.get(group, {}).items() if k != WEIGHT}}
-    values = {
-        name: draw_value(value, _rng(many, index, name), name) for name, value in settings.items() if name not in SIZES
-    }
+    values = {name: _draw(many, index, name, value) for name, value in settings.items() if name not in SIZES}
     sizes = [size for name in SIZES if name in settings for size in _draw_sizes(many, index, name, settings[name])]
     if sizes:
         values["anatomy"] = sizes
@@ -162,6 +167,13 @@ def draw_request(many: ManyRequest, index: int) -> Drawn:
             values[name] = _on_axes(values[name])
     shared = {"bundle": many.bundle, "reading": many.reading, "compute": many.compute}
     return Drawn(index, group, {**values, **shared, "count": 1, "seed": _seed(many, index)})
+
+
+def _draw(many: ManyRequest, index: int, name: str, value: Any) -> Any:
+    """The value of a setting, or of each setting in a group of them."""
+    if name in _NESTED and isinstance(value, Mapping):
+        return {part: draw_value(each, _rng(many, index, f"{name}.{part}"), name) for part, each in value.items()}
+    return draw_value(value, _rng(many, index, name), name)
 
 
 def _draw_sizes(many: ManyRequest, index: int, name: str, value: Any) -> list[str]:

@@ -1,23 +1,23 @@
 """One sample of many in three stages: what it shows, the volume, and the files; see `overlap`."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle
+from maisi.compute.compute import Compute
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.generate import OnStage, Sample, draw_one, fit_to, sample_generators
-from maisi.pipelines.labels import Anatomy, GivenLabels, LabelFile, LabelSource, PhantomLabels
+from maisi.pipelines.labels import Anatomy, LabelSource
 from maisi.pipelines.many.requests import Drawn
 from maisi.pipelines.requests import GenerateRequest
-from maisi.pipelines.validate import ValidRequest, validate_generate
+from maisi.pipelines.validate import ValidRequest, load_for, validate_generate
 from maisi.space.grid import Grid
-
-WITHOUT_NETWORKS = (PhantomLabels, GivenLabels, LabelFile)
-"""Sources that another thread may draw from while networks compute."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Maker:
         try:
             valid = validate_generate(work.request, self.bundle)
             source = only_source(valid)
-            if isinstance(source, WITHOUT_NETWORKS):
+            if not owns_networks(source):
                 source = DrawnBefore.of(source, work.request.seed)
         except InvalidRequestError as error:
             return Ready(work, None, None, str(error))
@@ -122,10 +122,24 @@ class Maker:
         return self.fitted[key]
 
 
+def owns_networks(source: LabelSource) -> bool:
+    """Whether drawing computes with networks: then no other thread may do it while networks compute."""
+    held = vars(source).values()
+    return any(
+        isinstance(each, nn.Module | Bundle) or (isinstance(each, LabelSource) and owns_networks(each)) for each in held
+    )
+
+
 def shapes_key(request: GenerateRequest, source: LabelSource) -> str:
     """What the memory of a sample depends on."""
     alike = {"seed": 0, "region": None, "spacing": None, "labels": None, "enclose": False}
     return f"{source.grid.shape} {request.model_copy(update=alike).model_dump_json()}"
+
+
+@lru_cache(maxsize=1)
+def bundle_for(name: str, compute: Compute) -> Bundle:
+    """The bundle of a request; a process that makes one sample after the other loads it once."""
+    return load_for(GenerateRequest(bundle=name, compute=compute))
 
 
 def only_source(valid: ValidRequest) -> LabelSource:

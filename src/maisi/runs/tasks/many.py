@@ -1,11 +1,10 @@
 """`maisi generate --requests`: samples of distributions, each exactly once, however often the run is begun."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from maisi.bundle.bundle import Bundle
-from maisi.compute.compute import Compute
 from maisi.compute.machine import num_ranks
 from maisi.errors import InvalidRequestError, RunError, StorageError
 from maisi.pipelines.many.facts import (
@@ -21,7 +20,7 @@ from maisi.pipelines.many.facts import (
 from maisi.pipelines.many.overlap import overlapped
 from maisi.pipelines.many.page import write_page
 from maisi.pipelines.many.requests import COMMAND, ManyRequest, absolute, draw_request, paths_of, request_of
-from maisi.pipelines.many.stages import Made, Maker, SampleWork, only_source
+from maisi.pipelines.many.stages import Made, Maker, SampleWork, bundle_for, only_source
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import bundle_vocabulary, compute_for, lasting_name, load_for, validate_generate
 from maisi.runs.spread import spread
@@ -84,7 +83,7 @@ def work(checked: Checked[ManyRequest], run: Run) -> None:
     request, folder = checked.request, run.folder
     assert checked.bundle is not None
     own = [SampleWork(each.drawn, each.request, folder) for each in request.across.own(checked.subject)]
-    items = [item for item in own if known_facts(folder, item.drawn, item.request) is None]
+    items = [item for item in own if _known(item) is None]
     make = _beside_each_other if request.across.workers > 1 or request.across.ray else _one_after_the_other
     for done, error in enumerate(make(items, checked, run), start=1 + len(own) - len(items)):
         if error:
@@ -100,9 +99,13 @@ def work(checked: Checked[ManyRequest], run: Run) -> None:
     _check_complete(own, run)
 
 
+def _known(item: SampleWork) -> SampleFacts | None:
+    return known_facts(item.folder, item.drawn.stem, item.request.model_dump(mode="json"))
+
+
 def _check_complete(own: Sequence[SampleWork], run: Run) -> None:
     """Nothing, or a `RunError` where samples are missing: those that another try may make, and those that none can."""
-    known = [known_facts(run.folder, item.drawn, item.request) for item in own]
+    known = [_known(item) for item in own]
     missing = [item.drawn.stem for item, facts in zip(own, known, strict=True) if facts is None]
     failed = [facts.stem for facts in known if facts is not None and facts.failed]
     for stems, how in ((missing, "were not made, ask again to go on"), (failed, "could not be made")):
@@ -144,7 +147,7 @@ def _beside_each_other(items: Sequence[SampleWork], checked: Checked[ManyRequest
 
 def make_sample(item: SampleWork) -> str:
     """Make and write one sample in a process of its own; gives what is wrong with the disk, "" for nothing."""
-    bundle = _bundle(item.request.bundle, item.request.compute)
+    bundle = bundle_for(item.request.bundle, item.request.compute)
     maker = Maker(bundle)
     try:
         with open_beside(item.folder) as folder:
@@ -153,11 +156,6 @@ def make_sample(item: SampleWork) -> str:
     except StorageError as error:
         return str(error)
     return ""
-
-
-@lru_cache(maxsize=1)
-def _bundle(name: str, compute: Compute) -> Bundle:
-    return load_for(GenerateRequest(bundle=name, compute=compute))
 
 
 def written(made: Made, *, bundle: Bundle, partial_folder: Path, publish: Callable[[], list[Path]]) -> SampleFacts:
