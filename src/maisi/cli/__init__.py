@@ -17,6 +17,7 @@ from maisi.cli.console import complain, follow_log, interrupted
 from maisi.cli.convert import convert
 from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
+from maisi.cli.export import export
 from maisi.cli.generate import generate
 from maisi.cli.info import info
 from maisi.cli.plan import plan
@@ -46,6 +47,7 @@ _COMMANDS: dict[str, list[Callable[..., None]]] = {
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.command(rich_help_panel="Build", context_settings={"allow_extra_args": True})(export)
 app.add_typer(train, name="train", rich_help_panel="Build")
 
 _ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")

@@ -15,6 +15,7 @@ HOMES = {
     "reconstruct": "codec.RECONSTRUCT",
     "convert": "convert.CONVERT",
     "convert latents": "convert.CONVERT_LATENTS",
+    "export": "export.EXPORT",
     "prepare": "prepare.PREPARE",
     "train autoencoder": "train.AUTOENCODER",
     "train diffusion": "train.DIFFUSION",
