@@ -20,6 +20,7 @@ from maisi.cli.doctor import doctor
 from maisi.cli.export import export
 from maisi.cli.generate import generate
 from maisi.cli.info import info
+from maisi.cli.labels import labels
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
 from maisi.cli.reproduce import reproduce
@@ -48,6 +49,7 @@ for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.command(rich_help_panel="Build", context_settings={"allow_extra_args": True})(export)
+app.add_typer(labels, name="labels", rich_help_panel="Make")
 app.add_typer(train, name="train", rich_help_panel="Build")
 
 _ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")

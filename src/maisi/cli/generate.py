@@ -2,20 +2,25 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi.cli.console import give, give_json, tell
+from maisi.cli.console import complain, give, give_json, tell
 from maisi.cli.options import AsJson, Out, Overwrite, takes
 from maisi.cli.run import run_task, tell_cost
 from maisi.pipelines.requests import GenerateRequest
+from maisi.storage.folders import FAILED
+
+if TYPE_CHECKING:
+    from maisi.runs.record import RunRecord
+
+TOLD = 5  # warnings, and names of samples that failed
 
 OF_IMAGES = (
     "reading.modality", "reading.series", "reading.acquisition", "reading.hu_offset", "reading.hu_window",
     "reading.trust_hu",
 )  # fmt: skip
-TOLD = 5  # warnings
 
 Requests = Annotated[
     Path | None,
@@ -30,7 +35,7 @@ Ray = Annotated[
 ]
 
 
-@takes(GenerateRequest, leave_out=("compute.ranks", "controlnet_scale", "redraws", *OF_IMAGES))
+@takes(GenerateRequest, leave_out=("compute.ranks", "controlnet_scale", *OF_IMAGES))
 def generate(
     request: GenerateRequest,
     out: Out,
@@ -43,7 +48,8 @@ def generate(
 ) -> None:
     """Make CT volumes with the label maps that belong to them.
 
-    Writes sample_000_ct, sample_000_labels and a preview for each sample, run.yaml (repeats the run) and run.json. With
+    Writes sample_000_ct, sample_000_labels, a report of its quality and a preview for each sample, run.yaml (repeats
+    the run) and run.json. Samples that fail their check after all tries are kept in failed; then it exits with 1. With
     torchrun -m maisi generate ... several processes make each volume together. Asked for again after a kill, it goes
     on where it stopped. With --requests every sample is another one, and manifest.jsonl and summary.html tell of all.
     """
@@ -61,6 +67,7 @@ def generate(
     if as_json:
         give_json({"out": str(out), **record.model_dump(mode="json")})
     tell_cost(f"{request.count}", record)
+    _exit_on_failures(record, out)
 
 
 def _generate_many(
@@ -86,3 +93,12 @@ def _generate_many(
         give(str(out / "manifest.jsonl"))
         give(str(out / "summary.html"))
     tell_cost(f"{request.count}", record)
+    _exit_on_failures(record, out)
+
+
+def _exit_on_failures(record: "RunRecord", out: Path) -> None:
+    """Tell which samples failed, and exit with 1 where there are some."""
+    if record.failed:
+        shown = ", ".join(record.failed[:TOLD]) + (", ..." if len(record.failed) > TOLD else "")
+        complain(f"{len(record.failed)} failed the check, see {out / FAILED}: {shown}")
+        raise typer.Exit(1)

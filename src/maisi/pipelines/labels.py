@@ -1,7 +1,7 @@
 """Where the label map of a generated volume comes from."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -29,11 +29,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What one sample is to show: labels (None: nothing is to be followed), on a grid, of a span of regions."""
+    """What one sample is to show: labels (None: nothing is to be followed), on a grid, of a span of regions.
+
+    `asked` are volumes (ml) by id of what was asked for.
+    """
 
     grid: Grid
     span: RegionSpan
     labels: LabelMap | None
+    asked: Mapping[int, float] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -209,7 +213,7 @@ def _placed(path: Path, rules: LabelRules) -> GivenLabels:
 
 def is_one_map(folder: Path) -> bool:
     """Whether a folder holds one label map, a binary file for each structure, and not a map in each file."""
-    names = [_stem(path) for path in _label_files(folder)]
+    names = [_stem(path) for path in label_files(folder)]
     return bool(names) and all(load_vocabulary().knows(name) for name in names)
 
 
@@ -218,7 +222,7 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
 
     Raises `InvalidLabelsError` for a folder without any or with two of one name, and what `file_source` raises.
     """
-    paths = _label_files(folder)
+    paths = label_files(folder)
     if not paths:
         raise InvalidLabelsError(f"no label map in {folder}; accepted: a folder of {' or '.join(SUFFIXES)} files")
     names = [_stem(path) for path in paths]
@@ -232,7 +236,8 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
     ]
 
 
-def _label_files(folder: Path) -> list[Path]:
+def label_files(folder: Path) -> list[Path]:
+    """The label maps of a folder, in the order of names."""
     found = (p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
     return sorted(found)
 

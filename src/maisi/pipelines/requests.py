@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from maisi.compute.across import Across
 from maisi.compute.compute import Compute
+from maisi.pipelines.quality.settings import QualitySettings
 from maisi.shapes import Frozen, Modality, Size3, Spacing3
 from maisi.space.reading import ReadOptions
 
@@ -59,7 +60,7 @@ class GenerateRequest(Frozen):
         description="How strongly labels steer.",
         json_schema_extra={"shown_default": "the bundle's"},
     )
-    redraws: int = Field(default=0, ge=0, description="How often a sample that fails its check is drawn anew.")
+    quality: QualitySettings = QualitySettings()
     format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     reading: ReadOptions = ReadOptions()

@@ -26,7 +26,7 @@ from maisi.runs.record import (
 from maisi.runs.task import Checked, Output, Request, Run, Task, Watch
 from maisi.splitting.ranks import Ranks
 from maisi.storage.atomic import write_directory
-from maisi.storage.folders import OutputFolder, check_free, entries_of, open_beside, open_folder, storage_errors
+from maisi.storage.folders import FAILED, OutputFolder, check_free, entries_of, open_beside, open_folder, storage_errors
 from maisi.storage.settings import check_settings, read_settings, write_settings
 from maisi.storage.sums import sha256
 
@@ -128,7 +128,7 @@ class Destination:
                 "accepted: the same request to go on with it, another folder, or --overwrite"
             )
         logger.info("going on with the unfinished run in %s", self.folder)
-        return frozenset(names)
+        return frozenset(names) | {f"{FAILED}/{name}" for name in entries_of(self.folder / FAILED)}
 
     def _check_shared(self, task: Task[Any], request: BaseModel) -> None:
         """Nothing, or the refusal of a folder that other settings, or something else than this task, has filled."""
@@ -219,6 +219,7 @@ def make_record(known: _Known, checked: Checked[Any], run: Run) -> RunRecord:
         inputs=known.inputs,
         files=checked.files,
         warnings=tuple(run.warnings),
+        failed=tuple(run.failed),
         outputs={name_in(path, run): sha256(path) for path in sorted(run.outputs)},
         stages=stages,
         seconds=round(sum(stage.seconds for stage in stages.values()), 3),
