@@ -7,7 +7,7 @@ from maisi.anatomy.request import AnatomyRequest, check_region, check_view
 from maisi.anatomy.sizes import size_rules, volume_of_size
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.anatomy.wish import Wish
-from maisi.errors import InvalidAnatomyError, InvalidLabelsError
+from maisi.errors import InvalidAnatomyError, InvalidLabelsError, InvalidRequestError
 
 V = load_vocabulary()
 
@@ -67,6 +67,9 @@ def test_what_cannot_be_is_refused_with_what_can(wishes: list[str], words: str) 
 def test_an_unknown_structure_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(InvalidLabelsError, match="did you mean 'pancreas'"):
         AnatomyRequest.parse(["pancrea=0.5"])
+    with pytest.raises(InvalidRequestError, match="did you mean 'pancreatic tumor'"):
+        AnatomyRequest.parse(["pancreatc tumor=0.5"])
+    assert AnatomyRequest.parse(["liver cancer=0.5"]).lesions == {V.id("hepatic tumor")}
 
 
 def test_a_structure_outside_of_the_region_is_refused_and_one_at_its_end_is_not() -> None:

@@ -30,9 +30,7 @@ class Warp:
     displacement: np.ndarray  # (3, u, v, w) on the lattice, mm
 
     @classmethod
-    def drawn(
-        cls, grid: Grid, centre: np.ndarray, rng: np.random.Generator, strength: float = 1.0
-    ) -> "Warp":
+    def drawn(cls, grid: Grid, centre: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> "Warp":
         """A random warp onto `grid` that shows `centre` (mm) in its middle; strength 0 only moves the view there."""
         rules = variation_rules()
         scales = (1 + strength * rules.scale_sd * rng.normal()) * (1 + strength * rules.axis_sd * rng.normal(size=3))

@@ -1,6 +1,5 @@
 """A label map changed into what was asked for: what is not to be there goes, organs get their sizes, tumours grow."""
 
-import logging
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -9,16 +8,13 @@ import numpy as np
 from maisi.anatomy.lesions import lesion_ids, without_structures
 from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.resize import is_cut, mask_of, members_of, removed, resized, volume_ml
-from maisi.anatomy.sizes import size_rules, volume_of_size
-from maisi.errors import InvalidAnatomyError
+from maisi.anatomy.sizes import size_rules
+from maisi.anatomy.tumours import plant
+from maisi.errors import InvalidAnatomyError, InvalidRequestError
 from maisi.space.volume import LabelMap
-
-logger = logging.getLogger(__name__)
 
 Obtained: TypeAlias = dict[int, float]
 """Volumes (ml) by id."""
-
-ROUNDS = 3  # of sizing: an organ that grows may take from one that has its size already
 
 
 @dataclass(frozen=True)
@@ -76,15 +72,13 @@ def fulfil(labels: LabelMap, request: AnatomyRequest, rng: np.random.Generator) 
         labels = removed(labels, id, vocabulary)
     labels = _sized(labels, request)
     obtained = {id: volume_ml(mask_of(labels, id, vocabulary), labels) for id in request.organs}
-    asked = dict(request.organs)
     for id in sorted(request.lesions):
         if id in staying and (labels.array == id).any():
             continue
-        asked[id] = request.sized.get(id) or volume_of_size(id, float(rng.random()), vocabulary)
-        labels = _planted(labels, id, asked[id], rng, request)
+        labels = _planted(labels, id, request, rng)
     obtained |= {id: volume_ml(labels.array == id, labels) for id in request.lesions}
-    _check_obtained(labels, request, asked, obtained)
-    return Fulfilled(labels, asked, obtained)
+    _check_obtained(labels, request, obtained)
+    return Fulfilled(labels, dict(request.sized), obtained)
 
 
 def _sized(labels: LabelMap, request: AnatomyRequest) -> LabelMap:
@@ -100,13 +94,15 @@ def _sized(labels: LabelMap, request: AnatomyRequest) -> LabelMap:
     return labels
 
 
-def _planted(labels: LabelMap, id: int, ml: float, rng: np.random.Generator, request: AnatomyRequest) -> LabelMap:
-    from maisi.anatomy.tumours import plant
+def _planted(labels: LabelMap, id: int, request: AnatomyRequest, rng: np.random.Generator) -> LabelMap:
+    """With a lesion of the volume asked for, or of one drawn from its row of `tumours.yaml`."""
+    try:
+        return plant(labels, id, rng, volume_ml=request.sized.get(id), vocabulary=request.vocabulary)
+    except InvalidRequestError as error:
+        raise InvalidAnatomyError(str(error)) from error
 
-    return plant(labels, id, rng, volume_ml=ml, vocabulary=request.vocabulary)
 
-
-def _check_obtained(labels: LabelMap, request: AnatomyRequest, asked: Obtained, obtained: Obtained) -> None:
+def _check_obtained(labels: LabelMap, request: AnatomyRequest, obtained: Obtained) -> None:
     """Nothing, or an `InvalidAnatomyError` that tells what came out otherwise than it was asked."""
     vocabulary, change = request.vocabulary, size_rules().change
     present = set(vocabulary.check_ids(labels.array))
@@ -116,7 +112,7 @@ def _check_obtained(labels: LabelMap, request: AnatomyRequest, asked: Obtained, 
     for id in sorted(request.wanted):
         if present.isdisjoint(members_of(id, vocabulary)):
             wrong.append(f"{vocabulary.name(id)} is not there")
-    for id, ml in asked.items():
+    for id, ml in request.sized.items():
         tolerance = change.lesion_tolerance if id in request.lesions else change.tolerance
         if abs(obtained[id] - ml) > tolerance * ml:
             wrong.append(f"{vocabulary.name(id)} is of {obtained[id]:.3g} ml, not {ml:.3g}")

@@ -8,9 +8,10 @@ from math import pi
 from maisi.anatomy.lesions import healthy_ids, lesion_ids
 from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.sizes import has_scale, is_fixed, size_rules, volume_of_size
+from maisi.anatomy.tumours import tumour_named
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.anatomy.wish import Wish
-from maisi.errors import InvalidAnatomyError
+from maisi.errors import InvalidAnatomyError, InvalidRequestError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class AnatomyRequest:
         vocabulary = vocabulary or load_vocabulary()
         named: dict[int, Wish] = {}
         for wish in map(Wish.parse, wishes):
-            id = vocabulary.find(wish.name)
+            id = _named(wish.name, vocabulary)
             if id in named:
                 names = " and ".join(dict.fromkeys((named[id].name, wish.name)))
                 raise InvalidAnatomyError(f"{names} say the size of {vocabulary.name(id)} twice; accepted: once")
@@ -64,6 +65,18 @@ class AnatomyRequest:
 
     def __bool__(self) -> bool:
         return bool(self.wanted or self.absent)
+
+
+def _named(name: str, vocabulary: Vocabulary) -> int:
+    """The id of a structure by any of its names, those of `tumours.yaml` among them."""
+    if vocabulary.knows(name):
+        return vocabulary.find(name)
+    try:
+        return vocabulary.id(tumour_named(name, vocabulary).name)
+    except InvalidRequestError:
+        if any(word in name.lower() for word in ("tumor", "tumour", "cancer", "lesion")):
+            raise
+        return vocabulary.find(name)  # which tells the nearest names
 
 
 def _volume(id: int, wish: Wish, vocabulary: Vocabulary) -> float | None:
