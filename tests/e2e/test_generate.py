@@ -20,7 +20,7 @@ from maisi.storage.sums import sha256
 
 SMALL = ("--size", 16, 16, 16, "--spacing", 16, 16, 16, "--steps", 2)
 LONG = ("--size", 48, 48, 48, "--spacing", 8, 8, 8, "--steps", 1000)  # a minute or more
-SAMPLE = ["sample_000_ct.nii.gz", "sample_000_labels.nii.gz", "sample_000_preview.png"]
+SAMPLE = ["sample_000_ct.nii.gz", "sample_000_labels.nii.gz", "sample_000_preview.png", "sample_000_quality.json"]
 
 
 def test_generate_writes_a_ct_its_labels_a_picture_and_what_repeats_it(

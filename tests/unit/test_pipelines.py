@@ -24,7 +24,15 @@ from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.codec import decode, encode
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code, shown_labels
-from maisi.pipelines.generate import generate, rehearse, sample_generators
+from maisi.pipelines.generate import (
+    Locked,
+    draw_anatomy,
+    draw_latent,
+    generate,
+    rehearse,
+    sample_generators,
+    seen_labels,
+)
 from maisi.pipelines.labels import (
     GivenLabels,
     GridRules,
@@ -34,6 +42,7 @@ from maisi.pipelines.labels import (
     folder_sources,
     region_grid,
 )
+from maisi.pipelines.quality.repair import region_of
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import validate_generate
 from maisi.space.files import write_labels
@@ -49,7 +58,7 @@ BACKBONE = {
     "norm_groups": 4,
     "num_modalities": 9,
 }
-LIMITS = Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(20, 20, 20), max_size=(32, 32, 32))
+LIMITS = Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(20, 20, 20), max_size=(32, 32, 32), held_to=())
 
 
 @pytest.fixture(scope="module")
@@ -358,14 +367,39 @@ def test_what_an_mr_is_asked_for_has_no_hounsfield_units(bundle: Bundle) -> None
     assert sample.volume.array.min() >= 0
 
 
-def test_a_sample_that_fails_its_check_is_drawn_anew_and_says_so(
-    bundle: Bundle, caplog: pytest.LogCaptureFixture
+@pytest.fixture(scope="module")
+def strict(bundle: Bundle) -> Bundle:
+    """The bundle held to all structures, which random weights do not draw."""
+    limits = bundle.limits.model_copy(update={"held_to": None})
+    return dataclasses.replace(bundle, info=bundle.info.model_copy(update={"limits": limits}))
+
+
+def test_a_sample_that_fails_is_drawn_again_with_the_same_labels_until_the_tries_are_used_up(
+    strict: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (kept,) = generate(asked(), bundle)
-    assert kept.problems  # random weights draw no anatomy
-    (again,) = generate(asked(redraws=1), bundle)
-    assert "drawn anew" in caplog.text
-    assert not np.array_equal(kept.volume.array, again.volume.array)
+    (first,) = generate(asked(region="abdomen", quality={"on_failure": "keep"}), strict)
+    assert not first.quality.passed
+    assert first.quality.tries == 1
+    (last,) = generate(asked(region="abdomen", quality={"max_tries": 2}), strict)
+    assert last.quality.tries == 2
+    assert "no more tries" in caplog.text
+    np.testing.assert_array_equal(first.labels.array, last.labels.array)
+    assert not np.array_equal(first.volume.array, last.volume.array)
+
+
+def test_a_repair_changes_the_latent_of_what_fails_alone(strict: Bundle) -> None:
+    valid = validate_generate(asked(size=(32, 32, 32), spacing=(12.0, 12.0, 12.0)), strict)
+    request, source = valid.request, valid.sources[0]
+    silent = lambda stage, done, total: None  # noqa: E731
+    anatomy = draw_anatomy(request, strict, source, 0, silent)
+    seen = seen_labels(anatomy, strict)
+    generators = [sample_generators(0, 0, attempt)[2] for attempt in (0, 1)]
+    first = draw_latent(request, strict, anatomy, seen, generators[0], silent)
+    free = region_of([load_vocabulary().id("heart")], anatomy.labels, strict.autoencoder.factor)
+    assert 0 < int(free.sum()) < free.numel() / 2
+    repaired = draw_latent(request, strict, anatomy, seen, generators[1], silent, Locked(first, free))
+    torch.testing.assert_close(repaired[..., ~free], first[..., ~free])
+    assert not torch.isclose(repaired[..., free], first[..., free]).any(dim=1).all()
 
 
 def test_a_rehearsal_calls_every_network_that_a_sample_calls_and_computes_nothing(bundle: Bundle) -> None:

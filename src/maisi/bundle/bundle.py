@@ -92,6 +92,7 @@ class Limits(Frozen):
     regions: tuple[Literal["head", "chest", "abdomen", "lower"], ...] = ("head", "chest", "abdomen", "lower")
     modalities: tuple[str, ...] = ("ct",)
     unlabelled: bool = True  # whether the U-Net alone, without a ControlNet, makes images
+    held_to: tuple[str, ...] | None = None  # structures and groups whose HU samples must show; None: all of them
 
     @model_validator(mode="after")
     def _ordered(self) -> "Limits":
@@ -101,6 +102,13 @@ class Limits(Frozen):
         if min(self.min_spacing_mm) <= 0 or min(self.max_size) < 1:
             raise ValueError("spacing and size must be positive")
         return self
+
+    @field_validator("held_to")
+    @classmethod
+    def _known(cls, held_to: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in held_to or ():
+            load_vocabulary().members(name)
+        return held_to
 
     def violations(self, size: Size3, spacing_mm: Spacing3) -> list[str]:
         """What of a volume lies outside the limits, a sentence for each limit; none when all is well."""

@@ -18,9 +18,11 @@ from maisi.cli.convert import convert
 from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
 from maisi.cli.evaluate import evaluate
+from maisi.cli.export import export
 from maisi.cli.generate import generate
 from maisi.cli.info import info
 from maisi.cli.labels import labels
+from maisi.cli.options import one_by_one
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
 from maisi.cli.reproduce import reproduce
@@ -50,6 +52,7 @@ for _panel, _commands in _COMMANDS.items():
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(labels, name="labels", rich_help_panel="Make")
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Look")
+app.command(rich_help_panel="Build", context_settings={"allow_extra_args": True})(export)
 app.add_typer(train, name="train", rich_help_panel="Build")
 
 _ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")
@@ -84,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     rest = [argument for argument in given if argument != DEBUG]
     with follow_log(logging.DEBUG if debug else logging.WARNING):
         try:
-            return _carry_out(rest)
+            return _carry_out(one_by_one(rest))
         except BaseException as error:
             if debug:
                 raise

@@ -1,12 +1,15 @@
 """What a user can ask for, checked before any network is loaded. Imports no torch: a command line is fast to refuse."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from maisi.anatomy.wish import Wish
 from maisi.compute.across import Across
 from maisi.compute.compute import Compute
+from maisi.pipelines.quality.settings import QualitySettings
 from maisi.shapes import Frozen, Modality, Size3, Spacing3
 from maisi.space.reading import ReadOptions
 
@@ -45,6 +48,10 @@ class GenerateRequest(Frozen):
         default=None, description="Label map to follow, or a folder of them; without it one is drawn."
     )
     enclose: bool = Field(default=False, description="Draw a body around labels that have none.")
+    anatomy: tuple[str, ...] = Field(
+        default=(),
+        description="Structures asked for: liver=0.6 spleen=180ml 'hepatic tumor'=25mm gallbladder=none.",
+    )
     unlabelled: bool = Field(default=False, description="The U-Net alone: images that follow no labels.")
     count: int = Field(default=1, ge=1, description="Samples; of a folder of label maps, of each.")
     seed: int = Field(default=0, ge=0, description="Same seed, same samples.")
@@ -59,11 +66,24 @@ class GenerateRequest(Frozen):
         description="How strongly labels steer.",
         json_schema_extra={"shown_default": "the bundle's"},
     )
-    redraws: int = Field(default=0, ge=0, description="How often a sample that fails its check is drawn anew.")
+    quality: QualitySettings = QualitySettings()
     format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()
+
+    @field_validator("anatomy", mode="before")
+    @classmethod
+    def _as_texts(cls, anatomy: Any) -> Any:
+        """A mapping of names to sizes is taken too, and one text."""
+        if isinstance(anatomy, Mapping):
+            return tuple(f"{name}={size}" for name, size in anatomy.items())
+        return (anatomy,) if isinstance(anatomy, str) else anatomy
+
+    @field_validator("anatomy")
+    @classmethod
+    def _says_sizes(cls, anatomy: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(Wish.parse(text).text for text in anatomy)
 
     @field_validator("size")
     @classmethod
@@ -76,6 +96,8 @@ class GenerateRequest(Frozen):
     def _fits_together(self) -> "GenerateRequest":
         if self.enclose and self.labels is None:
             raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
+        if self.unlabelled and self.anatomy:
+            raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
         if self.unlabelled and self.labels is not None:
             raise ValueError("unlabelled images follow no labels; give either labels or unlabelled")
         return self

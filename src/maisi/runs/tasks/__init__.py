@@ -8,6 +8,7 @@ from maisi.runs.task import Task
 
 HOMES = {
     "generate": "generate.GENERATE",
+    "generate many": "many.MANY",
     "encode": "codec.ENCODE",
     "encode cases": "encode_cases.ENCODE_CASES",
     "decode": "codec.DECODE",
@@ -16,6 +17,7 @@ HOMES = {
     "convert latents": "convert.CONVERT_LATENTS",
     "evaluate images": "evaluate_images.EVALUATE_IMAGES",
     "labels register": "register.REGISTER",
+    "export": "export.EXPORT",
     "prepare": "prepare.PREPARE",
     "train autoencoder": "train.AUTOENCODER",
     "train diffusion": "train.DIFFUSION",
