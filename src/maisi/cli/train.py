@@ -1,16 +1,13 @@
 """`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from maisi.cli.console import give, give_table, tell
+from maisi.cli.console import give, give_table, steps_told
 from maisi.cli.options import Assignments
-
-TOLD_EVERY = 50
 
 train = typer.Typer(help="Train networks.", no_args_is_help=True)
 
@@ -157,7 +154,8 @@ def _train(
         if dry_run:
             _try_out(part, task.check(request))
             return
-        record = carry_out(task, request, out, watch=Watch(_teller()), ranks=ranks)
+        with steps_told() as on_stage:
+            record = carry_out(task, request, out, watch=Watch(on_stage), ranks=ranks)
     if record is not None:
         give(str(out / "bundle"))
 
@@ -185,12 +183,3 @@ def _try_out(part: str, checked: Any) -> None:
         f"{found.cases} training cases; tried in {found.seconds:.0f} s, the process then at "
         f"{format_bytes(found.resident_bytes)}; nothing was kept"
     )
-
-
-def _teller() -> Callable[[str, int, int], None]:
-    def on_stage(stage: str, step: int, total: int) -> None:
-        if step % TOLD_EVERY == 0 and total == 0:
-            name, _, metrics = stage.partition(": ")
-            tell(f"{name} {step}: {metrics}")
-
-    return on_stage

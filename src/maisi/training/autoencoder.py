@@ -1,5 +1,6 @@
 """Training of the volume autoencoder by L1, KL, perceptual and adversarial losses (MAISI, 2409.11169, section 3.1)."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -143,7 +144,7 @@ def train_autoencoder(
     check_autoencoder_training(config, source.num_cases, start is not None)
     training = _AutoencoderTraining(config, source, start)
     validate = partial(training.validate, validation, folder) if validation is not None else None
-    fit(training.state, training.step, training.loop, folder, on_step, until, validate)
+    fit(training.state, training.step, training.loop, folder, on_step, until, validate, training.cost)
     return training.average
 
 
@@ -198,6 +199,10 @@ class _AutoencoderTraining:
             judging = [self._judged_batch(step, k, fakes[k]) for k in self.judge.parts]
             losses["discriminator"] = self.judge.update(step, judging).get("loss", 0.0)
         return losses
+
+    def cost(self, step: int) -> float:
+        """How many voxels a patch of a step has."""
+        return float(math.prod(self.config.patch_at(step, self.loop.steps)))
 
     def _patches(self, step: int, part: int) -> tuple[Patches, torch.Generator]:
         draw, rng = step_generators(self.config.loop.seed, step * self.config.optimization.accumulate + part)

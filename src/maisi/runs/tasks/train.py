@@ -36,6 +36,7 @@ from maisi.storage.settings import check_settings
 from maisi.training.autoencoder import check_autoencoder_training
 from maisi.training.distributed import Team
 from maisi.training.optimization import Optimization
+from maisi.training.pace import PACE, STEPS, spelled
 
 OnStep = Callable[[str, int, Mapping[str, float]], None]
 Stage = Callable[[Checked["TrainRequest"], Lesson, Path, OnStep | None], Bundle]
@@ -238,15 +239,23 @@ def _lesson(request: TrainRequest) -> Lesson:
     return Lesson(recipe, ()) if manifest is None else Lesson.of(recipe, manifest)
 
 
+def telling(run: Run) -> OnStep:
+    """Tells whoever watches a run of its steps: "NAME: pace, numbers", the steps done, the steps in all."""
+
+    def on_step(name: str, step: int, metrics: Mapping[str, float]) -> None:
+        numbers = [f"{key} {value:.4g}" for key, value in metrics.items() if key not in PACE]
+        said = ", ".join(filter(None, [spelled(metrics), *numbers]))
+        run.watch.on_stage(f"{name}: {said}", step, int(metrics.get(STEPS, 0)))
+
+    return on_step
+
+
 def _train(checked: Checked[TrainRequest], run: Run, stage: Stage, is_measured: bool = False) -> None:
     """Work in the folder itself, where every stage leaves its state."""
     run.publish()  # the settings, by which a later run knows that it goes on
 
-    def on_step(name: str, step: int, metrics: Mapping[str, float]) -> None:
-        run.watch.on_stage(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), step, 0)
-
     lesson = _lesson(checked.request)
-    bundle = stage(checked, lesson, run.folder, on_step)
+    bundle = stage(checked, lesson, run.folder, telling(run))
     run.on_stage("train", 1, 1)
     if is_measured:
         path = save_measured(bundle, lesson, run.folder)
