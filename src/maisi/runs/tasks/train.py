@@ -244,10 +244,8 @@ def telling(run: Run) -> OnStep:
 
     def on_step(name: str, step: int, metrics: Mapping[str, float]) -> None:
         numbers = [f"{key} {value:.4g}" for key, value in metrics.items() if key not in PACE]
-        pace = spelled(metrics)
-        run.watch.on_stage(
-            f"{name}: {', '.join([pace, *numbers] if pace else numbers)}", step, int(metrics.get(STEPS, 0))
-        )
+        said = ", ".join(filter(None, [spelled(metrics), *numbers]))
+        run.watch.on_stage(f"{name}: {said}", step, int(metrics.get(STEPS, 0)))
 
     return on_step
 
