@@ -19,6 +19,7 @@ from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
 from maisi.cli.generate import generate
 from maisi.cli.info import info
+from maisi.cli.inpaint import inpaint
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
 from maisi.cli.reproduce import reproduce
@@ -38,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
-    "Make": [generate],
+    "Make": [generate, inpaint],
     "Encode": [reconstruct, encode, decode],
     "Look": [info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],

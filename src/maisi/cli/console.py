@@ -11,7 +11,7 @@ from typing import Any
 interrupted = Event()
 """Set by an interrupt: Python drops what is raised in a callback or a destructor, so `progress` asks again."""
 
-STAGES = {"labels": "drawing labels", "sample": "sampling", "decode": "decoding"}
+STAGES = {"encode": "encoding", "labels": "drawing labels", "sample": "sampling", "decode": "decoding"}
 
 
 def tell(text: str) -> None:

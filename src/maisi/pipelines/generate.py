@@ -19,6 +19,7 @@ from maisi.compute.fit import between_calls, fit
 from maisi.compute.machine import dtype_of
 from maisi.diffusion.denoiser import denoiser
 from maisi.diffusion.sampler import sample
+from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.pipelines.check import problems_of
 from maisi.pipelines.codec import volume_of_unit
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_of, shown_labels
@@ -44,6 +45,22 @@ class Sample:
     span: RegionSpan
     source: str = ""
     problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Locked:
+    """A clean latent (1, c, u, v, w), times the scale factor, that is to stay but where `free` (u, v, w) is true."""
+
+    clean: Tensor
+    free: Tensor
+
+    def kept(self, noise: Tensor, scheduler: NoiseScheduler, x: Tensor, t: float) -> Tensor:
+        """The latent of time `t` with all that is not free as the clean latent is at that time, with its own noise.
+
+        RePaint (Lugmayr et al., 2022), equation 8, with one noise for all times, so that what is kept walks the path
+        that the sampler would lead it.
+        """
+        return torch.where(self.free.to(x.device), x, scheduler.add_noise(self.clean.to(x), noise.to(x), t))
 
 
 def generate(
@@ -95,10 +112,12 @@ def draw_unit(
     seen: Tensor | None,
     generator: torch.Generator,
     on_stage: OnStage,
+    locked: Locked | None = None,
 ) -> Tensor:
     """Unit intensities (1, 1, x, y, z) of one sample, on the device of the networks; on "meta" nothing is computed.
 
-    `seen` (x, y, z) are the ids that the ControlNet is to see, uint8; None for the U-Net alone.
+    `seen` (x, y, z) are the ids that the ControlNet is to see, uint8; None for the U-Net alone. Of `locked` the latent
+    is kept wherever it is not free.
     """
     autoencoder, unet = bundle.autoencoder, bundle.unet
     dtype, device = dtype_of(request.compute), next(unet.parameters()).device
@@ -109,6 +128,7 @@ def draw_unit(
     }
     shape = tuple(n // autoencoder.factor for n in anatomy.grid.shape)
     noise = torch.randn((1, unet.config.in_channels, *shape), generator=generator)
+    noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
     with between_calls(request.compute):
         latent = sample(
             denoiser(
@@ -119,11 +139,12 @@ def draw_unit(
                 controlnet_scale=controlnet_scale(request, bundle),
             ),
             bundle.scheduler,
-            noise.to(device).contiguous(memory_format=torch.channels_last_3d),
+            noise,
             request.steps,
             solver=request.solver,
             generator=generator,
             on_step=lambda done, total: on_stage("sample", done, total),
+            after_step=None if locked is None else partial(locked.kept, noise, bundle.scheduler),
         )
 
     on_stage("decode", 0, 1)
