@@ -152,6 +152,7 @@ class BundleInfo(Frozen):
     shown_as: dict[str, str] = Field(default_factory=dict)  # group -> the one structure that the ControlNet sees for it
     networks: dict[Name, Kind] = Field(default_factory=dict)  # of the networks that are not named by their kind
     classes: dict[int, str] = Field(default_factory=dict)  # id -> name of structures that the vocabulary lacks
+    tumours: tuple[str, ...] = ()  # names of those that it was trained to show, and does
 
     @field_validator("networks")
     @classmethod

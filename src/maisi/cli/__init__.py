@@ -21,6 +21,7 @@ from maisi.cli.evaluate import evaluate
 from maisi.cli.export import export
 from maisi.cli.generate import generate
 from maisi.cli.info import info
+from maisi.cli.inpaint import inpaint
 from maisi.cli.labels import labels
 from maisi.cli.options import one_by_one
 from maisi.cli.plan import plan
@@ -42,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
-    "Make": [generate],
+    "Make": [generate, inpaint],
     "Encode": [reconstruct, encode, decode],
     "Look": [info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],

@@ -9,6 +9,7 @@ from maisi.runs.task import Task
 HOMES = {
     "generate": "generate.GENERATE",
     "generate many": "many.MANY",
+    "inpaint": "inpaint.INPAINT",
     "encode": "codec.ENCODE",
     "encode cases": "encode_cases.ENCODE_CASES",
     "decode": "codec.DECODE",
