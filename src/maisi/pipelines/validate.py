@@ -19,7 +19,7 @@ from maisi.errors import InvalidBundleError, InvalidPlanError, InvalidRequestErr
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
-from maisi.pipelines.label_codec import label_autoencoder_name, takes_labels
+from maisi.pipelines.label_codec import channels_of, label_autoencoder_name, takes_labels
 from maisi.pipelines.labels import (
     GridRules,
     LabelRules,
@@ -330,4 +330,4 @@ def validate_decode(request: DecodeRequest, bundle: Bundle | None = None) -> Val
 def encodes_labels(bundle: Bundle) -> bool:
     """Whether the autoencoder of a bundle is one of label maps."""
     config = bundle.configs.get("autoencoder", bundle.configs.get("label_autoencoder"))
-    return isinstance(config, AutoencoderConfig) and takes_labels(config)
+    return isinstance(config, AutoencoderConfig) and takes_labels(config, channels_of(bundle))

@@ -19,6 +19,7 @@ HOMES = {
     "train diffusion": "train.DIFFUSION",
     "train controlnet": "train.CONTROLNET",
     "train recipe": "train.RECIPE",
+    "train labels": "train.LABELS",
 }
 
 
