@@ -128,3 +128,23 @@ class PlanRequest(Frozen):
     size: Size3 | None = Field(default=None, description="Voxels of the volume.")
     bundle: BundleName = DEFAULT_BUNDLE
     compute: Compute = Compute()
+
+
+class GenerateLabelsRequest(Frozen):
+    """A number of label maps, drawn from a region and the sizes of organs."""
+
+    bundle: BundleName = DEFAULT_BUNDLE
+    region: str = Field(default=DEFAULT_REGION, description="head, chest, abdomen, lower.")
+    sizes: dict[str, float] = Field(default_factory=dict)  # 0 to 1 by the name of the structure, -1 for none
+    size: Size3 | None = Field(
+        default=None, description="Voxels.", json_schema_extra={"shown_default": "all that the generator draws"}
+    )
+    spacing: Spacing = Field(
+        default=None, description="Voxel size in mm.", json_schema_extra={"shown_default": "the generator's"}
+    )
+    count: int = Field(default=1, ge=1, description="Label maps.")
+    seed: int = Field(default=0, ge=0, description="Same seed, same maps.")
+    steps: int = Field(default=30, ge=1, description="Steps of the sampler.")
+    max_tries: int = Field(default=5, ge=1, description="How often a map is drawn until it shows what was asked for.")
+    format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
+    compute: Compute = Compute()

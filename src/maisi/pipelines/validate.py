@@ -31,7 +31,14 @@ from maisi.pipelines.labels import (
     is_one_map,
     region_grid,
 )
-from maisi.pipelines.requests import DEFAULT_REGION, DecodeRequest, EncodeRequest, GenerateRequest, PlanRequest
+from maisi.pipelines.requests import (
+    DEFAULT_REGION,
+    DecodeRequest,
+    EncodeRequest,
+    GenerateLabelsRequest,
+    GenerateRequest,
+    PlanRequest,
+)
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.reading import FileReport
@@ -43,7 +50,7 @@ logger = logging.getLogger(__name__)
 MOST_VOXELS = 4_000_000_000
 """More than any scan has: 1600 voxels along each axis."""
 
-Request = TypeVar("Request", GenerateRequest, EncodeRequest, DecodeRequest, PlanRequest)
+Request = TypeVar("Request", GenerateRequest, GenerateLabelsRequest, EncodeRequest, DecodeRequest, PlanRequest)
 
 
 @dataclass(frozen=True)

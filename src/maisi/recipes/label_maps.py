@@ -24,7 +24,7 @@ from maisi.recipes.recipe import LabelMapsRecipe
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.label_files import read_labels
-from maisi.space.resample import resample
+from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,8 @@ def whole_labels(recipe: LabelMapsRecipe, case: Case) -> LabelMap | None:
     if not recipe.enclose:
         logger.info("case %s has no body and no CT that shows it: left out", case.id)
         return None
-    return enclosed(labels)
+    half = [max(own, s / 2) for own, s in zip(labels.grid.spacing, recipe.spacing_mm, strict=True)]
+    return enclosed(resample(labels, with_spacing(labels.grid, half)))  # at full size it takes minutes
 
 
 def _varied(
@@ -146,7 +147,7 @@ def bent(ids: np.ndarray, spacing: Sequence[float], amplitude_mm: float, rng: np
     if amplitude_mm == 0:
         return ids
     nodes = [max(4, round(n * s / LATTICE_MM) + 1) for n, s in zip(ids.shape, spacing, strict=True)]
-    places = np.meshgrid(*[np.arange(n, dtype=np.float32) for n in ids.shape], indexing="ij")
+    places = list(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in ids.shape], indexing="ij"))
     for axis in range(3):
         lattice = rng.normal(0, amplitude_mm / spacing[axis], nodes)
         zoom = [n / m for n, m in zip(ids.shape, nodes, strict=True)]

@@ -14,6 +14,7 @@ HOMES = {
     "reconstruct": "codec.RECONSTRUCT",
     "convert": "convert.CONVERT",
     "convert latents": "convert.CONVERT_LATENTS",
+    "labels generate": "labels_generate.LABELS_GENERATE",
     "prepare": "prepare.PREPARE",
     "train autoencoder": "train.AUTOENCODER",
     "train diffusion": "train.DIFFUSION",
