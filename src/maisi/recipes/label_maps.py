@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from maisi.anatomy import morphology
 from maisi.anatomy.body import enclosed
 from maisi.anatomy.lesions import lesion_ids, without_structures
 from maisi.anatomy.places import first_lumbar, footprints
@@ -24,7 +25,7 @@ from maisi.recipes.recipe import LabelMapsRecipe
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.label_files import read_labels
-from maisi.space.resample import resample, with_spacing
+from maisi.space.resample import pad, resample
 from maisi.space.volume import LabelMap
 
 logger = logging.getLogger(__name__)
@@ -109,13 +110,10 @@ def whole_labels(recipe: LabelMapsRecipe, case: Case) -> LabelMap | None:
         logger.info("case %s shows %d structures, less than %d: left out", case.id, num, recipe.least_structures)
         return None
     labels = read_case(case)[1] if case.image is not None else own
-    if vocabulary.id("body") in labels.array:
-        return labels
-    if not recipe.enclose:
+    if vocabulary.id("body") not in labels.array and not recipe.enclose:
         logger.info("case %s has no body and no CT that shows it: left out", case.id)
         return None
-    half = [max(own, s / 2) for own, s in zip(labels.grid.spacing, recipe.spacing_mm, strict=True)]
-    return enclosed(resample(labels, with_spacing(labels.grid, half)))  # at full size it takes minutes
+    return labels
 
 
 def _varied(
@@ -134,12 +132,25 @@ def _varied(
     high = low + labels.grid.fov_mm[2]
     if min(high, centre[2] + fov[2] / 2) - max(low, centre[2] - fov[2] / 2) < recipe.least_cover * fov[2]:
         return None
-    if high - low >= fov[2]:
+    if high - low >= fov[2]:  # rather a little off the centre than cut
         centre[2] = np.clip(centre[2], low + fov[2] / 2, high - fov[2] / 2)
     start = centre - spacing * (np.array(recipe.size) - 1) / 2
     found = resample(labels, Grid.axis_aligned(recipe.size, spacing.tolist(), start.tolist()))
     ids = bent(found.array.astype(np.uint8), recipe.spacing_mm, recipe.bend_mm, rng)
-    return LabelMap(ids, Grid.centered(recipe.size, recipe.spacing_mm))
+    varied = LabelMap(ids, Grid.centered(recipe.size, recipe.spacing_mm))
+    return varied if load_vocabulary().id("body") in ids else with_body(varied)
+
+
+def with_body(labels: LabelMap) -> LabelMap:
+    """The map with a body around and between its structures, the flesh between ribs and hips too."""
+    vocabulary, spacing = load_vocabulary(), labels.grid.spacing
+    reach_mm = vocabulary.body.enclosed_gap_mm + vocabulary.body.enclosed_rim_mm
+    room = [round(reach_mm / spacing[0]), round(reach_mm / spacing[1]), 0]  # a mask goes on beyond the border
+    wide = pad(labels, room, room)
+    found = wide.array > 0
+    closed = morphology.close_mask(found, vocabulary.body.enclosed_gap_mm, spacing)
+    filled = np.where(closed & ~found, np.uint8(vocabulary.id("body")), wide.array)
+    return resample(enclosed(LabelMap(filled, wide.grid)), labels.grid)
 
 
 def bent(ids: np.ndarray, spacing: Sequence[float], amplitude_mm: float, rng: np.random.Generator) -> np.ndarray:
