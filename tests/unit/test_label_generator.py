@@ -1,13 +1,22 @@
 """Label maps drawn by networks of random weights: what is asked, refused, repeated, told."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from maisi.anatomy.sizes import ABSENT, full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, LabelGeneratorInfo, RectifiedFlowSpec, load_bundle
-from maisi.bundle.bundle import save_bundle
+from maisi.bundle.bundle import (
+    Bundle,
+    BundleInfo,
+    DDPMSpec,
+    LabelGeneratorInfo,
+    RectifiedFlowSpec,
+    load_bundle,
+    save_bundle,
+)
 from maisi.compute.compute import Compute
 from maisi.compute.fit import fit
 from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError, RunError
@@ -112,9 +121,17 @@ def test_sizes_and_region_reach_the_network() -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        ({"sizes": {"lung tumor": 0.5}}, InvalidRequestError, "has not learned lung tumor; lesions that it has: hepatic"),
+        (
+            {"sizes": {"lung tumor": 0.5}},
+            InvalidRequestError,
+            "not learned lung tumor; lesions that it has: hepatic",
+        ),
         ({"sizes": {"heart": 0.5}}, InvalidRequestError, "'heart' has no size"),
-        ({"grid": Grid.centered((32, 32, 32), (6, 6, 6))}, InvalidGridError, "192 x 192 x 192 mm is larger than the 160"),
+        (
+            {"grid": Grid.centered((32, 32, 32), (6, 6, 6))},
+            InvalidGridError,
+            "192 x 192 x 192 mm is larger than",
+        ),
     ],
 )
 def test_what_it_cannot_draw_is_refused(asked: dict, error: type[Exception], message: str) -> None:
@@ -161,8 +178,6 @@ def test_logits_come_slab_by_slab_and_are_those_of_the_whole() -> None:
 
 def test_within_a_memory_limit_the_map_is_the_same() -> None:
     bundle, limited = generator_bundle(), COMPUTE.model_copy(update={"memory": 500_000_000})
-    from functools import partial
-
     fitted = fit(bundle, limited, partial(rehearse, source(bundle)))
     agreement = drawn(source(fitted, compute=limited)) == drawn(source(bundle))
     assert agreement.mean() > 0.99

@@ -32,7 +32,10 @@ def resample_smoothly(labels: LabelMap, grid: Grid) -> LabelMap:
     for id, box in enumerate(ndimage.find_objects(labels.array), start=1):
         if box is None:
             continue
-        wide = [slice(max(0, s.start - MARGIN), min(n, s.stop + MARGIN)) for s, n in zip(box, labels.grid.shape, strict=True)]
+        wide = [
+            slice(max(0, s.start - MARGIN), min(n, s.stop + MARGIN))
+            for s, n in zip(box, labels.grid.shape, strict=True)
+        ]
         for window, share in _share(labels.array[tuple(wide)] == id, wide, positions):
             wins = share > best[window]
             best[window][wins] = share[wins]
@@ -45,7 +48,9 @@ def _positions(source: Grid, target: Grid, axis: int) -> np.ndarray:
     return np.round((world - source.origin[axis]) / source.spacing[axis], 5)
 
 
-def _share(mask: np.ndarray, box: list[slice], positions: list[np.ndarray]) -> list[tuple[tuple[slice, ...], np.ndarray]]:
+def _share(
+    mask: np.ndarray, box: list[slice], positions: list[np.ndarray]
+) -> list[tuple[tuple[slice, ...], np.ndarray]]:
     """The window of the target that a box covers, and the share of the mask in it; none where it covers nothing."""
     window, share = [], mask.astype(np.float32)
     for axis, (part, at) in enumerate(zip(box, positions, strict=True)):

@@ -7,7 +7,14 @@ from maisi.compute.fit import fit
 from maisi.data.latents import write_latent
 from maisi.errors import InvalidRequestError
 from maisi.evaluation.reconstruction import METRICS, as_decoded, measure, reconstruct
-from maisi.pipelines.codec import decode, encode, rehearse_both, rehearse_decode, rehearse_decode_labels, rehearse_encode
+from maisi.pipelines.codec import (
+    decode,
+    encode,
+    rehearse_both,
+    rehearse_decode,
+    rehearse_decode_labels,
+    rehearse_encode,
+)
 from maisi.pipelines.label_codec import (
     channels_of,
     decode_labels,
