@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from oracle_networks import ask_unet, drawn_network, oracle_of, relative_error
 
-from maisi.anatomy.sizes import full_volumes
+from maisi.anatomy.slots import full_volumes
 from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, LabelGeneratorInfo, load_bundle
 from maisi.bundle.convert import convert
 from maisi.bundle.upstream import RELEASED

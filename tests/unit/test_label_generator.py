@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from maisi.anatomy.sizes import ABSENT, full_volumes
+from maisi.anatomy.slots import ABSENT, full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import (
     Bundle,

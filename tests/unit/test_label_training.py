@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maisi.anatomy.regions import RegionSpan
-from maisi.anatomy.sizes import OPEN, full_volumes
+from maisi.anatomy.slots import OPEN, full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import build_scheduler
 from maisi.data.latents import LatentExample, LatentSource, latent_scale

@@ -506,8 +506,8 @@ def _check_label_generator(info: BundleInfo, configs: Mapping[str, NetworkConfig
     autoencoder, unet = configs.get(told.autoencoder), configs.get(told.unet)
     if not isinstance(autoencoder, AutoencoderConfig) or not isinstance(unet, UNetConfig):
         raise InvalidBundleError(
-            f"bundle {info.name!r} draws label maps with {told.autoencoder} and {told.unet}, an autoencoder and a unet; "
-            f"it holds {', '.join(configs)}"
+            f"bundle {info.name!r} draws label maps with {told.autoencoder} and {told.unet}, autoencoder and unet; it "
+            f"holds {', '.join(configs)}"
         )
     if unet.in_channels != autoencoder.latent_channels:
         raise InvalidBundleError(

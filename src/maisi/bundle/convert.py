@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maisi.anatomy.lesions import lesion_ids
-from maisi.anatomy.sizes import full_volumes
+from maisi.anatomy.slots import full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, LabelGeneratorInfo, Limits, RectifiedFlowSpec, save_bundle
 from maisi.bundle.upstream import Checkpoint, identify, load_upstream, read_checkpoint

@@ -30,7 +30,7 @@ class Conditioning:
     span: RegionSpan
     spacing: Spacing3
     modality: str = "ct"
-    sizes: tuple[float, ...] = ()  # of structures, see `anatomy.sizes`; what a label generator is told besides
+    sizes: tuple[float, ...] = ()  # of structures, see `anatomy.slots`; what a label generator is told besides
 
 
 def modality_code(name: str) -> int:
@@ -91,7 +91,8 @@ def condition_tensors(
     if config.context_channels is not None:
         if len(sizes) != config.context_channels:
             raise InvalidRequestError(
-                f"this network is told {config.context_channels} sizes of structures, not {len(sizes)}: it draws label maps"
+                f"this network draws label maps and is told {config.context_channels} sizes of structures, not "
+                f"{len(sizes)}"
             )
         tensors["context"] = torch.tensor(sizes, dtype=torch.float32)[None, None]
     return tensors

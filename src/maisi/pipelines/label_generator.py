@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maisi.anatomy.mending import mended
 from maisi.anatomy.regions import RegionSpan, region_span
-from maisi.anatomy.sizes import ABSENT, OPEN, check_sizes, measured_sizes, size_of
+from maisi.anatomy.slots import ABSENT, OPEN, check_sizes, measured_sizes, size_of
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, LabelGeneratorInfo, build_scheduler
 from maisi.compute.compute import Compute
@@ -62,7 +62,7 @@ class GeneratedLabels:
     sizes: Mapping[str, float] = field(default_factory=dict)
     steps: int = STEPS
     tries: int = TRIES
-    compute: Compute = Compute()
+    compute: Compute = field(default_factory=Compute)
     name: str = ""
 
     def __post_init__(self) -> None:

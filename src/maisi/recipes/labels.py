@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from maisi.anatomy.lesions import lesion_ids
-from maisi.anatomy.sizes import full_volumes
+from maisi.anatomy.slots import full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, LabelGeneratorInfo, build_scheduler
 from maisi.data.latents import LatentSource, LatentStore, latent_scale, write_latent

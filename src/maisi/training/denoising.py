@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from maisi.anatomy.sizes import OPEN, full_volumes, measured_sizes
+from maisi.anatomy.slots import OPEN, full_volumes, measured_sizes
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.data.latents import LatentExample
 from maisi.diffusion.scheduler import NoiseScheduler

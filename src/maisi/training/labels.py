@@ -49,7 +49,7 @@ class LabelAutoencoderTraining(Frozen):
 
 @dataclass(frozen=True)
 class LabelPatches:
-    """Random patches of label maps, uint8 (x, y, z), all drawn alike; `channels` are the ids, in order of the logits."""
+    """Random patches of label maps, uint8 (x, y, z), all drawn alike; `channels` are the ids in order of the logits."""
 
     maps: Sequence[np.ndarray]
     names: Sequence[str]

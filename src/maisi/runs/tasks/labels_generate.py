@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from maisi.anatomy.regions import RegionSpan
-from maisi.anatomy.sizes import ABSENT, measured_sizes
+from maisi.anatomy.slots import ABSENT, measured_sizes
 from maisi.bundle.bundle import Bundle, LabelGeneratorInfo
 from maisi.compute.fit import fit
 from maisi.errors import InvalidRequestError

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from maisi.anatomy.sizes import full_volumes
+from maisi.anatomy.slots import full_volumes
 from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.machine import fill_defaults, num_ranks
@@ -254,10 +254,11 @@ def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("a label generator is trained by one process; start it without torchrun")
     if request.latents is not None:
         raise InvalidRequestError("a label generator learns from label maps; give --manifest")
-    if recipe.diffusion.network is None or recipe.diffusion.network.context_channels != len(full_volumes()):
+    network, num_slots = recipe.diffusion.network, len(full_volumes())
+    if network is None or network.context_channels != num_slots:
         raise InvalidRequestError(
-            f"labels.diffusion.network of recipe {request.recipe.name} must have context_channels {len(full_volumes())}, "
-            "a number for each structure of anatomy/sizes.yaml"
+            f"labels.diffusion.network of recipe {request.recipe.name} must have context_channels {num_slots}, a number "
+            "for each structure of anatomy/slots.yaml"
         )
     if request.manifest is None and not recipe.maps.num_phantoms:
         raise InvalidRequestError("nothing to learn from; accepted: --manifest, or labels.maps.num_phantoms above 0")

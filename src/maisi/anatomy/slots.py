@@ -1,4 +1,4 @@
-"""Sizes of organs and tumours as numbers from 0 to 1, the form in which a label generator is told them."""
+"""Sizes of organs and tumours as the numbers that a label generator is told: a slot for each structure."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -21,7 +21,7 @@ OPEN = -2.0
 @lru_cache(maxsize=1)
 def full_volumes() -> Mapping[str, float]:
     """The volume (ml) that size 1 stands for, by the name of the structure, in the generator's order."""
-    text = files("maisi.anatomy").joinpath("sizes.yaml").read_text(encoding="utf-8")
+    text = files("maisi.anatomy").joinpath("slots.yaml").read_text(encoding="utf-8")
     return {str(name): float(ml) for name, ml in yaml.safe_load(text)["full_ml"].items()}
 
 

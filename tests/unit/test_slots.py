@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maisi.anatomy.sizes import ABSENT, check_sizes, full_volumes, measured_sizes, size_of, volume_of
+from maisi.anatomy.slots import ABSENT, check_sizes, full_volumes, measured_sizes, size_of, volume_of
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.errors import InvalidRequestError
 from maisi.space.grid import Grid
