@@ -20,6 +20,7 @@ from maisi.cli.doctor import doctor
 from maisi.cli.generate import generate
 from maisi.cli.info import info
 from maisi.cli.labels import labels
+from maisi.cli.options import one_by_one
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
 from maisi.cli.reproduce import reproduce
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     rest = [argument for argument in given if argument != DEBUG]
     with follow_log(logging.DEBUG if debug else logging.WARNING):
         try:
-            return _carry_out(rest)
+            return _carry_out(one_by_one(rest))
         except BaseException as error:
             if debug:
                 raise

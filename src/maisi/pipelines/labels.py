@@ -1,7 +1,7 @@
 """Where the label map of a generated volume comes from."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from maisi.anatomy.body import enclosed
+from maisi.anatomy.fulfil import check_labels
 from maisi.anatomy.regions import RegionSpan, region_span
+from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.bundle.bundle import Limits
 from maisi.data.door import open_labels
@@ -29,11 +31,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What one sample is to show: labels (None: nothing is to be followed), on a grid, of a span of regions."""
+    """What one sample is to show: labels (None: nothing is to be followed), on a grid, of a span of regions.
+
+    `asked` and `obtained` are volumes (ml) by id of what was asked for; `origin` says where the labels come from.
+    """
 
     grid: Grid
     span: RegionSpan
     labels: LabelMap | None
+    asked: Mapping[int, float] = field(default_factory=dict)
+    obtained: Mapping[int, float] = field(default_factory=dict)
+    origin: str = ""
 
 
 @runtime_checkable
@@ -125,6 +133,7 @@ class LabelRules:
     enclose: bool = False
     reading: ReadOptions = ReadOptions()
     vocabulary: Vocabulary | None = None  # of a bundle with classes of its own
+    anatomy: AnatomyRequest | None = None  # what the maps are to be changed into
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,8 @@ def file_source(path: Path, rules: LabelRules) -> GivenLabels:
     coarse enough for the bundle's largest size; what is larger still is refused, not cut. The span is what the labels
     show, unless a region is named. With `enclose`, a map without body gets one around its structures. Raises
     `InvalidGridError` for what the bundle does not take, `InvalidLabelsError` for ids that the vocabulary lacks,
-    `InvalidRequestError` where no label lies in the field of view, all with the name of the file.
+    `InvalidAnatomyError` for a map that cannot be changed into what was asked, `InvalidRequestError` where no label
+    lies in the field of view, all with the name of the file.
     """
     try:
         return _placed(path, rules)
@@ -204,6 +214,8 @@ def _placed(path: Path, rules: LabelRules) -> GivenLabels:
         logger.warning(
             "%s has no body (%d): between and around its structures the CT will be air; --enclose draws one", path, body
         )
+    if rules.anatomy is not None:
+        check_labels(ids, rules.anatomy)
     return GivenLabels(ids, span, report=report)
 
 

@@ -1,10 +1,12 @@
 """What a user can ask for, checked before any network is loaded. Imports no torch: a command line is fast to refuse."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from maisi.anatomy.wish import Wish
 from maisi.compute.across import Across
 from maisi.compute.compute import Compute
 from maisi.shapes import Frozen, Modality, Size3, Spacing3
@@ -45,6 +47,10 @@ class GenerateRequest(Frozen):
         default=None, description="Label map to follow, or a folder of them; without it one is drawn."
     )
     enclose: bool = Field(default=False, description="Draw a body around labels that have none.")
+    anatomy: tuple[str, ...] = Field(
+        default=(),
+        description="Structures asked for: liver=0.6 spleen=180ml 'hepatic tumor'=25mm gallbladder=none.",
+    )
     unlabelled: bool = Field(default=False, description="The U-Net alone: images that follow no labels.")
     count: int = Field(default=1, ge=1, description="Samples; of a folder of label maps, of each.")
     seed: int = Field(default=0, ge=0, description="Same seed, same samples.")
@@ -65,6 +71,19 @@ class GenerateRequest(Frozen):
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()
 
+    @field_validator("anatomy", mode="before")
+    @classmethod
+    def _as_texts(cls, anatomy: Any) -> Any:
+        """A mapping of names to sizes is taken too, and one text."""
+        if isinstance(anatomy, Mapping):
+            return tuple(f"{name}={size}" for name, size in anatomy.items())
+        return (anatomy,) if isinstance(anatomy, str) else anatomy
+
+    @field_validator("anatomy")
+    @classmethod
+    def _says_sizes(cls, anatomy: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(Wish.parse(text).text for text in anatomy)
+
     @field_validator("size")
     @classmethod
     def _positive(cls, size: Size3 | None) -> Size3 | None:
@@ -76,6 +95,8 @@ class GenerateRequest(Frozen):
     def _fits_together(self) -> "GenerateRequest":
         if self.enclose and self.labels is None:
             raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
+        if self.unlabelled and self.anatomy:
+            raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
         if self.unlabelled and self.labels is not None:
             raise ValueError("unlabelled images follow no labels; give either labels or unlabelled")
         return self

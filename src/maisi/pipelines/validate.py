@@ -3,11 +3,13 @@ alike."""
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import torch
 
+from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import Vocabulary, extended, load_vocabulary
 from maisi.bundle.bundle import Bundle, find_bundle, load_bundle, packaged_names
 from maisi.compute.compute import Compute, format_bytes
@@ -18,6 +20,7 @@ from maisi.data.latents import Latent, read_latent
 from maisi.errors import InvalidBundleError, InvalidPlanError, InvalidRequestError
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
+from maisi.pipelines.asked import asked
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
 from maisi.pipelines.label_codec import channels_of, label_autoencoder_name, takes_labels
 from maisi.pipelines.labels import (
@@ -168,16 +171,25 @@ def lasting_name(name: str, bundle: Bundle) -> str:
 def label_sources(request: GenerateRequest, bundle: Bundle) -> list[LabelSource]:
     """The label sources that a request names, on grids that the bundle can make.
 
-    Raises `InvalidBundleError` for a bundle without autoencoder or U-Net; for labels, what `file_source` raises.
+    Raises `InvalidBundleError` for a bundle without autoencoder or U-Net; for labels, what `file_source` raises; for
+    anatomy that cannot be, `InvalidAnatomyError`.
     """
     missing = [kind for kind in ("autoencoder", "unet") if kind not in bundle.kinds]
     if missing:
         raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
+    anatomy = AnatomyRequest.parse(request.anatomy, bundle_vocabulary(bundle)) if request.anatomy else None
+    sources = _plain_sources(request, bundle, anatomy)
+    return list(sources) if anatomy is None else [asked(source, anatomy) for source in sources]
+
+
+def _plain_sources(request: GenerateRequest, bundle: Bundle, anatomy: AnatomyRequest | None) -> Sequence[LabelSource]:
+    """The sources as they are, before anything is changed in what they draw."""
     rules = GridRules(bundle.limits, bundle.size_multiple, request.size, request.spacing, request.force)
     if request.labels is not None:
-        placed = LabelRules(rules, request.region, request.enclose, request.reading, bundle_vocabulary(bundle))
+        vocabulary = bundle_vocabulary(bundle)
+        placed = LabelRules(rules, request.region, request.enclose, request.reading, vocabulary, anatomy)
         if request.labels.is_dir() and not is_one_map(request.labels):
-            return list(folder_sources(request.labels, placed))
+            return folder_sources(request.labels, placed)
         return [file_source(request.labels, placed)]
     region = request.region or DEFAULT_REGION
     grid = region_grid(region, rules)
@@ -194,7 +206,7 @@ def _without_foreign_labels(request: GenerateRequest, bundle: Bundle) -> Generat
     """The request for a bundle that may have no ControlNet: it makes images only, and follows no labels."""
     if "controlnet" in bundle.kinds or "unet" not in bundle.kinds or request.unlabelled:
         return request
-    if request.labels is not None:
+    if request.labels is not None or request.anatomy:
         raise InvalidBundleError(
             f"bundle {bundle.name!r} has no ControlNet and cannot follow labels; accepted: --unlabelled for images "
             "without labels, or a bundle with a ControlNet"
