@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.slots import ABSENT, full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import (
@@ -23,7 +24,7 @@ from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestErr
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.label_codec import decode_ids, logits_of
-from maisi.pipelines.label_generator import GeneratedLabels, rehearse
+from maisi.pipelines.label_generator import GeneratedLabels, rehearse, slot_values
 from maisi.pipelines.labels import LabelSource
 from maisi.space.grid import Grid
 
@@ -181,3 +182,19 @@ def test_within_a_memory_limit_the_map_is_the_same() -> None:
     fitted = fit(bundle, limited, partial(rehearse, source(bundle)))
     agreement = drawn(source(fitted, compute=limited)) == drawn(source(bundle))
     assert agreement.mean() > 0.99
+
+
+def test_what_is_asked_for_becomes_the_numbers_of_the_network() -> None:
+    wishes = ("liver=1500ml", "gallbladder=none", "hepatic tumor=30ml", "lung tumor=5ml", "colon=any")
+    expected = {
+        "liver": 0.5,
+        "gallbladder": ABSENT,
+        "hepatic tumor": pytest.approx(0.1),
+        "lung tumor": ABSENT,
+        "colon": -2.0,
+    }
+    assert slot_values(AnatomyRequest.parse(wishes), TOLD) == expected
+    without_open = TOLD.model_copy(update={"open_sizes": False})
+    closed = slot_values(AnatomyRequest.parse(("colon=any", "hepatic tumor=any")), without_open)
+    assert 0 < closed["colon"] < 1
+    assert 0 < closed["hepatic tumor"] < 1

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maisi.anatomy.lesions import lesion_ids
 from maisi.anatomy.mending import mended
 from maisi.anatomy.regions import RegionSpan, region_span
+from maisi.anatomy.request import AnatomyRequest
+from maisi.anatomy.sizes import volume_of_size
 from maisi.anatomy.slots import ABSENT, OPEN, check_sizes, measured_sizes, size_of
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, LabelGeneratorInfo, build_scheduler
@@ -147,6 +150,25 @@ def rehearse(source: GeneratedLabels, bundle: Bundle) -> None:
     autoencoder = cast(Autoencoder, bundle.network(told.autoencoder))
     with torch.inference_mode():
         autoencoder.decode_features(as_weights(latent, autoencoder))
+
+
+def slot_values(anatomy: AnatomyRequest, told: LabelGeneratorInfo) -> dict[str, float]:
+    """The numbers of `GeneratedLabels.sizes` for what is asked for; a lesion that was not learned is absent.
+
+    What is only to be there is of the size that nobody asked for, a lesion of a middling one.
+    """
+    vocabulary, values = load_vocabulary(), {}
+    for name in told.sized:
+        id = vocabulary.id(name)
+        is_learned = name in told.lesions or id not in lesion_ids(vocabulary)
+        if id in anatomy.absent or (id in anatomy.wanted and not is_learned):
+            values[name] = ABSENT
+        elif id in anatomy.sized:
+            values[name] = size_of(name, anatomy.sized[id])
+        elif id in anatomy.present:
+            is_lesion = id in anatomy.lesions
+            values[name] = size_of(name, volume_of_size(id, 0.5, vocabulary)) if is_lesion else unasked_size(told, name)
+    return values
 
 
 def unasked_size(told: LabelGeneratorInfo, name: str) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from maisi.anatomy.wish import Wish
 from maisi.compute.across import Across
@@ -24,6 +24,21 @@ def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
 
 Spacing = Annotated[Spacing3 | None, AfterValidator(_finite)]
 BundleName = Annotated[str, Field(description="Packaged bundle or folder.")]
+
+
+def _texts(wishes: Any) -> Any:
+    """A mapping of names to sizes, or one text, as texts."""
+    if isinstance(wishes, Mapping):
+        return tuple(f"{name}={size}" for name, size in wishes.items())
+    return (wishes,) if isinstance(wishes, str) else wishes
+
+
+def _wishes(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(Wish.parse(text).text for text in texts)
+
+
+Wishes = Annotated[tuple[str, ...], BeforeValidator(_texts), AfterValidator(_wishes)]
+"""Structures that are asked for, as `NAME=SIZE`."""
 
 
 class GenerateRequest(Frozen):
@@ -47,7 +62,7 @@ class GenerateRequest(Frozen):
         default=None, description="Label map to follow, or a folder of them; without it one is drawn."
     )
     enclose: bool = Field(default=False, description="Draw a body around labels that have none.")
-    anatomy: tuple[str, ...] = Field(
+    anatomy: Wishes = Field(
         default=(),
         description="Structures asked for: liver=0.6 spleen=180ml 'hepatic tumor'=25mm gallbladder=none.",
     )
@@ -70,19 +85,6 @@ class GenerateRequest(Frozen):
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()
-
-    @field_validator("anatomy", mode="before")
-    @classmethod
-    def _as_texts(cls, anatomy: Any) -> Any:
-        """A mapping of names to sizes is taken too, and one text."""
-        if isinstance(anatomy, Mapping):
-            return tuple(f"{name}={size}" for name, size in anatomy.items())
-        return (anatomy,) if isinstance(anatomy, str) else anatomy
-
-    @field_validator("anatomy")
-    @classmethod
-    def _says_sizes(cls, anatomy: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(Wish.parse(text).text for text in anatomy)
 
     @field_validator("size")
     @classmethod
@@ -156,7 +158,10 @@ class GenerateLabelsRequest(Frozen):
 
     bundle: BundleName = DEFAULT_BUNDLE
     region: str = Field(default=DEFAULT_REGION, description="head, chest, abdomen, lower.")
-    sizes: dict[str, float] = Field(default_factory=dict)  # 0 to 1 by the name of the structure, -1 for none
+    anatomy: Wishes = Field(
+        default=(),
+        description="Structures asked for: liver=0.6 spleen=180ml 'hepatic tumor'=25mm gallbladder=none.",
+    )
     size: Size3 | None = Field(
         default=None, description="Voxels.", json_schema_extra={"shown_default": "all that the generator draws"}
     )

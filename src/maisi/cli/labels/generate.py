@@ -5,12 +5,13 @@ from maisi.cli.run import run_task, tell_cost
 from maisi.pipelines.requests import GenerateLabelsRequest
 
 
-@takes(GenerateLabelsRequest, leave_out=("sizes", "compute.ranks"))
+@takes(GenerateLabelsRequest, leave_out=("compute.ranks",))
 def generate(request: GenerateLabelsRequest, out: Out, overwrite: Overwrite = False) -> None:
-    """Draw label maps from a region and the sizes of organs.
+    """Draw label maps by a network, from a region and the sizes of organs.
 
-    A size is 0 to 1, or -1 for none, such as --set sizes.liver=0.6 --set sizes.gallbladder=-1; what is not said is as
-    the network likes, and tumours are absent. Writes sample_000_labels, a preview and the sizes obtained for each map.
+    What --anatomy does not say is as the network likes, and tumours are absent. What it says is measured, and put right
+    where the network missed it; tumours that it has not learned are planted. Writes sample_000_labels, a preview and
+    the volumes asked for and obtained.
     """
     record = run_task("labels generate", request, out, overwrite)
     if record is not None:

@@ -1,4 +1,4 @@
-"""`maisi labels generate`: label maps drawn by a network, a preview and the obtained sizes each."""
+"""`maisi labels generate`: label maps drawn by a network, a preview and the volumes of structures each."""
 
 import json
 from functools import partial
@@ -8,28 +8,30 @@ import numpy as np
 from PIL import Image
 
 from maisi.anatomy.regions import RegionSpan
-from maisi.anatomy.slots import ABSENT, measured_sizes
+from maisi.anatomy.request import AnatomyRequest
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, LabelGeneratorInfo
 from maisi.compute.fit import fit
 from maisi.errors import InvalidRequestError
+from maisi.pipelines.asked import asked
 from maisi.pipelines.generate import sample_generators
-from maisi.pipelines.label_generator import GeneratedLabels, generator_info, rehearse
+from maisi.pipelines.label_generator import GeneratedLabels, generator_info, rehearse, slot_values
+from maisi.pipelines.labels import Anatomy, LabelSource
 from maisi.pipelines.preview import preview, write_png
 from maisi.pipelines.requests import GenerateLabelsRequest
-from maisi.pipelines.validate import compute_for, lasting_name, load_for
+from maisi.pipelines.validate import bundle_vocabulary, compute_for, lasting_name, load_for
 from maisi.runs.task import Checked, Run, Task
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
-from maisi.space.volume import LabelMap, Volume
+from maisi.space.volume import LabelMap, Volume, id_counts
 
 BODY_HU, AIR_HU = 40.0, -1000.0  # behind the colours of a preview
 
 
 def check(request: GenerateLabelsRequest) -> Checked[GenerateLabelsRequest]:
     """The request with its bundle, its grid filled in."""
-    request = request.model_copy(update={"compute": compute_for(request.compute, None)})
     region = RegionSpan.named(request.region).top.name.lower()
-    request = request.model_copy(update={"region": region})
+    request = request.model_copy(update={"compute": compute_for(request.compute, None), "region": region})
     bundle = load_for(request)
     grid = grid_of(request, generator_info(bundle))
     source = source_of(request, bundle, grid)
@@ -48,18 +50,21 @@ def grid_of(request: GenerateLabelsRequest, told: LabelGeneratorInfo) -> Grid:
     return Grid.centered((x, y, z), spacing)
 
 
-def source_of(request: GenerateLabelsRequest, bundle: Bundle, grid: Grid) -> GeneratedLabels:
-    """The source of the maps."""
-    return GeneratedLabels(
-        bundle, request.region, grid, request.sizes, request.steps, request.max_tries, request.compute
-    )
+def source_of(request: GenerateLabelsRequest, bundle: Bundle, grid: Grid) -> LabelSource:
+    """The source of the maps: the networks, and what puts right what they missed."""
+    told, anatomy = generator_info(bundle), AnatomyRequest.parse(request.anatomy, bundle_vocabulary(bundle))
+    values = slot_values(anatomy, told)
+    drawn = GeneratedLabels(bundle, request.region, grid, values, request.steps, request.max_tries, request.compute)
+    return asked(drawn, anatomy) if anatomy else drawn
 
 
 def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
     """Draw and write map after map; those that an earlier part of the run has written stay."""
-    request, source = checked.request, checked.subject
-    fitted = fit(source.bundle, request.compute, partial(rehearse, source), run.ranks)
-    source = source_of(request, fitted, source.grid)
+    request, bundle, grid = checked.request, checked.bundle, checked.subject.grid
+    assert bundle is not None
+    plain = source_of(request.model_copy(update={"anatomy": ()}), bundle, grid)
+    fitted = fit(bundle, request.compute, partial(rehearse, plain), run.ranks)
+    source = source_of(request, fitted, grid)
     run.on_stage("load", 1, 1)
     for index in range(request.count):
         names = file_names(request, index)
@@ -67,10 +72,11 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
             continue
         rng, of_labels, _ = sample_generators(request.seed, index)
         run.on_stage("labels", 0, 1)
-        labels = source.draw(rng, of_labels).labels
+        anatomy = source.draw(rng, of_labels)
         run.on_stage("labels", 1, 1)
         if run.writes:
-            write_map(labels, source, index, {kind: run.partial / name for kind, name in names.items()})
+            title = f"{bundle.name} · {request.region} · seed {request.seed} · label map {index}"
+            write_map(anatomy, title, {kind: run.partial / name for kind, name in names.items()})
             run.publish()
 
 
@@ -78,20 +84,26 @@ def file_names(request: GenerateLabelsRequest, index: int) -> dict[str, str]:
     """The files of a map by what they hold."""
     stem = f"sample_{index:03d}"
     labels = f"{stem}_labels.{request.format}"
-    return {"labels": labels, "preview": f"{stem}_preview.png", "sizes": f"{stem}_sizes.json"}
+    return {"labels": labels, "preview": f"{stem}_preview.png", "volumes": f"{stem}_volumes.json"}
 
 
-def write_map(labels: LabelMap, source: GeneratedLabels, index: int, files: dict[str, Path]) -> None:
-    """Write the map, a picture, and what was asked for beside what is there."""
-    write_labels(labels, files["labels"])
-    title = f"{source.bundle.name} · {source.region} · label map {index}"
-    write_png(labels_preview(labels, title), files["preview"])
-    found = measured_sizes(labels, generator_info(source.bundle).sized)
-    told = {
-        name: {"asked": source.sizes.get(name), "obtained": None if size == ABSENT else round(size, 4)}
-        for name, size in found.items()
-    }
-    files["sizes"].write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+def write_map(anatomy: Anatomy, title: str, files: dict[str, Path]) -> None:
+    """Write the map, a picture, and the volumes (ml) of what it shows beside those asked for."""
+    assert anatomy.labels is not None
+    write_labels(anatomy.labels, files["labels"])
+    write_png(labels_preview(anatomy.labels, title), files["preview"])
+    files["volumes"].write_text(json.dumps(volumes(anatomy), indent=1) + "\n", encoding="utf-8")
+
+
+def volumes(anatomy: Anatomy) -> dict[str, dict[str, float]]:
+    """The volume (ml) obtained of each structure in a map, and that asked for where there was one."""
+    assert anatomy.labels is not None
+    vocabulary, counts = load_vocabulary(), id_counts(anatomy.labels.array)
+    voxel_ml = float(np.prod(anatomy.grid.spacing)) / 1000
+    found = {int(id): {"obtained_ml": round(float(counts[id]) * voxel_ml, 2)} for id in np.flatnonzero(counts) if id}
+    for id, ml in anatomy.asked.items():
+        found.setdefault(id, {"obtained_ml": 0.0})["asked_ml"] = round(ml, 2)
+    return {vocabulary.name(id): told for id, told in sorted(found.items())}
 
 
 def labels_preview(labels: LabelMap, title: str) -> Image.Image:

@@ -257,8 +257,8 @@ def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
     network, num_slots = recipe.diffusion.network, len(full_volumes())
     if network is None or network.context_channels != num_slots:
         raise InvalidRequestError(
-            f"labels.diffusion.network of recipe {request.recipe.name} must have context_channels {num_slots}, a number "
-            "for each structure of anatomy/slots.yaml"
+            f"labels.diffusion.network of recipe {request.recipe.name} must have context_channels {num_slots}, a "
+            "number for each structure of anatomy/slots.yaml"
         )
     if request.manifest is None and not recipe.maps.num_phantoms:
         raise InvalidRequestError("nothing to learn from; accepted: --manifest, or labels.maps.num_phantoms above 0")
