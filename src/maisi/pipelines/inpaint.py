@@ -39,7 +39,7 @@ from maisi.pipelines.blend import (
 )
 from maisi.pipelines.codec import decode_tensor, encode_tensor, rehearse_both, volume_of_unit
 from maisi.pipelines.conditioning import shown_labels
-from maisi.pipelines.generate import Locked, OnStage, draw_unit, rehearse, sample_generators
+from maisi.pipelines.generate import Locked, OnStage, decode_latent, draw_latent, rehearse, sample_generators
 from maisi.pipelines.inpaint_request import InpaintRequest
 from maisi.pipelines.labels import Anatomy, NoLabels
 from maisi.pipelines.lesion_masks import Lesion, Scene, check_in_body, find_lesion
@@ -173,7 +173,8 @@ class _Part:
         seen = torch.from_numpy(shown_labels(resample(self.labels, grid).array, bundle.info.shown_as))
         anatomy, how = Anatomy(grid, self.valid.span, None), sampling(self.valid.request)
         locked = Locked(mean * bundle.scale_factor, free)
-        lesion = volume_of_unit(draw_unit(how, bundle, anatomy, seen, generator, on_stage, locked), grid)
+        latent = draw_latent(how, bundle, anatomy, seen, generator, on_stage, locked)
+        lesion = volume_of_unit(decode_latent(bundle, latent, on_stage), grid)
         lattice = self.volume.grid
         start = [b.start - o.start for b, o in zip(self.window.box, self.window.outer, strict=True)]
         target = lattice.window(start, self.window.inner(mask).shape)
@@ -217,7 +218,7 @@ def free_latent(mask: np.ndarray, grid: Grid, window: Grid, factor: int) -> Tens
     """Which voxels (u, v, w) of a window's latent a lesion on `grid` touches, and those beside them."""
     soft: np.ndarray = resample(Volume(mask.astype(np.float32), grid), window).array > 0.05
     x, y, z = (n // factor for n in window.shape)
-    blocks: np.ndarray = soft.reshape(x, factor, y, factor, z, factor).any(axis=(1, 3, 5))
+    blocks = np.asarray(soft.reshape(x, factor, y, factor, z, factor).any(axis=(1, 3, 5)))
     return torch.from_numpy(morphology.dilate(blocks, 1.0, (1.0, 1.0, 1.0)))
 
 

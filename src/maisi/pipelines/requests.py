@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from maisi.anatomy.wish import Wish
 from maisi.compute.across import Across
@@ -25,6 +25,21 @@ def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
 
 Spacing = Annotated[Spacing3 | None, AfterValidator(_finite)]
 BundleName = Annotated[str, Field(description="Packaged bundle or folder.")]
+
+
+def _texts(wishes: Any) -> Any:
+    """A mapping of names to sizes, or one text, as texts."""
+    if isinstance(wishes, Mapping):
+        return tuple(f"{name}={size}" for name, size in wishes.items())
+    return (wishes,) if isinstance(wishes, str) else wishes
+
+
+def _wishes(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(Wish.parse(text).text for text in texts)
+
+
+Wishes = Annotated[tuple[str, ...], BeforeValidator(_texts), AfterValidator(_wishes)]
+"""Structures that are asked for, as `NAME=SIZE`."""
 
 
 class GenerateRequest(Frozen):
@@ -48,7 +63,7 @@ class GenerateRequest(Frozen):
         default=None, description="Label map to follow, or a folder of them; without it one is drawn."
     )
     enclose: bool = Field(default=False, description="Draw a body around labels that have none.")
-    anatomy: tuple[str, ...] = Field(
+    anatomy: Wishes = Field(
         default=(),
         description="Structures asked for: liver=0.6 spleen=180ml 'hepatic tumor'=25mm gallbladder=none.",
     )
@@ -71,19 +86,6 @@ class GenerateRequest(Frozen):
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()
-
-    @field_validator("anatomy", mode="before")
-    @classmethod
-    def _as_texts(cls, anatomy: Any) -> Any:
-        """A mapping of names to sizes is taken too, and one text."""
-        if isinstance(anatomy, Mapping):
-            return tuple(f"{name}={size}" for name, size in anatomy.items())
-        return (anatomy,) if isinstance(anatomy, str) else anatomy
-
-    @field_validator("anatomy")
-    @classmethod
-    def _says_sizes(cls, anatomy: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(Wish.parse(text).text for text in anatomy)
 
     @field_validator("size")
     @classmethod
@@ -161,4 +163,27 @@ class PlanRequest(Frozen):
 
     size: Size3 | None = Field(default=None, description="Voxels of the volume.")
     bundle: BundleName = DEFAULT_BUNDLE
+    compute: Compute = Compute()
+
+
+class GenerateLabelsRequest(Frozen):
+    """A number of label maps, drawn from a region and the sizes of organs."""
+
+    bundle: BundleName = DEFAULT_BUNDLE
+    region: str = Field(default=DEFAULT_REGION, description="head, chest, abdomen, lower.")
+    anatomy: Wishes = Field(
+        default=(),
+        description="Structures asked for: liver=0.6 spleen=180ml 'hepatic tumor'=25mm gallbladder=none.",
+    )
+    size: Size3 | None = Field(
+        default=None, description="Voxels.", json_schema_extra={"shown_default": "all that the generator draws"}
+    )
+    spacing: Spacing = Field(
+        default=None, description="Voxel size in mm.", json_schema_extra={"shown_default": "the generator's"}
+    )
+    count: int = Field(default=1, ge=1, description="Label maps.")
+    seed: int = Field(default=0, ge=0, description="Same seed, same maps.")
+    steps: int = Field(default=30, ge=1, description="Steps of the sampler.")
+    max_tries: int = Field(default=5, ge=1, description="How often a map is drawn until it shows what was asked for.")
+    format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
     compute: Compute = Compute()

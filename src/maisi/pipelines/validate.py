@@ -22,7 +22,7 @@ from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
 from maisi.pipelines.asked import asked
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
-from maisi.pipelines.label_codec import label_autoencoder_name, takes_labels
+from maisi.pipelines.label_codec import channels_of, label_autoencoder_name, takes_labels
 from maisi.pipelines.labels import (
     GridRules,
     LabelRules,
@@ -34,7 +34,14 @@ from maisi.pipelines.labels import (
     is_one_map,
     region_grid,
 )
-from maisi.pipelines.requests import DEFAULT_REGION, DecodeRequest, EncodeRequest, GenerateRequest, PlanRequest
+from maisi.pipelines.requests import (
+    DEFAULT_REGION,
+    DecodeRequest,
+    EncodeRequest,
+    GenerateLabelsRequest,
+    GenerateRequest,
+    PlanRequest,
+)
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.reading import FileReport
@@ -46,7 +53,7 @@ logger = logging.getLogger(__name__)
 MOST_VOXELS = 4_000_000_000
 """More than any scan has: 1600 voxels along each axis."""
 
-Request = TypeVar("Request", GenerateRequest, EncodeRequest, DecodeRequest, PlanRequest)
+Request = TypeVar("Request", GenerateRequest, GenerateLabelsRequest, EncodeRequest, DecodeRequest, PlanRequest)
 
 
 @dataclass(frozen=True)
@@ -342,4 +349,4 @@ def validate_decode(request: DecodeRequest, bundle: Bundle | None = None) -> Val
 def encodes_labels(bundle: Bundle) -> bool:
     """Whether the autoencoder of a bundle is one of label maps."""
     config = bundle.configs.get("autoencoder", bundle.configs.get("label_autoencoder"))
-    return isinstance(config, AutoencoderConfig) and takes_labels(config)
+    return isinstance(config, AutoencoderConfig) and takes_labels(config, channels_of(bundle))

@@ -3,6 +3,7 @@
 import typer
 
 from maisi.cli.labels.check import check
+from maisi.cli.labels.generate import generate
 from maisi.cli.labels.register import register
 
 labels = typer.Typer(help="Label maps: made, changed and looked at.", no_args_is_help=True)
@@ -13,5 +14,6 @@ def _group() -> None:
     pass
 
 
+labels.command()(generate)
 labels.command()(check)
 labels.command()(register)

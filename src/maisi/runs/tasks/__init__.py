@@ -19,11 +19,13 @@ HOMES = {
     "evaluate images": "evaluate_images.EVALUATE_IMAGES",
     "labels register": "register.REGISTER",
     "export": "export.EXPORT",
+    "labels generate": "labels_generate.LABELS_GENERATE",
     "prepare": "prepare.PREPARE",
     "train autoencoder": "train.AUTOENCODER",
     "train diffusion": "train.DIFFUSION",
     "train controlnet": "train.CONTROLNET",
     "train recipe": "train.RECIPE",
+    "train labels": "train.LABELS",
 }
 
 

@@ -1,10 +1,13 @@
 """`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
 from pydantic import Field
 
+from maisi.anatomy.slots import full_volumes
 from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
 from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute, format_bytes
@@ -14,6 +17,7 @@ from maisi.data.manifest import read_manifest
 from maisi.errors import InvalidPlanError, InvalidRequestError
 from maisi.pipelines.validate import lasting_name
 from maisi.recipes.dry_run import DryRun, dry_run
+from maisi.recipes.labels import LabelLesson, labels_stage
 from maisi.recipes.load import with_classes
 from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
@@ -60,20 +64,23 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("a training needs cases: give either --manifest or --latents")
     _check_memory(request)
     settings = with_classes(request.recipe.model_dump(mode="json"), request.bundle)
-    update: dict[str, object] = {
-        "compute": fill_defaults(request.compute),
-        "recipe": check_settings(BundleRecipe, settings),
-    }
+    update: dict[str, object] = {"recipe": check_settings(BundleRecipe, settings)}
     if request.manifest is not None:
         read_manifest(request.manifest)
         update["manifest"] = request.manifest.resolve()
     if request.latents is not None:
         read_entries(request.latents)
         update["latents"] = request.latents.resolve()
+    return _checked_bundle(request.model_copy(update=update))
+
+
+def _checked_bundle(request: TrainRequest) -> Checked[TrainRequest]:
+    """The request with its bundle found, if it names one."""
+    request = request.model_copy(update={"compute": fill_defaults(request.compute)})
     if request.bundle is None:
-        return Checked(request.model_copy(update=update))
+        return Checked(request)
     bundle = load_bundle(request.bundle)
-    return Checked(request.model_copy(update=update | {"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
+    return Checked(request.model_copy(update={"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
 
 
 def _check_memory(request: TrainRequest) -> None:
@@ -266,6 +273,39 @@ def _train(checked: Checked[TrainRequest], run: Run, stage: Stage, is_measured: 
     run.outputs |= {file for file in path.rglob("*") if file.is_file()}
 
 
+def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
+    """The request, whose recipe says how a label generator is trained; without a manifest it learns from phantoms."""
+    recipe = request.recipe.for_labels()
+    if num_ranks() > 1:
+        raise InvalidRequestError("a label generator is trained by one process; start it without torchrun")
+    if request.latents is not None:
+        raise InvalidRequestError("a label generator learns from label maps; give --manifest")
+    network, num_slots = recipe.diffusion.network, len(full_volumes())
+    if network is None or network.context_channels != num_slots:
+        raise InvalidRequestError(
+            f"labels.diffusion.network of recipe {request.recipe.name} must have context_channels {num_slots}, a "
+            "number for each structure of anatomy/slots.yaml"
+        )
+    if request.manifest is None and not recipe.maps.num_phantoms:
+        raise InvalidRequestError("nothing to learn from; accepted: --manifest, or labels.maps.num_phantoms above 0")
+    return check(request) if request.manifest is not None else _checked_bundle(request)
+
+
+def train_labels(checked: Checked[TrainRequest], run: Run) -> None:
+    """The bundle given, or a new one, with a label generator, in `bundle`; states beside it."""
+    run.publish()
+    told = telling(run)
+
+    def on_part(name: str) -> Callable[[int, Mapping[str, float]], None]:
+        return partial(told, name)
+
+    request = checked.request
+    bundle = labels_stage(LabelLesson.of(request.recipe, request.manifest), checked.bundle, run.folder, on_part)
+    run.on_stage("train", 1, 1)
+    path = save_bundle(bundle, run.folder / "bundle", dtype=torch.float16, overwrite=True)
+    run.outputs |= {file for file in path.rglob("*") if file.is_file()}
+
+
 STAGES: dict[str, Stage] = {
     "autoencoder": autoencoder_of,
     "diffusion": unet_of,
@@ -282,3 +322,4 @@ CONTROLNET = Task(
     "train controlnet", TrainRequest, check_controlnet, train_controlnet, inputs, Output.STATE, on_ranks=True
 )
 RECIPE = Task("train recipe", TrainRequest, check_recipe, train_recipe, inputs, Output.STATE)
+LABELS = Task("train labels", TrainRequest, check_labels, train_labels, inputs, Output.STATE)
