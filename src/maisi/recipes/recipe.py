@@ -14,9 +14,10 @@ from maisi.training.autoencoder import AutoencoderTraining
 from maisi.training.controlnet import ControlNetTraining
 from maisi.training.diffusion import DiffusionTraining
 from maisi.training.new_classes import NewClass, vocabulary_with
+from maisi.training.segmenter import SegmenterTraining
 
 PHANTOM = "phantom"
-PARTS = ("autoencoder", "diffusion", "controlnet")
+PARTS = ("autoencoder", "diffusion", "controlnet", "segmenter")
 
 Part = TypeVar("Part", bound=Frozen)
 
@@ -37,7 +38,8 @@ class LatentRecipe(Frozen):
 
 
 class BundleRecipe(Frozen):
-    """All settings of a bundle; `groups` weighs the groups of the manifest in autoencoder training.
+    """All settings of a bundle; `groups` weighs the groups of the manifest in the training of
+    the autoencoder and of the segmenter.
 
     A recipe may lack the parts of networks that it does not train; groups that neither `groups` nor `latents` weigh are
     not used, and without any weight all cases count alike.
@@ -58,6 +60,7 @@ class BundleRecipe(Frozen):
     latents: LatentRecipe = LatentRecipe()
     diffusion: DiffusionTraining | None = None
     controlnet: ControlNetTraining | None = None
+    segmenter: SegmenterTraining | None = None
     measured_samples: int = Field(default=10, ge=0)  # generated for the model card
     kept_volume_bytes: int = Field(default=KEPT_VOLUME_BYTES, ge=0)  # of volumes in memory while the autoencoder learns
     kept_latent_bytes: int = Field(default=KEPT_LATENT_BYTES, ge=0)  # of latents, while the other networks learn
@@ -84,6 +87,10 @@ class BundleRecipe(Frozen):
     def for_controlnet(self) -> ControlNetTraining:
         """The settings of the ControlNet."""
         return self._part("controlnet", self.controlnet)
+
+    def for_segmenter(self) -> SegmenterTraining:
+        """The settings of the segmenter."""
+        return self._part("segmenter", self.segmenter)
 
     def _part(self, name: str, part: Part | None) -> Part:
         if part is None:

@@ -25,13 +25,14 @@ from maisi.networks.controlnet import check_levels, check_occupancies
 from maisi.networks.unet import UNetConfig
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.recipes.recipe import BundleRecipe
-from maisi.recipes.variations import as_shown, make_latents, patches_of
+from maisi.recipes.variations import as_shown, labelled_of, make_latents, patches_of
 from maisi.training.autoencoder import train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, controlnet_like, train_controlnet
 from maisi.training.diffusion import DiffusionTraining, check_unet, train_unet
 from maisi.training.loop import step_generators
 from maisi.training.lora import base_digest
 from maisi.training.new_classes import numbered
+from maisi.training.segmenter import train_segmenter
 from maisi.training.validation import HeldOut
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,19 @@ def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = Non
     if start is None:
         network = centred_autoencoder(network, source, config.batch_size, config.patch, config.loop.seed)
     return Bundle.of(_info(recipe), {"autoencoder": network})
+
+
+def segmenter_stage(lesson: Lesson, bundle: Bundle | None, folder: Path, on_step: OnStep | None = None) -> Bundle:
+    """The bundle given with a segmenter, or one of the segmenter alone."""
+    recipe, config = lesson.recipe, lesson.recipe.for_segmenter()
+    held_out = None
+    if lesson.validation and config.loop.validate_every:
+        held_out = labelled_of(recipe, lesson.validation, is_training=False)
+    source, told = labelled_of(recipe, lesson.training), _named(on_step, "segmenter")
+    network = train_segmenter(config, source, folder / "segmenter", told, validation=held_out).cpu()
+    if bundle is None:
+        return Bundle.of(_info(recipe), {"segmenter": network})
+    return with_networks(bundle, bundle.info, {"segmenter": network})
 
 
 @dataclass(frozen=True)

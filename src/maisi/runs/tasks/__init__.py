@@ -12,12 +12,15 @@ HOMES = {
     "encode cases": "encode_cases.ENCODE_CASES",
     "decode": "codec.DECODE",
     "reconstruct": "codec.RECONSTRUCT",
+    "segment": "segment.SEGMENT",
+    "segment file": "segment.SEGMENT_FILE",
     "convert": "convert.CONVERT",
     "convert latents": "convert.CONVERT_LATENTS",
     "prepare": "prepare.PREPARE",
     "train autoencoder": "train.AUTOENCODER",
     "train diffusion": "train.DIFFUSION",
     "train controlnet": "train.CONTROLNET",
+    "train segmenter": "train.SEGMENTER",
     "train recipe": "train.RECIPE",
 }
 
