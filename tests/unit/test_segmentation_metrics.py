@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from maisi.errors import InvalidLabelsError, InvalidRequestError
-from maisi.evaluation.segmentation import agreement, dice, dice_intervals, interval, surface_distances
+from maisi.evaluation.segmentation import (
+    agreement,
+    dice,
+    dice_intervals,
+    interval,
+    known_agreement,
+    surface_distances,
+)
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
 
@@ -67,6 +74,18 @@ def test_several_ids_are_one_structure() -> None:
     a, b = ball((6, 6, 6), 3, (1, 1, 1)), ball((17, 13, 9), 3, (1, 1, 1))
     found = agreement(labelled(a, b), labelled(b, a), {"both": [1, 2], "first": [1]})
     assert (found["both"].dice, found["first"].dice) == (1.0, 0.0)
+
+
+def test_what_is_not_known_does_not_count() -> None:
+    """Id 1 is class 1, id 2 may be either class, 0 is neither."""
+    admissible = np.zeros((256, 3), bool)
+    admissible[0, 0] = admissible[1, 1] = admissible[2, 1] = admissible[2, 2] = True
+    a, b = np.zeros((2, 12, 10, 8), bool)
+    a[:3], b[3:6] = True, True
+    reference, channels = labelled(a, b), labelled(a | b)
+    found = known_agreement(reference, channels, admissible, ("first", "second"))
+    assert list(found) == ["first"]
+    assert found["first"].dice == 1.0
 
 
 def test_maps_on_different_grids_are_refused() -> None:

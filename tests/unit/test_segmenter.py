@@ -12,6 +12,9 @@ from maisi.anatomy.segmented import admissible, class_map, segmented_classes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, BundleInfo, load_bundle, save_bundle
 from maisi.cli import main
+from maisi.compute.compute import Compute
+from maisi.compute.fit import fit
+from maisi.compute.machine import fill_defaults
 from maisi.data.labelled import LabelledArrays, LabelledSource, NamedLabelled, labelled_arrays, labelled_source
 from maisi.errors import InvalidBundleError, InvalidConfigError, InvalidGridError, InvalidVolumeError
 from maisi.networks.segmenter import SegmentationUNet, SegmenterConfig
@@ -251,6 +254,14 @@ def test_a_bundle_keeps_its_segmenter(bundle_path: Path) -> None:
     assert segmenter_of(bundle).config.names == tuple(CLASSES)
     volume, _ = scan(1)
     assert np.array_equal(segmenter_of(bundle)(volume).array, NetworkSegmenter(network())(volume).array)
+
+
+def test_a_segmenter_keeps_float32_in_a_bundle_of_half_precision(bundle_path: Path) -> None:
+    volume, _ = scan(1)
+    half = load_bundle(bundle_path, dtype=torch.bfloat16, narrow_in_float32=True)
+    assert np.array_equal(segmenter_of(half)(volume).array, NetworkSegmenter(network())(volume).array)
+    fitted = fit(load_bundle(bundle_path), fill_defaults(Compute(precision="float32")), lambda bundle: None)
+    assert np.array_equal(segmenter_of(fitted)(volume).array, NetworkSegmenter(network())(volume).array)
 
 
 def test_the_command_writes_labels_on_the_grid_of_the_scan(bundle_path: Path, tmp_path: Path) -> None:

@@ -109,6 +109,18 @@ def admissible(classes: Sequence[SegmentedClass], looked_for: Collection[int], v
     return found
 
 
+def known_masks(
+    found: np.ndarray, ids: np.ndarray, admissible: np.ndarray, channel: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where a map of ids is known to hold a class, and where a map of channels says so, both boolean.
+
+    Voxels of which the map of ids does not tell whether they are of the class are in neither.
+    """
+    may_be, certain = admissible[:, channel], admissible.sum(axis=1) == 1
+    truth, unknown = (may_be & certain)[ids], (may_be & ~certain)[ids]
+    return truth, (found == channel) & ~unknown
+
+
 def _channel(classes: Sequence[SegmentedClass], id: int) -> int:
     """The channel of the class that holds an id; 0 where none does."""
     return next((k for k, each in enumerate(classes, start=1) if id in each.ids), 0)

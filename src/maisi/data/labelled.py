@@ -127,10 +127,18 @@ def _read(
         raise InvalidRequestError(f"case {case.id!r} is no CT, and a segmenter learns from Hounsfield units")
     if own is not None:
         check_same_grid(own, volume)
-    looked_for = {vocabulary.find(name) for name in case.labels_present if vocabulary.knows(name)}
-    if own is not None and not looked_for:
-        looked_for = set(np.flatnonzero(id_counts(own.array)).tolist())
-    return labelled_arrays(volume, own, classes, spacing_mm, looked_for, vocabulary)
+    return labelled_arrays(volume, own, classes, spacing_mm, looked_for(case, own, vocabulary), vocabulary)
+
+
+def looked_for(case: Case, own: LabelMap | None, vocabulary: Vocabulary) -> set[int]:
+    """The ids that were looked for in a case: those its manifest names, else those that its own labels have.
+
+    Coarse tissues do not count: a map that has no more names nothing.
+    """
+    found = {vocabulary.find(name) for name in case.labels_present if vocabulary.knows(name)}
+    if own is not None and not found:
+        found = set(np.flatnonzero(id_counts(own.array)).tolist())
+    return found - set(vocabulary.group("tissues"))
 
 
 def labelled_arrays(
@@ -138,18 +146,17 @@ def labelled_arrays(
     labels: LabelMap | None,
     classes: Sequence[SegmentedClass],
     spacing_mm: float,
-    looked_for: Iterable[int],
+    sought: Iterable[int],
     vocabulary: Vocabulary,
 ) -> LabelledArrays:
     """A volume at the segmenter's spacing, its labels, and coarse tissues where it has none.
 
     Tissues are those that show at this spacing: ones of a finer volume tell of bone that the coarser one averages away.
-    `looked_for` are ids, see `admissible`.
+    `sought` are the ids that were looked for, see `admissible`.
     """
     grid = with_spacing(volume.grid, (spacing_mm,) * 3)
     coarser = resample(volume, grid)
     ids = tissue_labels(coarser) if labels is None else complete_labels(resample(labels, grid), coarser)
     hu = np.clip(np.rint(coarser.array), -1024, 3071).astype(np.int16)
-    coarse = set(vocabulary.group("tissues"))
-    table = admissible(classes, set(looked_for) - coarse, vocabulary)
+    table = admissible(classes, set(sought) - set(vocabulary.group("tissues")), vocabulary)
     return LabelledArrays(hu, ids.array.astype(np.uint8), table, grid)

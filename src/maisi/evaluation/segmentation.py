@@ -10,9 +10,10 @@ import numpy as np
 from pydantic import Field
 from scipy import ndimage
 
+from maisi.anatomy.segmented import known_masks
 from maisi.errors import InvalidLabelsError, InvalidRequestError
 from maisi.shapes import Frozen, Spacing3
-from maisi.space.volume import LabelMap
+from maisi.space.volume import LabelMap, check_same_grid
 
 PERCENTILE = 95.0
 RESAMPLES = 2000
@@ -49,19 +50,39 @@ def agreement(
         raise InvalidLabelsError(f"label maps on different grids cannot be compared: {reference.grid} and {found.grid}")
     if tolerance_mm < 0:
         raise InvalidRequestError(f"tolerance {tolerance_mm} mm is below zero")
-    x, y, z = reference.grid.spacing
+    masks = {
+        name: (np.isin(reference.array, list(ids)), np.isin(found.array, list(ids))) for name, ids in structures.items()
+    }
+    return {name: _of_masks(a, b, reference.grid.spacing, tolerance_mm) for name, (a, b) in masks.items()}
+
+
+def known_agreement(
+    reference: LabelMap, found: LabelMap, admissible: np.ndarray, names: Sequence[str], tolerance_mm: float = 2.0
+) -> dict[str, Agreement]:
+    """How the channels that a segmenter found agree with a map of some structures, for the classes that the map has.
+
+    `admissible` says which classes an id of the map may stand for, see `anatomy.segmented`; voxels of which it is not
+    known whether they are of a class do not count.
+    """
+    check_same_grid(found, reference)
     result = {}
-    for name, ids in structures.items():
-        a, b = np.isin(reference.array, list(ids)), np.isin(found.array, list(ids))
-        distances = surface_distances(a, b, (x, y, z))
-        result[name] = Agreement(
-            reference_ml=float(a.sum() * x * y * z / 1000),
-            found_ml=float(b.sum() * x * y * z / 1000),
-            dice=dice(a, b),
-            surface_dice=None if distances is None else _surface_dice(*distances, tolerance_mm),
-            hd95_mm=None if distances is None else _hd95(*distances),
-        )
+    for channel, name in enumerate(names, start=1):
+        truth, told = known_masks(found.array, reference.array, admissible, channel)
+        if truth.any():
+            result[name] = _of_masks(truth, told, reference.grid.spacing, tolerance_mm)
     return result
+
+
+def _of_masks(reference: np.ndarray, found: np.ndarray, spacing: Spacing3, tolerance_mm: float) -> Agreement:
+    distances = surface_distances(reference, found, spacing)
+    voxel_ml = float(np.prod(spacing)) / 1000
+    return Agreement(
+        reference_ml=int(reference.sum()) * voxel_ml,
+        found_ml=int(found.sum()) * voxel_ml,
+        dice=dice(reference, found),
+        surface_dice=None if distances is None else _surface_dice(*distances, tolerance_mm),
+        hd95_mm=None if distances is None else _hd95(*distances),
+    )
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -86,6 +86,8 @@ class InstanceBlock(nn.Module):
 class SegmentationUNet(nn.Module):
     """Volume (b, 1, x, y, z) in HU -> scores (b, 1 + classes, x, y, z) before a softmax."""
 
+    keeps_float32 = True  # HU have more digits than half precision
+
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config = config

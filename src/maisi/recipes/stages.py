@@ -73,7 +73,8 @@ def all_stages(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> B
     bundle = autoencoder_stage(lesson, folder, on_step)
     latents = encoded(lesson, bundle, folder / "latents")
     bundle = unet_stage(lesson, bundle, latents, folder, on_step)
-    return controlnet_stage(lesson, bundle, latents, folder, on_step)
+    bundle = controlnet_stage(lesson, bundle, latents, folder, on_step)
+    return bundle if lesson.recipe.segmenter is None else segmenter_stage(lesson, bundle, folder, on_step)
 
 
 def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> Bundle:
@@ -99,9 +100,10 @@ def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = Non
 def segmenter_stage(lesson: Lesson, bundle: Bundle | None, folder: Path, on_step: OnStep | None = None) -> Bundle:
     """The bundle given with a segmenter, or one of the segmenter alone."""
     recipe, config = lesson.recipe, lesson.recipe.for_segmenter()
-    held_out = None
-    if lesson.validation and config.loop.validate_every:
-        held_out = labelled_of(recipe, lesson.validation, is_training=False)
+    watched = [case for case in lesson.validation if case.labels is not None or case.labels_maisi is not None]
+    held_out = labelled_of(recipe, watched, is_training=False) if watched and config.loop.validate_every else None
+    if held_out is None and config.loop.validate_every:
+        logger.warning("no case for validation has labels: the segmenter learns unwatched")
     source, told = labelled_of(recipe, lesson.training), _named(on_step, "segmenter")
     network = train_segmenter(config, source, folder / "segmenter", told, validation=held_out).cpu()
     if bundle is None:

@@ -156,7 +156,7 @@ def _phantom_volumes(recipe: BundleRecipe, index: int) -> list[Volume]:
 def labelled_of(recipe: BundleRecipe, cases: Sequence[Case], is_training: bool = True) -> LabelledSource:
     """Labelled cases and phantoms, groups drawn by the recipe's weights, else all cases alike.
 
-    Without `is_training` all cases are there that have labels of their own, and no phantoms.
+    Without `is_training` all cases count alike, and there are no phantoms.
     """
     config = recipe.for_segmenter()
     classes = config.network(recipe.vocabulary).classes
@@ -169,8 +169,7 @@ def labelled_of(recipe: BundleRecipe, cases: Sequence[Case], is_training: bool =
     )
     cases = [case for case in cases if case.modality == "ct"]
     if not is_training:
-        own = [named(case) for case in cases if case.labels is not None or case.labels_maisi is not None]
-        return labelled_source([(1.0, own)], recipe.kept_volume_bytes)
+        return labelled_source([(1.0, [named(case) for case in cases])], recipe.kept_volume_bytes)
     weights = recipe.groups or {group: sum(c.group == group for c in cases) for group in {c.group for c in cases}}
     members = {name: [named(case) for case in cases if case.group == name] for name in weights}
     if PHANTOM in weights:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from maisi.anatomy.segmented import segmented_classes
+from maisi.anatomy.segmented import known_masks, segmented_classes
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.compute.compute import Device
 from maisi.data.labelled import LabelledArrays, LabelledSource
@@ -179,11 +179,9 @@ def _log_of_sets(log_p: Tensor, rows: Tensor, tables: Tensor, sizes: Tensor) -> 
 
 def case_dice(found: np.ndarray, case: LabelledArrays, classes: Sequence[SegmentedClass]) -> dict[str, float]:
     """Dice of each class that a case is known to have, over the voxels of which it is known whether they are of it."""
-    sets = case.admissible[case.ids]  # (x, y, z, c)
-    certain = sets.sum(-1) == 1
     scores = {}
     for channel, each in enumerate(classes, start=1):
-        truth, told = sets[..., channel] & certain, (found == channel) & (certain | ~sets[..., channel])
+        truth, told = known_masks(found, case.ids, case.admissible, channel)
         if truth.any():
             scores[each.name] = 2 * int((truth & told).sum()) / int(truth.sum() + told.sum())
     return scores
