@@ -2,8 +2,8 @@
 
 A bundle is a folder: `bundle.yaml` (a `BundleInfo`), for each network `<name>/config.yaml` and
 `<name>/model.safetensors`, `MODEL_CARD.md`, `LICENSE`, and `checksums.json` with the SHA-256 of every file. Networks
-that make CTs are named by their kind: autoencoder, unet, controlnet. Others have names of their own, such as
-label_autoencoder, and `bundle.yaml` tells their kind.
+that make CTs are named by their kind: autoencoder, unet, controlnet; so is a segmenter, which tells the structures of a
+CT. Others have names of their own, such as label_autoencoder, and `bundle.yaml` tells their kind.
 """
 
 import re
@@ -35,6 +35,7 @@ from maisi.errors import InvalidBundleError, InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.build import NetworkConfig, build_network
 from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels
+from maisi.networks.segmenter import SegmenterConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.shapes import Frozen, Size3, Spacing3
 from maisi.splitting.precision import kept_in_float32
@@ -42,14 +43,15 @@ from maisi.storage.atomic import write_directory
 
 FORMAT_VERSION = 1
 
-Kind = Literal["autoencoder", "unet", "controlnet"]
+Kind = Literal["autoencoder", "unet", "controlnet", "segmenter"]
 
 KINDS: dict[Kind, type[NetworkConfig]] = {
     "autoencoder": AutoencoderConfig,
     "unet": UNetConfig,
     "controlnet": ControlNetConfig,
+    "segmenter": SegmenterConfig,
 }
-"""The kinds of network, which are also the names of those that make CTs."""
+"""The kinds of network, which are also the names of those that make CTs, and of the segmenter."""
 
 NAME = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -484,7 +486,7 @@ def _check_names(info: BundleInfo, configs: Mapping[str, NetworkConfig]) -> None
 def _check_parts(info: BundleInfo, configs: Mapping[str, NetworkConfig]) -> None:
     """Raise `InvalidBundleError` where the networks that make CTs do not belong together."""
     _check_label_generator(info, configs)
-    autoencoder, unet, controlnet = (configs.get(kind) for kind in KINDS)
+    autoencoder, unet, controlnet = (configs.get(kind) for kind in ("autoencoder", "unet", "controlnet"))
     if isinstance(unet, UNetConfig):
         if info.scheduler is None:
             raise InvalidBundleError(f"bundle {info.name!r} has a unet, but no scheduler to sample with")

@@ -27,6 +27,7 @@ from maisi.cli.options import one_by_one
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
 from maisi.cli.reproduce import reproduce
+from maisi.cli.segment import segment
 from maisi.cli.selftest import selftest
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
@@ -45,7 +46,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Make": [generate, inpaint],
     "Encode": [reconstruct, encode, decode],
-    "Look": [info, doctor, plan, selftest, reproduce],
+    "Look": [segment, info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],
 }
 for _panel, _commands in _COMMANDS.items():

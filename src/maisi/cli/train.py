@@ -134,6 +134,24 @@ def labels(
 
 
 @train.command()
+def segmenter(
+    name: Recipe,
+    manifest: Manifest,
+    out: Out,
+    bundle: Annotated[
+        str | None, typer.Option("--bundle", "-b", help="Bundle that gets the segmenter: packaged name or folder.")
+    ] = None,
+    assignments: Assignments = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    dry_run: DryRunFlag = False,
+) -> None:
+    """Train a segmenter, which tells the structures of a CT. Run it again after a kill: it goes on."""
+    more = {"manifest": manifest, "bundle": bundle}
+    _train("segmenter", name, out, assignments, Machine(threads, memory), dry_run, more)
+
+
+@train.command()
 def recipe(
     name: Recipe,
     manifest: Manifest,

@@ -142,6 +142,15 @@ class RegisterRequest(Frozen):
     reading: ReadOptions = ReadOptions()
 
 
+class SegmentRequest(Frozen):
+    """Telling the structures of one CT by a bundle's segmenter."""
+
+    source: Path = Field(description=".nii, .nii.gz or a DICOM folder.")
+    bundle: BundleName = DEFAULT_BUNDLE
+    reading: ReadOptions = ReadOptions()
+    compute: Compute = Compute()
+
+
 class ReconstructRequest(EncodeRequest):
     """Encoding and decoding one CT, to measure what is lost."""
 

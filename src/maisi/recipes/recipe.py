@@ -16,9 +16,10 @@ from maisi.training.controlnet import ControlNetTraining
 from maisi.training.diffusion import DiffusionTraining
 from maisi.training.labels import LabelAutoencoderTraining
 from maisi.training.new_classes import NewClass, vocabulary_with
+from maisi.training.segmenter import SegmenterTraining
 
 PHANTOM = "phantom"
-PARTS = ("autoencoder", "diffusion", "controlnet", "labels")
+PARTS = ("autoencoder", "diffusion", "controlnet", "labels", "segmenter")
 
 Part = TypeVar("Part", bound=Frozen)
 
@@ -85,7 +86,8 @@ class LabelsRecipe(Frozen):
 
 
 class BundleRecipe(Frozen):
-    """All settings of a bundle; `groups` weighs the groups of the manifest in autoencoder training.
+    """All settings of a bundle; `groups` weighs the groups of the manifest in the training of
+    the autoencoder and of the segmenter.
 
     A recipe may lack the parts of networks that it does not train; groups that neither `groups` nor `latents` weigh are
     not used, and without any weight all cases count alike.
@@ -107,6 +109,7 @@ class BundleRecipe(Frozen):
     diffusion: DiffusionTraining | None = None
     controlnet: ControlNetTraining | None = None
     labels: LabelsRecipe | None = None  # the label generator, which `maisi train labels` trains
+    segmenter: SegmenterTraining | None = None
     measured_samples: int = Field(default=10, ge=0)  # generated for the model card
     measured_realism: bool = False  # whether held-out cases are imitated and compared with, which takes minutes
     kept_volume_bytes: int = Field(default=KEPT_VOLUME_BYTES, ge=0)  # of volumes in memory while the autoencoder learns
@@ -142,6 +145,10 @@ class BundleRecipe(Frozen):
     def for_labels(self) -> LabelsRecipe:
         """The settings of the label generator."""
         return self._part("labels", self.labels)
+
+    def for_segmenter(self) -> SegmenterTraining:
+        """The settings of the segmenter."""
+        return self._part("segmenter", self.segmenter)
 
     def _part(self, name: str, part: Part | None) -> Part:
         if part is None:

@@ -27,12 +27,13 @@ from maisi.networks.unet import UNetConfig
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.recipes.realism import measure_realism
 from maisi.recipes.recipe import BundleRecipe
-from maisi.recipes.variations import as_shown, make_latents, patches_of
+from maisi.recipes.variations import as_shown, labelled_of, make_latents, patches_of
 from maisi.training.autoencoder import train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, controlnet_like, train_controlnet
 from maisi.training.diffusion import DiffusionTraining, check_unet, train_unet
 from maisi.training.loop import step_generators
 from maisi.training.new_classes import numbered
+from maisi.training.segmenter import train_segmenter
 from maisi.training.validation import HeldOut
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def all_stages(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> B
     bundle = autoencoder_stage(lesson, folder, on_step)
     latents = encoded(lesson, bundle, folder / "latents")
     bundle = unet_stage(lesson, bundle, latents, folder, on_step)
-    return controlnet_stage(lesson, bundle, latents, folder, on_step)
+    bundle = controlnet_stage(lesson, bundle, latents, folder, on_step)
+    return bundle if lesson.recipe.segmenter is None else segmenter_stage(lesson, bundle, folder, on_step)
 
 
 def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> Bundle:
@@ -97,6 +99,20 @@ def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = Non
     if start is None:
         network = centred_autoencoder(network, source, config.batch_size, config.patch, config.loop.seed)
     return Bundle.of(_info(recipe), {"autoencoder": network})
+
+
+def segmenter_stage(lesson: Lesson, bundle: Bundle | None, folder: Path, on_step: OnStep | None = None) -> Bundle:
+    """The bundle given with a segmenter, or one of the segmenter alone."""
+    recipe, config = lesson.recipe, lesson.recipe.for_segmenter()
+    watched = [case for case in lesson.validation if case.labels is not None or case.labels_maisi is not None]
+    held_out = labelled_of(recipe, watched, is_training=False) if watched and config.loop.validate_every else None
+    if held_out is None and config.loop.validate_every:
+        logger.warning("no case for validation has labels: the segmenter learns unwatched")
+    source, told = labelled_of(recipe, lesson.training), _named(on_step, "segmenter")
+    network = train_segmenter(config, source, folder / "segmenter", told, validation=held_out).cpu()
+    if bundle is None:
+        return Bundle.of(_info(recipe), {"segmenter": network})
+    return with_networks(bundle, bundle.info, {"segmenter": network})
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ HOMES = {
     "encode cases": "encode_cases.ENCODE_CASES",
     "decode": "codec.DECODE",
     "reconstruct": "codec.RECONSTRUCT",
+    "segment": "segment.SEGMENT",
+    "segment file": "segment.SEGMENT_FILE",
     "convert": "convert.CONVERT",
     "convert latents": "convert.CONVERT_LATENTS",
     "evaluate images": "evaluate_images.EVALUATE_IMAGES",
@@ -24,6 +26,7 @@ HOMES = {
     "train autoencoder": "train.AUTOENCODER",
     "train diffusion": "train.DIFFUSION",
     "train controlnet": "train.CONTROLNET",
+    "train segmenter": "train.SEGMENTER",
     "train recipe": "train.RECIPE",
     "train labels": "train.LABELS",
 }

@@ -29,6 +29,7 @@ from maisi.recipes.stages import (
     controlnet_stage,
     encoded,
     save_measured,
+    segmenter_stage,
     starting_bundle,
     stored_latents,
     unet_stage,
@@ -136,6 +137,14 @@ def _before(checked: Checked[TrainRequest]) -> Bundle:
     return checked.bundle
 
 
+def check_segmenter(request: TrainRequest) -> Checked[TrainRequest]:
+    """The request, whose recipe says how a segmenter is trained."""
+    Team(0, num_ranks()).parts(request.recipe.for_segmenter().optimization.accumulate)
+    if request.manifest is None:
+        raise InvalidRequestError("a segmenter learns from volumes with labels; give --manifest")
+    return check(request)
+
+
 def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how every network is trained."""
     if num_ranks() > 1:
@@ -197,6 +206,11 @@ def controlnet_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, 
     return controlnet_stage(lesson, checked.bundle, latents, folder, on_step)
 
 
+def segmenter_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
+    """The bundle given with a segmenter, or one of the segmenter alone."""
+    return segmenter_stage(lesson, checked.bundle, folder, on_step)
+
+
 def whole_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
     """The bundle of all networks of a recipe, not measured yet."""
     return all_stages(lesson, folder, on_step)
@@ -215,6 +229,11 @@ def train_unet(checked: Checked[TrainRequest], run: Run) -> None:
 def train_controlnet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a ControlNet, in `bundle`."""
     _train(checked, run, controlnet_of)
+
+
+def train_segmenter(checked: Checked[TrainRequest], run: Run) -> None:
+    """The bundle given with a segmenter, or one of the segmenter alone, in `bundle`."""
+    _train(checked, run, segmenter_of)
 
 
 def train_recipe(checked: Checked[TrainRequest], run: Run) -> None:
@@ -310,6 +329,7 @@ STAGES: dict[str, Stage] = {
     "autoencoder": autoencoder_of,
     "diffusion": unet_of,
     "controlnet": controlnet_of,
+    "segmenter": segmenter_of,
     "recipe": whole_of,
 }
 """What is trained, by the last word of the command."""
@@ -321,5 +341,6 @@ DIFFUSION = Task("train diffusion", TrainRequest, check_diffusion, train_unet, i
 CONTROLNET = Task(
     "train controlnet", TrainRequest, check_controlnet, train_controlnet, inputs, Output.STATE, on_ranks=True
 )
+SEGMENTER = Task("train segmenter", TrainRequest, check_segmenter, train_segmenter, inputs, Output.STATE, on_ranks=True)
 RECIPE = Task("train recipe", TrainRequest, check_recipe, train_recipe, inputs, Output.STATE)
 LABELS = Task("train labels", TrainRequest, check_labels, train_labels, inputs, Output.STATE)
