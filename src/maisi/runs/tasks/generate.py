@@ -53,7 +53,7 @@ def work(checked: Checked[GenerateRequest], run: Run) -> None:
 
 def is_set_apart(sample: Sample, request: GenerateRequest) -> bool:
     """Whether a sample is not to lie among the good ones."""
-    return not sample.quality.passed and request.quality.on_failure != "keep"
+    return not sample.quality.passed and request.quality.sets_apart
 
 
 def set_apart(names: Mapping[str, str]) -> dict[str, str]:
