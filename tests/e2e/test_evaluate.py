@@ -12,6 +12,7 @@ from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.space.files import write_volume
 from maisi.space.grid import Grid
+from maisi.space.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_an_empty_set_is_refused(maisi: Maisi, sets: Path, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     done = maisi("evaluate", "images", sets / "real", tmp_path / "empty", "--out", tmp_path / "out")
     assert done.code == 2
-    assert "has 0 images; a comparison needs at least two" in done.err
+    assert "has 0 images; a comparison needs at least 2" in done.err
 
 
 def test_precision_and_recall_tell_what_is_missing_from_what_is_wrong() -> None:
@@ -91,3 +92,31 @@ def test_precision_and_recall_tell_what_is_missing_from_what_is_wrong() -> None:
     assert precision > 0.95
     assert recall < 0.2
     assert precision_recall(wide, far, rng) == (0.0, 0.0)
+
+
+def test_a_planted_copy_is_found_whether_shifted_or_mirrored(maisi: Maisi, tmp_path: Path) -> None:
+    for name in ("training", "held_out", "made"):
+        (tmp_path / name).mkdir()
+    volumes = []
+    for k in range(9):
+        rng = np.random.default_rng(k)
+        volumes.append(render_phantom(draw_phantom("abdomen", Grid.centered((48, 40, 16), (8, 8, 8)), rng), rng))
+    for k, volume in enumerate(volumes[:8]):
+        write_volume(volume, tmp_path / ("training" if k < 4 else "held_out") / f"{k}_ct.nii.gz")
+    noise = np.random.default_rng(9).normal(0, 20, volumes[0].array.shape).astype(np.float32)
+    mirrored = Volume(volumes[1].array[::-1] + noise, volumes[1].grid)
+    shifted = Volume(np.roll(volumes[2].array, (3, -2, 1), (0, 1, 2)) + noise, volumes[2].grid)
+    for name, volume in (("mirrored", mirrored), ("shifted", shifted), ("new", volumes[8])):
+        write_volume(volume, tmp_path / "made" / f"{name}_ct.nii.gz")
+    ask = ("evaluate", "memorization", tmp_path / "made", tmp_path / "training", "--held-out", tmp_path / "held_out")
+    done = maisi(*ask, "--out", tmp_path / "out", "--json", "--gate")
+    assert done.code == 1, done.err
+    assert done.out, done.err
+    assert set(done.json["copies"]) == {"mirrored_ct.nii.gz", "shifted_ct.nii.gz"}
+    found = {each["name"].partition("_")[0]: each for each in done.json["generated"]}
+    assert (found["mirrored"]["nearest"], found["mirrored"]["mirrored"]) == ("1_ct.nii.gz", True)
+    assert found["shifted"]["nearest"] == "2_ct.nii.gz"
+    assert not found["new"]["is_copy"]
+    assert {"memorization.json", "pair_00.png"} <= set(files_in(tmp_path / "out"))
+    honest = maisi(*ask, "--out", tmp_path / "again")
+    assert honest.code == 0

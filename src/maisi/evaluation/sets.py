@@ -25,11 +25,11 @@ class NamedImage:
     read: Callable[[], Volume]
 
 
-def image_set(path: Path, split: str | None = None, modality: str = "ct") -> list[NamedImage]:
+def image_set(path: Path, split: str | None = None, modality: str = "ct", least: int = 2) -> list[NamedImage]:
     """The images of a manifest (of one split, if named), of a folder of `maisi prepare`, or of a folder of files.
 
     Of files those that end in `_labels`, `_mask` or `_seg` are no images. Raises `InvalidRequestError` for fewer than
-    two images.
+    `least` images.
     """
     if path.is_dir() and not (path / STORED).is_file():
         found = _files(path, modality)
@@ -43,9 +43,9 @@ def image_set(path: Path, split: str | None = None, modality: str = "ct") -> lis
             for case in read_manifest(path)
             if case.image is not None and split in (None, case.split)
         ]
-    if len(found) < 2:
+    if len(found) < least:
         of_split = f" of split {split}" if split else ""
-        raise InvalidRequestError(f"{path} has {len(found)} images{of_split}; a comparison needs at least two")
+        raise InvalidRequestError(f"{path} has {len(found)} images{of_split}; a comparison needs at least {least}")
     return found
 
 

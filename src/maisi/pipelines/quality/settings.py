@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from maisi.pipelines.prepare.settings import check_segmenter
 from maisi.shapes import Frozen
 
-
 USUAL_TRIES = 3
 
 

@@ -19,6 +19,7 @@ HOMES = {
     "convert": "convert.CONVERT",
     "convert latents": "convert.CONVERT_LATENTS",
     "evaluate images": "evaluate_images.EVALUATE_IMAGES",
+    "evaluate memorization": "evaluate_memorization.EVALUATE_MEMORIZATION",
     "labels register": "register.REGISTER",
     "export": "export.EXPORT",
     "labels generate": "labels_generate.LABELS_GENERATE",
