@@ -19,6 +19,7 @@ from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
 from maisi.cli.generate import generate
 from maisi.cli.info import info
+from maisi.cli.labels import labels
 from maisi.cli.options import one_by_one
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
@@ -47,6 +48,7 @@ _COMMANDS: dict[str, list[Callable[..., None]]] = {
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(labels, name="labels", rich_help_panel="Make")
 app.add_typer(train, name="train", rich_help_panel="Build")
 
 _ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from maisi.anatomy.wish import Wish
 from maisi.compute.across import Across
@@ -22,6 +22,19 @@ def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
     return spacing
 
 
+def _texts(anatomy: Any) -> Any:
+    """A mapping of names to sizes is taken too, and one text."""
+    if isinstance(anatomy, Mapping):
+        return tuple(f"{name}={size}" for name, size in anatomy.items())
+    return (anatomy,) if isinstance(anatomy, str) else anatomy
+
+
+def _sizes(anatomy: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(Wish.parse(text).text for text in anatomy)
+
+
+Anatomy = Annotated[tuple[str, ...], BeforeValidator(_texts), AfterValidator(_sizes)]
+"""Structures with sizes, such as `liver=0.6`; see `anatomy.wish`."""
 Spacing = Annotated[Spacing3 | None, AfterValidator(_finite)]
 BundleName = Annotated[str, Field(description="Packaged bundle or folder.")]
 
@@ -46,8 +59,12 @@ class GenerateRequest(Frozen):
     labels: Path | None = Field(
         default=None, description="Label map to follow, or a folder of them; without it one is drawn."
     )
+    library: Path | None = Field(default=None, description="Library whose label maps are drawn and bent.")
+    min_distance: float | None = Field(
+        default=None, ge=0, le=1, description="Least distance of a drawn map to every map of the library, 0 to 1."
+    )
     enclose: bool = Field(default=False, description="Draw a body around labels that have none.")
-    anatomy: tuple[str, ...] = Field(
+    anatomy: Anatomy = Field(
         default=(),
         description="Structures asked for: liver=0.6 spleen=180ml 'hepatic tumor'=25mm gallbladder=none.",
     )
@@ -71,19 +88,6 @@ class GenerateRequest(Frozen):
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()
 
-    @field_validator("anatomy", mode="before")
-    @classmethod
-    def _as_texts(cls, anatomy: Any) -> Any:
-        """A mapping of names to sizes is taken too, and one text."""
-        if isinstance(anatomy, Mapping):
-            return tuple(f"{name}={size}" for name, size in anatomy.items())
-        return (anatomy,) if isinstance(anatomy, str) else anatomy
-
-    @field_validator("anatomy")
-    @classmethod
-    def _says_sizes(cls, anatomy: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(Wish.parse(text).text for text in anatomy)
-
     @field_validator("size")
     @classmethod
     def _positive(cls, size: Size3 | None) -> Size3 | None:
@@ -93,8 +97,12 @@ class GenerateRequest(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "GenerateRequest":
-        if self.enclose and self.labels is None:
+        if self.enclose and self.labels is None and self.library is None:
             raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
+        if self.library is not None and (self.labels is not None or self.unlabelled):
+            raise ValueError("labels come from one place; give one of library, labels and unlabelled")
+        if self.min_distance is not None and self.library is None:
+            raise ValueError("min_distance is about a library; name it by --library DIR, or leave it out")
         if self.unlabelled and self.anatomy:
             raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
         if self.unlabelled and self.labels is not None:

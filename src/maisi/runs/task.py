@@ -109,3 +109,4 @@ class Task(Generic[Request]):
     suffixes: tuple[str, ...] = ()  # accepted endings of the one file of `Output.FILE`
     on_ranks: bool = False  # whether several processes may carry it out together
     shard: Callable[[Request], str | None] = no_shard  # the part of `Output.SHARED` that a request is for, as 2/4
+    free: tuple[str, ...] = ()  # settings in which runs that fill one `Output.SHARED` may differ, besides the usual
