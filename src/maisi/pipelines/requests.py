@@ -62,6 +62,10 @@ class GenerateRequest(Frozen):
     labels: Path | None = Field(
         default=None, description="Label map to follow, or a folder of them; without it one is drawn."
     )
+    library: Path | None = Field(default=None, description="Library whose label maps are drawn and bent.")
+    min_distance: float | None = Field(
+        default=None, ge=0, le=1, description="Least distance of a drawn map to every map of the library, 0 to 1."
+    )
     enclose: bool = Field(default=False, description="Draw a body around labels that have none.")
     anatomy: Wishes = Field(
         default=(),
@@ -96,8 +100,12 @@ class GenerateRequest(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "GenerateRequest":
-        if self.enclose and self.labels is None:
+        if self.enclose and self.labels is None and self.library is None:
             raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
+        if self.library is not None and (self.labels is not None or self.unlabelled):
+            raise ValueError("labels come from one place; give one of library, labels and unlabelled")
+        if self.min_distance is not None and self.library is None:
+            raise ValueError("min_distance is about a library; name it by --library DIR, or leave it out")
         if self.unlabelled and self.anatomy:
             raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
         if self.unlabelled and self.labels is not None:

@@ -16,7 +16,9 @@ from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.fit import PROCESS_BYTES, check_format, check_scratch, precision_of
 from maisi.compute.machine import device_of, dtype_of, fill_defaults
 from maisi.data.door import open_labels, open_volume
+from maisi.data.label_maps import is_one_map
 from maisi.data.latents import Latent, read_latent
+from maisi.data.library import Library
 from maisi.errors import InvalidBundleError, InvalidPlanError, InvalidRequestError
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
@@ -31,9 +33,9 @@ from maisi.pipelines.labels import (
     PhantomLabels,
     file_source,
     folder_sources,
-    is_one_map,
     region_grid,
 )
+from maisi.pipelines.library import library_source
 from maisi.pipelines.requests import (
     DEFAULT_REGION,
     DecodeRequest,
@@ -177,7 +179,8 @@ def label_sources(request: GenerateRequest, bundle: Bundle) -> list[LabelSource]
     missing = [kind for kind in ("autoencoder", "unet") if kind not in bundle.kinds]
     if missing:
         raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
-    anatomy = AnatomyRequest.parse(request.anatomy, bundle_vocabulary(bundle)) if request.anatomy else None
+    is_asked = request.anatomy or request.library is not None  # whose lesions are asked for, or go
+    anatomy = AnatomyRequest.parse(request.anatomy, bundle_vocabulary(bundle)) if is_asked else None
     sources = _plain_sources(request, bundle, anatomy)
     return list(sources) if anatomy is None else [asked(source, anatomy) for source in sources]
 
@@ -193,6 +196,9 @@ def _plain_sources(request: GenerateRequest, bundle: Bundle, anatomy: AnatomyReq
         return [file_source(request.labels, placed)]
     region = request.region or DEFAULT_REGION
     grid = region_grid(region, rules)
+    if request.library is not None:
+        library = Library.read(request.library)
+        return [library_source(library, region, grid, anatomy, request.min_distance, request.enclose)]
     return [NoLabels(region, grid) if request.unlabelled else PhantomLabels(region, grid)]
 
 
@@ -206,7 +212,7 @@ def _without_foreign_labels(request: GenerateRequest, bundle: Bundle) -> Generat
     """The request for a bundle that may have no ControlNet: it makes images only, and follows no labels."""
     if "controlnet" in bundle.kinds or "unet" not in bundle.kinds or request.unlabelled:
         return request
-    if request.labels is not None or request.anatomy:
+    if request.labels is not None or request.library is not None or request.anatomy:
         raise InvalidBundleError(
             f"bundle {bundle.name!r} has no ControlNet and cannot follow labels; accepted: --unlabelled for images "
             "without labels, or a bundle with a ControlNet"
@@ -244,6 +250,7 @@ def _filled(request: GenerateRequest, bundle: Bundle, sources: list[LabelSource]
         update={
             "bundle": lasting_name(request.bundle, bundle),
             "labels": request.labels and request.labels.resolve(),
+            "library": request.library and request.library.resolve(),
             "region": request.region or (None if request.labels else DEFAULT_REGION),
             "controlnet_scale": scale,
             "size": request.size if one_grid is None else one_grid.shape,

@@ -139,8 +139,9 @@ class Destination:
         records = sorted(self.path.glob(f"*{RUN_SETTINGS}")) if self.path.is_dir() else []
         if not records:
             check_free(self.folder)
+        free = (*FREE_IN_SHARED, *task.free)
         for record in records:
-            different = settings_that_differ(task, request, record, FREE_IN_SHARED)
+            different = settings_that_differ(task, request, record, free)
             if different:
                 raise InvalidRequestError(
                     f"{self.folder} was filled with other settings ({', '.join(different)}, see {record.name}); "

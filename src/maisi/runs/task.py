@@ -115,3 +115,4 @@ class Task(Generic[Request]):
     on_ranks: bool = False  # whether several processes may carry it out together
     shard: Callable[[Request], str | None] = no_shard  # the part of `Output.SHARED` that a request is for, as 2/4
     check_place: Callable[[Request, Path], None] = anywhere  # raises where the files may not lie there
+    free: tuple[str, ...] = ()  # settings in which runs that fill one `Output.SHARED` may differ, besides the usual

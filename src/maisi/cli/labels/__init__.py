@@ -4,6 +4,8 @@ import typer
 
 from maisi.cli.labels.check import check
 from maisi.cli.labels.generate import generate
+from maisi.cli.labels.library import library
+from maisi.cli.labels.prepare import prepare
 from maisi.cli.labels.register import register
 
 labels = typer.Typer(help="Label maps: made, changed and looked at.", no_args_is_help=True)
@@ -14,6 +16,6 @@ def _group() -> None:
     pass
 
 
-labels.command()(generate)
-labels.command()(check)
-labels.command()(register)
+for _command in (generate, prepare, register, check):
+    labels.command()(_command)
+labels.add_typer(library, name="library")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maisi.bundle.bundle import Bundle
+from maisi.data.library import INDEX
 from maisi.pipelines.generate import Sample, draw_one, fit_to
 from maisi.pipelines.labels import LabelSource
 from maisi.pipelines.preview import preview, write_png
@@ -21,8 +22,9 @@ def check(request: GenerateRequest) -> Checked[GenerateRequest]:
 
 
 def inputs(request: GenerateRequest) -> tuple[Path, ...]:
-    """The label map, or the folder of them."""
-    return () if request.labels is None else (request.labels,)
+    """The label map, the folder of them, or the index of a library, which holds the sums of its maps."""
+    index = None if request.library is None else request.library / INDEX
+    return tuple(path for path in (request.labels, index) if path is not None)
 
 
 def work(checked: Checked[GenerateRequest], run: Run) -> None:
