@@ -28,6 +28,7 @@ THREE = {
     "spacing": {"uniform": [14, 18]},
     "steps": {"whole": [1, 3]},
     "region": {"choice": {"chest": 1, "abdomen": 1}},
+    "quality": {"on_failure": "keep"},
 }
 
 
@@ -69,7 +70,7 @@ def test_many_samples_come_with_a_manifest_that_training_reads_and_a_page(
     assert answer.code == 0, answer.err
     assert samples(out) == samples(whole)
     assert answer.out.split() == [str(out / "manifest.jsonl"), str(out / "summary.html")]
-    of_a_sample = ("ct.nii.gz", "facts.json", "labels.nii.gz", "preview.png")
+    of_a_sample = ("ct.nii.gz", "facts.json", "labels.nii.gz", "preview.png", "quality.json")
     expected = [f"sample_{index:05d}_{name}" for index in range(3) for name in of_a_sample]
     assert files_in(out) == sorted([*expected, "manifest.jsonl", "run.json", "run.yaml", "summary.html"])
     cases = read_manifest(out)
@@ -105,7 +106,7 @@ def test_asked_for_again_it_makes_nothing_twice_and_more_where_more_is_asked(
     times = {path: path.stat().st_mtime_ns for path in out.glob("sample_*")}
     answer = maisi(*ask(asked, out))
     assert answer.code == 0, answer.err
-    assert len(times) == 8
+    assert len(times) == 10
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert samples(out) == samples(whole)
 
@@ -166,7 +167,7 @@ def test_a_sample_that_cannot_be_made_is_told_apart_and_stops_no_other(
     answer = maisi(*ask(asked, out))
     assert answer.code == 1
     assert "sample_00001: this liver has no room for it" in answer.err
-    assert "error: 1 of 3 samples could not be made" in answer.err
+    assert "error: 1 failed the check" in answer.err
     assert [case.id for case in read_manifest(out)] == ["sample_00000", "sample_00002"]
     assert "this liver has no room for it" in (out / "summary.html").read_text()
 

@@ -33,6 +33,7 @@ def request_of_four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "spacing": {"uniform": [14, 18]},
         "region": {"choice": ["chest", "abdomen"]},
         "steps": 1,
+        "quality": {"on_failure": "keep"},
     }
 
 

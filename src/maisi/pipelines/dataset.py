@@ -90,7 +90,7 @@ class SyntheticDataset(Dataset[Any]):
         made = maker.make(maker.prepare(SampleWork(drawn, request, self.cache or Path())))
         if self.cache is not None:
             keep_sample(self.cache, made, maker.bundle)
-        if made.sample is None:
+        if made.sample is None or made.failed:
             return Kept(None, None, made.failed)
         volume = made.sample.volume
         return Kept(Volume(np.rint(volume.array), volume.grid, volume.modality), made.sample.labels)

@@ -85,7 +85,7 @@ def bars(title: str, columns: Sequence[tuple[str, int]], every: int = 1) -> str:
     )
 
 
-def pictures(files: Sequence[tuple[str, Path]], most: int) -> str:
+def pictures(files: Sequence[tuple[str, Path]], most: int, title: str = "Pictures") -> str:
     """Pictures with their captions, spread evenly over all where there are more than a page takes."""
     step = max(1, -(-len(files) // most))
     figures = [
@@ -95,7 +95,7 @@ def pictures(files: Sequence[tuple[str, Path]], most: int) -> str:
         if (data := _encoded(path))
     ]
     some = f"every {step}th of {len(files)}" if step > 1 else "all"
-    return f'<h2>Pictures ({some})</h2><div class="pictures">{"".join(figures)}</div>' if figures else ""
+    return f'<h2>{escape(title)} ({some})</h2><div class="pictures">{"".join(figures)}</div>' if figures else ""
 
 
 def _encoded(path: Path) -> str:

@@ -8,10 +8,13 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from maisi.anatomy.vocabulary import Vocabulary
+from maisi.bundle.bundle import Bundle
 from maisi.data.manifest import STORED, Case, write_manifest
 from maisi.pipelines.generate import Sample
 from maisi.pipelines.many.requests import Drawn, stem_of
+from maisi.pipelines.many.stages import Made
 from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import bundle_vocabulary
 from maisi.shapes import Frozen
 from maisi.space.nifti import SUFFIXES
 from maisi.space.volume import LabelMap, id_counts
@@ -33,8 +36,9 @@ class SampleFacts(Frozen):
     preview: str = ""
     case: Case | None = None  # None where it failed
     volumes_ml: dict[str, float] = Field(default_factory=dict)
+    asked_ml: dict[str, float] = Field(default_factory=dict)
     problems: tuple[str, ...] = ()
-    failed: str = ""  # why there is no sample
+    failed: str = ""  # why there is no sample, or none among the good ones
 
     @property
     def stem(self) -> str:
@@ -90,22 +94,43 @@ def write_facts(facts: SampleFacts, path: Path) -> None:
         temporary.write_text(facts.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
 
 
-def facts_of(
-    drawn: Drawn, request: GenerateRequest, sample: Sample, files: dict[str, Path], vocabulary: Vocabulary, licence: str
-) -> SampleFacts:
-    """The facts of a sample whose files, by what they hold, were just written."""
-    sums = {kind: sha256(path) for kind, path in files.items()}
-    volumes = {} if sample.labels is None else volumes_ml(sample.labels, vocabulary)
-    has_labels = "labels" in files and sample.labels is not None
-    case = Case(
+def facts_of(made: Made, bundle: Bundle, folder: Path, names: Mapping[str, str]) -> SampleFacts:
+    """The facts of a sample whose files, named by what they hold, were just written into a folder."""
+    drawn, request, sample = made.work.drawn, made.work.request, made.sample
+    if sample is None:
+        return SampleFacts(index=drawn.index, group=drawn.group, request=_told(request), failed=made.failed)
+    sums = {kind: sha256(folder / name) for kind, name in names.items()}
+    volumes = {} if sample.labels is None else volumes_ml(sample.labels, bundle_vocabulary(bundle))
+    asked = {each.name: each.asked_ml for each in sample.quality.structures if each.asked_ml is not None}
+    return SampleFacts(
+        index=drawn.index,
+        group=drawn.group,
+        request=_told(request),
+        files={name: sums[kind] for kind, name in names.items()},
+        preview=names.get("preview", ""),
+        case=None
+        if made.failed
+        else _case(made, sample, names, sums).model_copy(
+            update={"labels_present": tuple(volumes), "licence": bundle.info.licence}
+        ),
+        volumes_ml=volumes,
+        asked_ml={name: float(f"{ml:.4g}") for name, ml in asked.items()},
+        problems=() if made.failed else sample.problems,
+        failed=made.failed,
+    )
+
+
+def _case(made: Made, sample: Sample, names: Mapping[str, str], sums: Mapping[str, str]) -> Case:
+    """A sample as a line of a manifest."""
+    drawn, request = made.work.drawn, made.work.request
+    has_labels = "labels" in names and sample.labels is not None
+    return Case(
         id=drawn.stem,
         group=drawn.group or SYNTHETIC,
-        image=Path(files["volume"].name),
-        labels_maisi=Path(files["labels"].name) if has_labels else None,
-        labels_present=tuple(volumes),
+        image=Path(names["volume"]),
+        labels_maisi=Path(names["labels"]) if has_labels else None,
         shape=sample.volume.grid.shape,
         spacing_mm=sample.volume.grid.spacing,
-        licence=licence,
         source=f"maisi generate, bundle {Path(request.bundle).name}",
         patient=_patient(request, drawn),
         modality=sample.volume.modality,
@@ -114,21 +139,10 @@ def facts_of(
         attributes={"seed": str(request.seed)},
         notes="; ".join(sample.problems),
     )
-    return SampleFacts(
-        index=drawn.index,
-        group=drawn.group,
-        request=request.model_dump(mode="json"),
-        files={path.name: sums[kind] for kind, path in files.items()},
-        preview=files["preview"].name if "preview" in files else "",
-        case=case,
-        volumes_ml=volumes,
-        problems=sample.problems,
-    )
 
 
-def failed_facts(drawn: Drawn, request: GenerateRequest, why: str) -> SampleFacts:
-    """The facts of a sample that cannot be made, however often it is tried."""
-    return SampleFacts(index=drawn.index, group=drawn.group, request=request.model_dump(mode="json"), failed=why)
+def _told(request: GenerateRequest) -> dict[str, Any]:
+    return request.model_dump(mode="json")
 
 
 def volumes_ml(labels: LabelMap, vocabulary: Vocabulary) -> dict[str, float]:

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from maisi.anatomy.vocabulary import load_vocabulary
@@ -23,13 +24,16 @@ _COLUMNS = ("sample", "group", "shows", "voxels", "mm", "structures", "seed", "p
 def write_page(facts: Sequence[SampleFacts], request: ManyRequest, folder: Path) -> Path:
     """Write the page and give its path; it opens without a network, and the same samples give the same bytes."""
     made = [each for each in facts if each.case is not None]
+    apart = [(each.stem, folder / each.preview) for each in facts if each.failed and each.preview]
     parts = [
         f"<h1>{len(made)} of {request.count} samples</h1>",
         f"<p>{_summary(facts, request)}</p>",
         "<h2>How they are spread</h2>" if made else "",
         f'<div class="figures">{"".join(_figures(made))}</div>',
         table("Failed", ("sample", "why"), ((e.stem, e.failed) for e in facts if e.failed), mark="bad"),
+        pictures(apart, MOST_PICTURES, "Pictures of what failed") if apart else "",
         table("Problems", ("sample", "what"), ((e.stem, problem) for e in facts for problem in e.problems), mark="bad"),
+        table("Sizes asked for", _SIZE_COLUMNS, _sizes(made)),
         pictures([(each.stem, folder / each.preview) for each in made if each.preview], MOST_PICTURES),
         table("Samples", _COLUMNS, (_row(each, each.case) for each in made if each.case is not None)),
     ]
@@ -81,6 +85,19 @@ def _figures(made: Sequence[SampleFacts]) -> Iterable[str]:
         yield _spread(f"spacing in {axis}, mm", [spacing[k] for spacing in spacings])
     for name in _told_structures(made):
         yield histogram(f"{name}, ml", [each.volumes_ml[name] for each in made if name in each.volumes_ml])
+
+
+_SIZE_COLUMNS = ("structure", "samples", "asked, ml", "obtained, ml", "obtained / asked")
+
+
+def _sizes(made: Sequence[SampleFacts]) -> Iterable[tuple[str, ...]]:
+    """Of each structure whose size was asked for: medians of what was asked and obtained, and of their ratio."""
+    for name in sorted({name for each in made for name in each.asked_ml}):
+        asked = {each.index: each.asked_ml[name] for each in made if name in each.asked_ml}
+        got = {each.index: each.volumes_ml.get(name, 0.0) for each in made}
+        ratio = median(got[index] / ml for index, ml in asked.items())
+        told = (median(asked.values()), median(got[index] for index in asked), ratio)
+        yield (name, str(len(asked)), *(f"{value:.3g}" for value in told))
 
 
 def _settings(made: Sequence[SampleFacts]) -> dict[str, list[Any]]:

@@ -30,6 +30,9 @@ DRAWN = tuple(
 )
 """Settings of a sample that a request file may draw."""
 
+SAID = (*DRAWN, "tumours")
+"""Settings of a sample as a request file names them."""
+
 _PATHS = tuple(name for name in DRAWN if "Path" in str(GenerateRequest.model_fields[name].annotation))
 
 _NESTED: dict[str, type[BaseModel]] = {
@@ -71,10 +74,10 @@ class ManyRequest(Frozen):
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> "ManyRequest":
-        _check_drawn(self.drawn, "", (*_OWN, *_allowed()))
+        _check_drawn(self.drawn, "", (*_OWN, *SAID))
         for name, settings in self.groups.items():
             rest = {key: value for key, value in settings.items() if key != WEIGHT}
-            _check_drawn(rest, f"groups.{name}.", (WEIGHT, *_allowed()))
+            _check_drawn(rest, f"groups.{name}.", (WEIGHT, *SAID))
             weight = settings.get(WEIGHT, 1)
             if not isinstance(weight, int | float) or not 0 < weight < 1e9:
                 raise InvalidConfigError(f"groups.{name}.{WEIGHT}: {weight!r} is not accepted: a number above 0")
@@ -89,10 +92,6 @@ class ManyRequest(Frozen):
 _OWN = tuple(ManyRequest.model_fields)
 
 
-def _allowed() -> tuple[str, ...]:
-    return (*DRAWN, "tumours") if "anatomy" in DRAWN else DRAWN
-
-
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
@@ -102,7 +101,9 @@ def _check_drawn(settings: Mapping[str, Any], where: str, allowed: Iterable[str]
     known = list(allowed)
     for name, value in settings.items():
         if name not in known:
-            close = get_close_matches(name, known, n=1, cutoff=0.55)
+            known += [f"{group}.{inner}" for group, kind in _NESTED.items() for inner in kind.model_fields]
+            within = [each for each in known if each.rpartition(".")[2] == name]
+            close = within or get_close_matches(name, known, n=1, cutoff=0.55)
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
             raise InvalidConfigError(f"unknown setting {where + name!r}; {hint}")
         if name in _NESTED and isinstance(value, Mapping):

@@ -46,7 +46,15 @@ class Made:
     work: SampleWork
     source: LabelSource | None
     sample: Sample | None
-    failed: str = ""
+    impossible: str = ""
+
+    @property
+    def failed(self) -> str:
+        """Why there is no good sample; "" where there is one, or one that is to be kept however it is."""
+        if self.sample is None:
+            return self.impossible
+        is_kept = self.sample.quality.passed or self.work.request.quality.on_failure == "keep"
+        return "" if is_kept else "; ".join(self.sample.problems)
 
 
 @dataclass(frozen=True)

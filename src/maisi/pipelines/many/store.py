@@ -1,17 +1,16 @@
 """A folder of samples, as `maisi generate --requests` leaves it, that samples are read from and added to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maisi.bundle.bundle import Bundle
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.manifest import Case
 from maisi.errors import StorageError
-from maisi.pipelines.many.facts import SampleFacts, facts_name, facts_of, failed_facts, known_facts, write_facts
+from maisi.pipelines.many.facts import SampleFacts, facts_name, facts_of, known_facts, write_facts
 from maisi.pipelines.many.requests import Drawn
 from maisi.pipelines.many.stages import Made
 from maisi.pipelines.requests import GenerateRequest
-from maisi.pipelines.validate import bundle_vocabulary
 from maisi.space.files import write_labels, write_volume
 from maisi.space.volume import LabelMap, Volume
 
@@ -43,16 +42,14 @@ def keep_sample(folder: Path, made: Made, bundle: Bundle) -> SampleFacts:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write to {folder}: {error.strerror}") from error
-    if sample is None:
-        facts = failed_facts(drawn, made.work.request, made.failed)
-    else:
-        files = {"volume": folder / f"{drawn.stem}_{sample.volume.modality}.nii.gz"}
-        write_volume(sample.volume, files["volume"])
+    names: dict[str, str] = {}
+    if sample is not None and not made.failed:
+        names["volume"] = f"{drawn.stem}_{sample.volume.modality}.nii.gz"
+        write_volume(sample.volume, folder / names["volume"])
         if sample.labels is not None:
-            files["labels"] = folder / f"{drawn.stem}_labels.nii.gz"
-            write_labels(sample.labels, files["labels"])
-        vocabulary = bundle_vocabulary(bundle)
-        facts = facts_of(drawn, made.work.request, sample, files, vocabulary, bundle.info.licence)
+            names["labels"] = f"{drawn.stem}_labels.nii.gz"
+            write_labels(sample.labels, folder / names["labels"])
+    facts = facts_of(made if names else replace(made, sample=None, impossible=made.failed), bundle, folder, names)
     write_facts(facts, folder / facts_name(drawn.stem))
     return facts
 

@@ -12,7 +12,6 @@ from maisi.pipelines.many.facts import (
     all_facts,
     facts_name,
     facts_of,
-    failed_facts,
     known_facts,
     write_cases,
     write_facts,
@@ -22,12 +21,12 @@ from maisi.pipelines.many.page import write_page
 from maisi.pipelines.many.requests import COMMAND, ManyRequest, absolute, draw_request, paths_of, request_of
 from maisi.pipelines.many.stages import Made, Maker, SampleWork, bundle_for, only_source
 from maisi.pipelines.requests import GenerateRequest
-from maisi.pipelines.validate import bundle_vocabulary, compute_for, lasting_name, load_for, validate_generate
+from maisi.pipelines.validate import compute_for, lasting_name, load_for, validate_generate
 from maisi.runs.spread import spread
 from maisi.runs.task import Checked, Output, Run, Task
-from maisi.runs.tasks.generate import file_names, stem_of, write_sample
+from maisi.runs.tasks.generate import file_names, set_apart, stem_of, write_sample
 from maisi.space.reading import FileReport
-from maisi.storage.folders import open_beside, storage_errors
+from maisi.storage.folders import FAILED, open_beside, storage_errors
 
 NOWHERE = Path()
 
@@ -104,17 +103,17 @@ def _known(item: SampleWork) -> SampleFacts | None:
 
 
 def _check_complete(own: Sequence[SampleWork], run: Run) -> None:
-    """Nothing, or a `RunError` where samples are missing: those that another try may make, and those that none can."""
+    """Nothing, or a `RunError` where samples are missing that another try may make; those that failed are told."""
     known = [_known(item) for item in own]
+    run.failed += [facts.stem for facts in known if facts is not None and facts.failed]
     missing = [item.drawn.stem for item, facts in zip(own, known, strict=True) if facts is None]
-    failed = [facts.stem for facts in known if facts is not None and facts.failed]
-    for stems, how in ((missing, "were not made, ask again to go on"), (failed, "could not be made")):
-        if stems:
-            some = ", ".join(stems[:3]) + (", ..." if len(stems) > 3 else "")
-            first = next((warning for warning in run.warnings if warning.startswith(stems[0])), "unknown")
-            raise RunError(
-                f"{len(stems)} of {len(own)} samples {how} ({some}); first: {first}; the others are in {run.folder}"
-            )
+    if missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        first = next((warning for warning in run.warnings if warning.startswith(missing[0])), "unknown")
+        raise RunError(
+            f"{len(missing)} of {len(own)} samples were not made ({some}); first: {first}; the others are in "
+            f"{run.folder}, ask again to go on"
+        )
 
 
 def _one_after_the_other(items: Sequence[SampleWork], checked: Checked[ManyRequest], run: Run) -> Iterator[str]:
@@ -159,18 +158,19 @@ def make_sample(item: SampleWork) -> str:
 
 
 def written(made: Made, *, bundle: Bundle, partial_folder: Path, publish: Callable[[], list[Path]]) -> SampleFacts:
-    """The third stage: the files of a sample, and its facts, in their place."""
+    """The third stage: the files of a sample, and its facts, in their place; what failed its check is kept apart."""
     drawn, request = made.work.drawn, made.work.request
     with storage_errors(made.work.folder):
-        if made.sample is None or made.source is None:
-            facts = failed_facts(drawn, request, made.failed)
-        else:
+        names: dict[str, str] = {}
+        if made.sample is not None and made.source is not None:
             usual = stem_of(request, made.source, 0)
             names = file_names(request, made.source, 0)
-            files = {kind: partial_folder / f"{drawn.stem}{name.removeprefix(usual)}" for kind, name in names.items()}
-            write_sample(made.sample, request, bundle, files)
-            vocabulary = bundle_vocabulary(bundle)
-            facts = facts_of(drawn, request, made.sample, files, vocabulary, bundle.info.licence)
+            names = {kind: f"{drawn.stem}{name.removeprefix(usual)}" for kind, name in names.items()}
+            if made.failed:
+                (made.work.folder / FAILED).mkdir(exist_ok=True)
+                names = set_apart(names)
+            write_sample(made.sample, request, bundle, {kind: partial_folder / name for kind, name in names.items()})
+        facts = facts_of(made, bundle, partial_folder, names)
         write_facts(facts, partial_folder / facts_name(drawn.stem))
         publish()
     return facts
