@@ -22,6 +22,7 @@ from maisi.cli.info import info
 from maisi.cli.inpaint import inpaint
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
+from maisi.cli.refine import refine
 from maisi.cli.reproduce import reproduce
 from maisi.cli.selftest import selftest
 from maisi.cli.train import train
@@ -39,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
-    "Make": [generate, inpaint],
+    "Make": [generate, inpaint, refine],
     "Encode": [reconstruct, encode, decode],
     "Look": [info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],

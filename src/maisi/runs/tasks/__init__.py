@@ -9,6 +9,7 @@ from maisi.runs.task import Task
 HOMES = {
     "generate": "generate.GENERATE",
     "inpaint": "inpaint.INPAINT",
+    "refine": "refine.REFINE",
     "encode": "codec.ENCODE",
     "encode cases": "encode_cases.ENCODE_CASES",
     "decode": "codec.DECODE",
