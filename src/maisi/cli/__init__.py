@@ -26,6 +26,7 @@ from maisi.cli.labels import labels
 from maisi.cli.options import one_by_one
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
+from maisi.cli.refine import refine
 from maisi.cli.reproduce import reproduce
 from maisi.cli.segment import segment
 from maisi.cli.selftest import selftest
@@ -44,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
-    "Make": [generate, inpaint],
+    "Make": [generate, inpaint, refine],
     "Encode": [reconstruct, encode, decode],
     "Look": [segment, info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],

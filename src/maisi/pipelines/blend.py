@@ -104,17 +104,16 @@ def expected_hu(
 ) -> tuple[float, float]:
     """The median HU that a tumour is to have here, and how far tumours differ from it (standard deviation).
 
-    In soft tissue and bone it differs from its surroundings as it does in the vocabulary, so that it follows the phase
-    of the contrast medium; in lung, fat and air it has the vocabulary's HU itself.
+    Beside a brighter host it is darker by the vocabulary's ratio of the two, so that it follows the phase of the
+    contrast medium and comes near its host where there is none. In lung, fat and gut it has the vocabulary's HU.
     """
     level, spread = vocabulary.structure(tumour).hu or vocabulary.structure("body").hu or (0.0, 0.0)
-    found, counts = np.unique(ids[ring], return_counts=True)
-    usual_hu = [vocabulary.structure(int(id)).hu if id else None for id in found]
+    present, counts = np.unique(ids[ring], return_counts=True)
+    usual_hu = [vocabulary.structure(int(id)).hu if id else None for id in present]
     known = [(hu[0], count) for hu, count in zip(usual_hu, counts, strict=True) if hu is not None]
     usual = sum(hu * n for hu, n in known) / sum(n for _, n in known) if known else level
-    if usual < vocabulary.tissues["soft"][0]:
-        return level, spread
-    return float(np.median(ct[ring])) + level - usual, spread
+    found = float(np.median(ct[ring]))
+    return (found * level / usual if 0 < level < usual and found > 0 else level), spread
 
 
 def with_contrast(

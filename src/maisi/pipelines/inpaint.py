@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from maisi.anatomy import morphology
 from maisi.anatomy.body import tissue_labels
@@ -25,7 +24,6 @@ from maisi.data.door import open_labels, open_volume
 from maisi.errors import InvalidBundleError, InvalidLabelsError, InvalidRequestError, InvalidVolumeError
 from maisi.pipelines.blend import (
     Contrast,
-    Drawn,
     Seam,
     at_level,
     core_of,
@@ -37,22 +35,17 @@ from maisi.pipelines.blend import (
     surroundings,
     with_contrast,
 )
-from maisi.pipelines.codec import decode_tensor, encode_tensor, rehearse_both, volume_of_unit
-from maisi.pipelines.conditioning import shown_labels
-from maisi.pipelines.generate import Locked, OnStage, decode_latent, draw_latent, rehearse, sample_generators
+from maisi.pipelines.generate import OnStage, sample_generators
 from maisi.pipelines.inpaint_request import InpaintRequest
-from maisi.pipelines.labels import Anatomy, NoLabels
 from maisi.pipelines.lesion_masks import Lesion, Scene, check_in_body, find_lesion
+from maisi.pipelines.redraw import Redraw, rehearse_redraw
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import bundle_of, bundle_vocabulary, check_modality, compute_for, lasting_name
 from maisi.pipelines.windows import Window, windows_of
 from maisi.shapes import Frozen
 from maisi.space.files import log_findings
-from maisi.space.grid import Grid
 from maisi.space.in_place import Original, open_original
-from maisi.space.intensity import to_unit
 from maisi.space.reading import FileReport
-from maisi.space.resample import resample
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 
 logger = logging.getLogger(__name__)
@@ -145,7 +138,8 @@ class _Part:
     def filled(self, generator: torch.Generator, on_stage: OnStage) -> tuple[np.ndarray, LesionReport]:
         """The HU of the window's box with the lesion drawn into it, and what is to be told of it."""
         change = self._healing() if self.valid.lesion.tumour is None else self.window.mask
-        drawn = self._draw(change, generator, on_stage)
+        redraw = Redraw(sampling(self.valid.request), self.bundle, self.valid.span)
+        drawn = redraw.window(self.window, self.volume, self.labels, change, generator, on_stage)
         ct, mask, ids = (self.window.inner(each) for each in (self.volume.array, change, self.labels.array))
         weight, spacing = soft_edge(mask), self.volume.grid.spacing
         core = core_of(weight, mask)
@@ -160,25 +154,6 @@ class _Part:
         spacing, mask, ids = self.volume.grid.spacing, self.window.mask, self.labels.array
         rim = morphology.dilate(mask, max(RIM_MM, 1.01 * max(spacing)), spacing)
         return mask | (rim & np.isin(ids, np.unique(ids[mask])))
-
-    def _draw(self, mask: np.ndarray, generator: torch.Generator, on_stage: OnStage) -> Drawn:
-        """The window as the networks draw it, on the voxels of the CT's box."""
-        grid, bundle = self.window.grid, self.bundle
-        on_stage("encode", 0, 1)
-        unit = torch.from_numpy(to_unit(resample(self.volume, grid).array))[None, None]
-        mean, _ = encode_tensor(bundle.autoencoder, unit)
-        as_it_was = decode_tensor(bundle.autoencoder, mean, grid)
-        on_stage("encode", 1, 1)
-        free = free_latent(mask, self.volume.grid, grid, bundle.autoencoder.factor)
-        seen = torch.from_numpy(shown_labels(resample(self.labels, grid).array, bundle.info.shown_as))
-        anatomy, how = Anatomy(grid, self.valid.span, None), sampling(self.valid.request)
-        locked = Locked(mean * bundle.scale_factor, free)
-        latent = draw_latent(how, bundle, anatomy, seen, generator, on_stage, locked)
-        lesion = volume_of_unit(decode_latent(bundle, latent, on_stage), grid)
-        lattice = self.volume.grid
-        start = [b.start - o.start for b, o in zip(self.window.box, self.window.outer, strict=True)]
-        target = lattice.window(start, self.window.inner(mask).shape)
-        return Drawn(resample(lesion, target).array, resample(as_it_was, target).array, max(grid.spacing))
 
     def _contrast(
         self, ct: np.ndarray, ids: np.ndarray, mask: np.ndarray
@@ -212,14 +187,6 @@ class _Part:
             window_voxels=grid.shape,
             window_spacing_mm=grid.spacing,
         )
-
-
-def free_latent(mask: np.ndarray, grid: Grid, window: Grid, factor: int) -> Tensor:
-    """Which voxels (u, v, w) of a window's latent a lesion on `grid` touches, and those beside them."""
-    soft: np.ndarray = resample(Volume(mask.astype(np.float32), grid), window).array > 0.05
-    x, y, z = (n // factor for n in window.shape)
-    blocks = np.asarray(soft.reshape(x, factor, y, factor, z, factor).any(axis=(1, 3, 5)))
-    return torch.from_numpy(morphology.dilate(blocks, 1.0, (1.0, 1.0, 1.0)))
 
 
 def sampling(request: InpaintRequest) -> GenerateRequest:
@@ -258,7 +225,7 @@ def validate_scene(
     nearby = [scene.near(window.outer) for window in windows]
     for window, labels in zip(windows, nearby, strict=True):
         check_in_body(window.mask, labels)
-    fitted = [fit(bundle, request.compute, partial(_rehearse, sampling(request), each.grid)) for each in windows]
+    fitted = [fit(bundle, request.compute, partial(rehearse_redraw, sampling(request), each.grid)) for each in windows]
     parts = tuple(zip(windows, nearby, fitted, strict=True))
     original = open_original(request.source, scene.volume, request.reading)
     return ValidInpaint(request, bundle, scene, _span(scene, vocabulary), lesion, parts, original, reports)
@@ -315,9 +282,3 @@ def _span(scene: Scene, vocabulary: Vocabulary) -> RegionSpan:
         return region_span(scene.labels, vocabulary)
     except InvalidLabelsError:
         return estimate_span(scene.volume)
-
-
-def _rehearse(request: GenerateRequest, grid: Grid, bundle: Bundle) -> None:
-    """All that is done with the networks in one window, on the meta device."""
-    rehearse_both(grid.shape, bundle)
-    rehearse(request, NoLabels("chest", grid), bundle)

@@ -33,17 +33,27 @@ class Window:
 
     def inner(self, array: np.ndarray) -> np.ndarray:
         """The part in `box` of an array of `outer`."""
-        return array[
-            tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(self.box, self.outer, strict=True))
-        ]
+        start = self._start
+        return array[tuple(slice(a, a + b.stop - b.start) for a, b in zip(start, self.box, strict=True))]
+
+    def inner_grid(self, outer: Grid) -> Grid:
+        """The grid of `box`, given that of `outer`."""
+        return outer.window(self._start, [part.stop - part.start for part in self.box])
+
+    @property
+    def _start(self) -> list[int]:
+        return [own.start - around.start for own, around in zip(self.box, self.outer, strict=True)]
 
 
-def windows_of(mask: np.ndarray, grid: Grid, limits: Limits, multiple: int) -> list[Window]:
+def windows_of(
+    mask: np.ndarray, grid: Grid, limits: Limits, multiple: int, spacing: Spacing3 | None = None
+) -> list[Window]:
     """The windows for all parts of a mask, parts that lie near each other in one.
 
-    Raises `InvalidGridError` for a lesion that is larger than what the bundle can make.
+    They have the CT's own spacing, moved into what the bundle was trained for, or `spacing` (mm). Raises
+    `InvalidGridError` for a part that is larger than what the bundle can make.
     """
-    spacing = _spacing(grid, limits)
+    spacing = spacing or own_spacing(grid, limits)
     reach = [CONTEXT_MM / s for s in grid.spacing]
     together, _ = parts(_grown_box_mask(mask, reach))
     numbers = np.where(mask, together, 0)
@@ -73,7 +83,7 @@ def grown_box(box: Sequence[slice], grid: Grid, margin_mm: float, within: Box) -
     return x, y, z
 
 
-def _spacing(grid: Grid, limits: Limits) -> Spacing3:
+def own_spacing(grid: Grid, limits: Limits) -> Spacing3:
     """The CT's own spacing, moved into what the bundle was trained for."""
     x, y, z = (
         float(np.clip(s, low, high))

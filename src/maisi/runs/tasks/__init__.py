@@ -10,6 +10,7 @@ HOMES = {
     "generate": "generate.GENERATE",
     "generate many": "many.MANY",
     "inpaint": "inpaint.INPAINT",
+    "refine": "refine.REFINE",
     "encode": "codec.ENCODE",
     "encode cases": "encode_cases.ENCODE_CASES",
     "decode": "codec.DECODE",
