@@ -5,8 +5,8 @@
 RUN is the folder of `maisi train labels`: its bundle, and its training maps in `maps`. Each generated map is compared
 with every training map (one less the mean Dice of its structures, shift and scale of each axis taken out); beside that
 stands how far each training map is from the nearest one of another person. Sizes are asked for at random, without the
-change that `--anatomy` makes afterwards: what is told is the network's own obedience. Pictures of all maps go to `--out`,
-numbers to benchmarks/results/label_generator.json.
+change that `--anatomy` makes afterwards: what is told is the network's own obedience. Pictures of all maps go to
+`--out`, numbers to benchmarks/results/label_generator.json.
 """
 
 import argparse

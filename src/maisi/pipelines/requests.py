@@ -61,6 +61,9 @@ class GenerateRequest(Frozen):
     labels: Path | None = Field(
         default=None, description="Label map to follow, or a folder of them; without it one is drawn."
     )
+    label_bundle: str | None = Field(
+        default=None, description="Bundle whose label generator draws the labels: packaged name or folder."
+    )
     enclose: bool = Field(default=False, description="Draw a body around labels that have none.")
     anatomy: Wishes = Field(
         default=(),
@@ -97,6 +100,10 @@ class GenerateRequest(Frozen):
     def _fits_together(self) -> "GenerateRequest":
         if self.enclose and self.labels is None:
             raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
+        if self.label_bundle is not None and (self.unlabelled or self.labels is not None):
+            raise ValueError(
+                "labels are given, drawn by the generator of label_bundle, or none; say one of these"
+            )
         if self.unlabelled and self.anatomy:
             raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
         if self.unlabelled and self.labels is not None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from maisi.bundle.bundle import Bundle
+from maisi.bundle.bundle import Bundle, find_bundle
 from maisi.pipelines.generate import Sample, draw_one, fit_to
 from maisi.pipelines.labels import LabelSource
 from maisi.pipelines.preview import preview, write_png
@@ -19,8 +19,9 @@ def check(request: GenerateRequest) -> Checked[GenerateRequest]:
 
 
 def inputs(request: GenerateRequest) -> tuple[Path, ...]:
-    """The label map, or the folder of them."""
-    return () if request.labels is None else (request.labels,)
+    """The label map, or the folder of them; or the bundle that draws the labels."""
+    drawn_by = () if request.label_bundle is None else (find_bundle(request.label_bundle),)
+    return drawn_by if request.labels is None else (request.labels,)
 
 
 def work(checked: Checked[GenerateRequest], run: Run) -> None:
