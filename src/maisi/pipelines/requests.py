@@ -101,9 +101,7 @@ class GenerateRequest(Frozen):
         if self.enclose and self.labels is None:
             raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
         if self.label_bundle is not None and (self.unlabelled or self.labels is not None):
-            raise ValueError(
-                "labels are given, drawn by the generator of label_bundle, or none; say one of these"
-            )
+            raise ValueError("labels are given, drawn by the generator of label_bundle, or none; say one of these")
         if self.unlabelled and self.anatomy:
             raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
         if self.unlabelled and self.labels is not None:
