@@ -198,3 +198,11 @@ def test_what_is_asked_for_becomes_the_numbers_of_the_network() -> None:
     closed = slot_values(AnatomyRequest.parse(("colon=any", "hepatic tumor=any")), without_open)
     assert 0 < closed["colon"] < 1
     assert 0 < closed["hepatic tumor"] < 1
+
+
+def test_half_precision_draws_nearly_the_same(tmp_path) -> None:
+    path, half = save_bundle(generator_bundle(), tmp_path / "drawn"), Compute(precision="bfloat16", threads=1)
+    narrow = load_bundle(path, dtype=torch.bfloat16, narrow_in_float32=True)
+    fitted = fit(narrow, half, partial(rehearse, source(narrow, compute=half)))
+    agreement = drawn(source(fitted, compute=half)) == drawn(source())
+    assert agreement.mean() > 0.9

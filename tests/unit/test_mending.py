@@ -5,6 +5,7 @@ import pytest
 
 from maisi.anatomy.mending import mended
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.phantom.draw import draw_phantom
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
 
@@ -59,6 +60,21 @@ def test_pieces_of_what_is_parted_stay_unless_they_are_far_smaller() -> None:
     expected = ids.copy()
     ids[22, 12, 12] = ID("small bowel")
     assert np.array_equal(mend(ids), expected)
+
+
+def test_pieces_of_an_organ_that_the_border_cuts_may_meet_beyond_it() -> None:
+    ids = box_map()
+    ids[6:18, 8:22, 14:18] = ID("body")
+    ids[6:18, 8:22, :10] = ids[6:18, 8:22, 22:] = ID("liver")
+    assert np.array_equal(mend(ids[4:36, 4:26]), ids[4:36, 4:26])
+    inside = np.pad(ids[4:36, 4:26], 2)
+    assert ID("liver") not in mend(inside)[:, :, 20:]
+
+
+def test_a_drawn_person_stays_as_it_is_but_for_shreds() -> None:
+    for seed, region in enumerate(("head", "chest", "abdomen", "lower")):
+        labels = draw_phantom(region, Grid.centered((48, 48, 48), (8.0, 8.0, 8.0)), np.random.default_rng(seed))
+        assert (mend(labels.array) != labels.array).mean() < 0.002
 
 
 def test_what_floats_beside_the_body_goes_and_an_arm_stays() -> None:

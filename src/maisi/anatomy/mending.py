@@ -15,6 +15,7 @@ from maisi.anatomy import morphology
 from maisi.anatomy.lesions import lesion_ids, without_structures
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.shapes import Frozen
+from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, id_counts
 
 TOUCHING = np.ones((3, 3, 3), bool)  # pieces that meet at an edge or a corner are one: thin structures slant
@@ -26,6 +27,7 @@ class MendingRules(Frozen):
     one_piece: tuple[str, ...]
     several: tuple[str, ...]
     least_share: float
+    speck_ml: float
 
     def whole_ids(self, vocabulary: Vocabulary) -> frozenset[int]:
         """The structures that are of one piece."""
@@ -52,8 +54,8 @@ def mended(
     ids = without_structures(labels.array.astype(np.uint8), unasked, vocabulary)
     ids = _nearest_instead(ids, np.isin(ids, list(absent)), lesions)
     ids = _one_body(ids, labels, vocabulary)
-    ids = _nearest_instead(ids, _specks(ids, vocabulary), lesions)
-    return LabelMap(_without_holes(ids, vocabulary), labels.grid)
+    ids = _nearest_instead(ids, _specks(ids, labels.grid, vocabulary), lesions)
+    return LabelMap(_without_holes(ids, labels.grid, vocabulary), labels.grid)
 
 
 def _one_body(ids: np.ndarray, labels: LabelMap, vocabulary: Vocabulary) -> np.ndarray:
@@ -63,12 +65,15 @@ def _one_body(ids: np.ndarray, labels: LabelMap, vocabulary: Vocabulary) -> np.n
     keep = (sizes == sizes.max()) | (sizes * np.prod(labels.grid.spacing) >= 1000 * vocabulary.body.piece_ml)
     keep[0] = False
     kept = keep[numbered]
-    holes = ndimage.binary_fill_holes(kept) & (ids == 0)
+    holes = _enclosed(kept)
     return np.where(holes, np.uint8(vocabulary.id("body")), np.where(kept, ids, np.uint8(0)))
 
 
-def _specks(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Where pieces of a structure lie that are none: all but the largest, or those far smaller than it."""
+def _specks(ids: np.ndarray, grid: Grid, vocabulary: Vocabulary) -> np.ndarray:
+    """Where pieces of a structure lie that are none: all but the largest, or those far smaller than it.
+
+    Pieces that the border of the map cuts may meet beyond it, and need not be one.
+    """
     rules, specks = mending_rules(), np.zeros(ids.shape, bool)
     whole = rules.whole_ids(vocabulary)
     free = {vocabulary.id("body"), vocabulary.id("fat"), vocabulary.id("air"), *lesion_ids(vocabulary)}
@@ -80,24 +85,47 @@ def _specks(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
             continue
         sizes = np.bincount(numbered.ravel())
         sizes[0] = 0
-        small = sizes < (sizes.max() if id in whole else rules.least_share * sizes.max())
+        small = sizes < min(rules.least_share * sizes.max(), _speck_voxels(grid))
+        if id in whole:
+            small |= ~_cut(numbered, box, ids.shape)
+            small[np.argmax(sizes)] = False
         small[0] = False
-        if id in whole:  # of equal ones the first
-            small[np.flatnonzero(~small[1:])[1:] + 1] = True
         specks[box] |= small[numbered]
     return specks
 
 
-def _without_holes(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Plain body or fat that a structure of one piece encloses becomes part of it."""
+def _cut(numbered: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Whether the border of the map cuts each of the numbered pieces in a box."""
+    found = np.zeros(int(numbered.max()) + 1, bool)
+    for axis, (part, n) in enumerate(zip(box, shape, strict=True)):
+        found[np.unique(numbered.take(0, axis))] |= part.start == 0
+        found[np.unique(numbered.take(-1, axis))] |= part.stop == n
+    return found
+
+
+def _speck_voxels(grid: Grid) -> float:
+    """How many voxels a speck has at most."""
+    return 1000 * mending_rules().speck_ml / float(np.prod(grid.spacing))
+
+
+def _without_holes(ids: np.ndarray, grid: Grid, vocabulary: Vocabulary) -> np.ndarray:
+    """A speck of plain body or fat that a structure of one piece encloses becomes part of it."""
     filled, plain = ids.copy(), [0, vocabulary.id("body"), vocabulary.id("fat")]
     whole = mending_rules().whole_ids(vocabulary)
     for id, box in _boxes(ids):
         if id in whole:
             shape = ids[box] == id
-            holes = ndimage.binary_fill_holes(shape) & ~shape & np.isin(ids[box], plain)
-            filled[box][holes] = id
+            holes = _enclosed(shape) & np.isin(ids[box], plain)
+            numbered, sizes = morphology.parts(holes)
+            filled[box][holes & (sizes <= max(1.0, _speck_voxels(grid)))[numbered]] = id
     return filled
+
+
+def _enclosed(mask: np.ndarray) -> np.ndarray:
+    """What lies outside of a mask and cannot reach its border over faces."""
+    around, _ = ndimage.label(~np.pad(mask, 1))
+    inner = around[1:-1, 1:-1, 1:-1]
+    return (inner > 0) & (inner != around[0, 0, 0])
 
 
 def _nearest_instead(ids: np.ndarray, taken: np.ndarray, lesions: Collection[int]) -> np.ndarray:

@@ -5,7 +5,8 @@ Sizes and region -> latent -> ids -> mended -> on the grid that was asked for.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -19,10 +20,10 @@ from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.sizes import volume_of_size
 from maisi.anatomy.slots import ABSENT, OPEN, check_sizes, measured_sizes, size_of
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, LabelGeneratorInfo, build_scheduler
+from maisi.bundle.bundle import Bundle, LabelGeneratorInfo, build_scheduler, load_bundle
 from maisi.compute.compute import Compute
-from maisi.compute.fit import between_calls
-from maisi.compute.machine import dtype_of
+from maisi.compute.fit import between_calls, fit
+from maisi.compute.machine import device_of, dtype_of
 from maisi.diffusion.denoiser import denoiser
 from maisi.diffusion.sampler import sample
 from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError, RunError
@@ -31,7 +32,7 @@ from maisi.networks.unet import DenoisingUNet
 from maisi.pipelines.codec import as_weights
 from maisi.pipelines.conditioning import condition_tensors
 from maisi.pipelines.label_codec import channels_of, decode_ids
-from maisi.pipelines.labels import Anatomy
+from maisi.pipelines.labels import Anatomy, GridRules, region_grid
 from maisi.space.grid import Grid
 from maisi.space.smooth_labels import resample_smoothly
 from maisi.space.volume import LabelMap
@@ -120,6 +121,22 @@ class GeneratedLabels:
         """The region asked for where the network knows regions, else what the map shows."""
         unet = cast(DenoisingUNet, self.bundle.network(generator_info(self.bundle).unet))
         return self.span if unet.config.regions else region_span(labels)
+
+
+def generated_source(
+    name: str, region: str, rules: GridRules, anatomy: AnatomyRequest | None, compute: Compute
+) -> GeneratedLabels:
+    """Maps of the label generator of the bundle of that name; the usual grid of a region, as far as it draws it."""
+    dtype = dtype_of(compute)
+    bundle = load_bundle(name, device_of(compute), dtype, narrow_in_float32=dtype != torch.float32)
+    told, grid = generator_info(bundle), region_grid(region, rules)
+    if rules.size is None:
+        most = (n * s / wanted for n, s, wanted in zip(told.size, told.spacing_mm, grid.spacing, strict=True))
+        x, y, z = (min(n, int(m) // rules.multiple * rules.multiple) for n, m in zip(grid.shape, most, strict=True))
+        grid = region_grid(region, replace(rules, size=(x, y, z)))
+    values = {} if anatomy is None else slot_values(anatomy, told)
+    source = GeneratedLabels(bundle, region, grid, values, compute=compute)
+    return replace(source, bundle=fit(bundle, compute, partial(rehearse, source)))
 
 
 def draw_latent(

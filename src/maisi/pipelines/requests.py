@@ -66,6 +66,9 @@ class GenerateRequest(Frozen):
     min_distance: float | None = Field(
         default=None, ge=0, le=1, description="Least distance of a drawn map to every map of the library, 0 to 1."
     )
+    label_bundle: str | None = Field(
+        default=None, description="Bundle whose label generator draws the labels: packaged name or folder."
+    )
     enclose: bool = Field(default=False, description="Draw a body around labels that have none.")
     anatomy: Wishes = Field(
         default=(),
@@ -102,14 +105,13 @@ class GenerateRequest(Frozen):
     def _fits_together(self) -> "GenerateRequest":
         if self.enclose and self.labels is None and self.library is None:
             raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
-        if self.library is not None and (self.labels is not None or self.unlabelled):
-            raise ValueError("labels come from one place; give one of library, labels and unlabelled")
+        places = (self.labels, self.library, self.label_bundle)
+        if sum(place is not None for place in places) + self.unlabelled > 1:
+            raise ValueError("labels come from one place; give one of labels, library, label_bundle and unlabelled")
         if self.min_distance is not None and self.library is None:
             raise ValueError("min_distance is about a library; name it by --library DIR, or leave it out")
         if self.unlabelled and self.anatomy:
             raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
-        if self.unlabelled and self.labels is not None:
-            raise ValueError("unlabelled images follow no labels; give either labels or unlabelled")
         return self
 
 

@@ -25,6 +25,7 @@ from maisi.networks.unet import UNetConfig
 from maisi.pipelines.asked import asked
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
 from maisi.pipelines.label_codec import channels_of, label_autoencoder_name, takes_labels
+from maisi.pipelines.label_generator import generated_source
 from maisi.pipelines.labels import (
     GridRules,
     LabelRules,
@@ -167,6 +168,11 @@ def lasting_name(name: str, bundle: Bundle) -> str:
     return str(bundle.path.resolve())
 
 
+def lasting_name_of(name: str) -> str:
+    """The same of a bundle that is not loaded."""
+    return name if name in packaged_names() else str(find_bundle(name).resolve())
+
+
 # Generating -----------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +201,8 @@ def _plain_sources(request: GenerateRequest, bundle: Bundle, anatomy: AnatomyReq
             return folder_sources(request.labels, placed)
         return [file_source(request.labels, placed)]
     region = request.region or DEFAULT_REGION
+    if request.label_bundle is not None:
+        return [generated_source(request.label_bundle, region, rules, anatomy, request.compute)]
     grid = region_grid(region, rules)
     if request.library is not None:
         library = Library.read(request.library)
@@ -251,6 +259,7 @@ def _filled(request: GenerateRequest, bundle: Bundle, sources: list[LabelSource]
             "bundle": lasting_name(request.bundle, bundle),
             "labels": request.labels and request.labels.resolve(),
             "library": request.library and request.library.resolve(),
+            "label_bundle": request.label_bundle and lasting_name_of(request.label_bundle),
             "region": request.region or (None if request.labels else DEFAULT_REGION),
             "controlnet_scale": scale,
             "size": request.size if one_grid is None else one_grid.shape,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from maisi.bundle.bundle import Bundle
+from maisi.bundle.bundle import Bundle, find_bundle
 from maisi.data.library import INDEX
 from maisi.pipelines.generate import Sample, draw_one, fit_to
 from maisi.pipelines.labels import LabelSource
@@ -22,9 +22,10 @@ def check(request: GenerateRequest) -> Checked[GenerateRequest]:
 
 
 def inputs(request: GenerateRequest) -> tuple[Path, ...]:
-    """The label map, the folder of them, or the index of a library, which holds the sums of its maps."""
+    """The label map or folder of them, the index of a library (with sums of its maps), the bundle of a generator."""
     index = None if request.library is None else request.library / INDEX
-    return tuple(path for path in (request.labels, index) if path is not None)
+    generator = None if request.label_bundle is None else find_bundle(request.label_bundle)
+    return tuple(path for path in (request.labels, index, generator) if path is not None)
 
 
 def work(checked: Checked[GenerateRequest], run: Run) -> None:

@@ -69,7 +69,7 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
     """Draw and write map after map; those that an earlier part of the run has written stay."""
     request, bundle, grid = checked.request, checked.bundle, checked.subject.grid
     assert bundle is not None
-    plain = drawn_by_network(request, bundle, grid, AnatomyRequest.parse(()))
+    plain = GeneratedLabels(bundle, request.region, grid, compute=request.compute)
     fitted = fit(bundle, request.compute, partial(rehearse, plain), run.ranks)
     source = source_of(request, fitted, grid)
     run.on_stage("load", 1, 1)
