@@ -14,6 +14,7 @@ HOMES = {
     "reconstruct": "codec.RECONSTRUCT",
     "convert": "convert.CONVERT",
     "convert latents": "convert.CONVERT_LATENTS",
+    "labels augment": "augment_labels.AUGMENT_LABELS",
     "labels register": "register.REGISTER",
     "prepare": "prepare.PREPARE",
     "train autoencoder": "train.AUTOENCODER",
