@@ -165,6 +165,46 @@ class ReconstructRequest(EncodeRequest):
     """Encoding and decoding one CT, to measure what is lost."""
 
 
+class AugmentLabelsRequest(Frozen):
+    """Variants of a label map: its tumours moved within their organs, or with new ones."""
+
+    labels: Path = Field(description="Label map, a file or a folder of masks.")
+    add: str | None = Field(
+        default=None, description='Plant new tumours, such as "hepatic tumor"; without it those of the map are varied.'
+    )
+    diameter: float | None = Field(
+        default=None,
+        gt=0,
+        description="Of a new tumour, mm; of the ball of its volume.",
+        json_schema_extra={"shown_default": "drawn"},
+    )
+    volume: float | None = Field(default=None, gt=0, description="Of a new tumour, ml, instead of the diameter.")
+    number: int = Field(default=1, ge=1, description="New tumours in each variant.")
+    at: tuple[float, float, float] | None = Field(
+        default=None, description="Middle of the new tumour, mm (RAS).", json_schema_extra={"shown_default": "drawn"}
+    )
+    strength: float | None = Field(
+        default=None,
+        ge=0,
+        description="How far given tumours are varied.",
+        json_schema_extra={"shown_default": "1"},
+    )
+    count: int = Field(default=1, ge=1, description="Variants.")
+    seed: int = Field(default=0, ge=0, description="Same seed, same variants.")
+    format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
+    reading: ReadOptions = ReadOptions()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "AugmentLabelsRequest":
+        given = [name for name in ("diameter", "volume", "at") if getattr(self, name) is not None]
+        given += ["number"] if self.number > 1 else []
+        if self.add is None and given:
+            raise ValueError(f"{' and '.join(given)} is of a new tumour; name it by --add, or leave it out")
+        if self.add is not None and self.strength is not None:
+            raise ValueError("strength is of tumours that the map holds; leave out --add, or the strength")
+        return self
+
+
 class DecodeRequest(Frozen):
     """Decoding one latent onto the grid of the volume that was encoded."""
 

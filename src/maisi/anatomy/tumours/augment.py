@@ -63,10 +63,8 @@ def _chosen(labels: LabelMap, tumours: Iterable[str | int] | None, vocabulary: V
         wanted = sorted({vocabulary.id(tumour_named(each, vocabulary).name) for each in tumours})
     missing = [vocabulary.name(id) for id in wanted if id not in present]
     if missing or not wanted:
-        has = ", ".join(vocabulary.name(id) for id in growths) or "no tumour"
-        raise InvalidRequestError(
-            f"no {' and no '.join(missing) or 'tumour'} in this label map to vary; it holds {has}"
-        )
+        has = f"it holds {', '.join(vocabulary.name(id) for id in growths)}" if growths else "new ones can be planted"
+        raise InvalidRequestError(f"this label map holds no {' and no '.join(missing) or 'tumour'} to vary; {has}")
     return wanted
 
 

@@ -21,6 +21,7 @@ HOMES = {
     "convert latents": "convert.CONVERT_LATENTS",
     "evaluate images": "evaluate_images.EVALUATE_IMAGES",
     "evaluate memorization": "evaluate_memorization.EVALUATE_MEMORIZATION",
+    "labels augment": "augment_labels.AUGMENT_LABELS",
     "labels register": "register.REGISTER",
     "export": "export.EXPORT",
     "labels generate": "labels_generate.LABELS_GENERATE",
