@@ -36,7 +36,7 @@ from maisi.pipelines.labels import (
     folder_sources,
     region_grid,
 )
-from maisi.pipelines.library import library_source
+from maisi.pipelines.library import library_source, people_source
 from maisi.pipelines.requests import (
     DEFAULT_REGION,
     DecodeRequest,
@@ -207,7 +207,10 @@ def _plain_sources(request: GenerateRequest, bundle: Bundle, anatomy: AnatomyReq
     if request.library is not None:
         library = Library.read(request.library)
         return [library_source(library, region, grid, anatomy, request.min_distance, request.enclose)]
-    return [NoLabels(region, grid) if request.unlabelled else PhantomLabels(region, grid)]
+    if request.unlabelled:
+        return [NoLabels(region, grid)]
+    people = None if request.phantom else people_source(region, grid, anatomy)
+    return [people or PhantomLabels(region, grid)]
 
 
 def bundle_vocabulary(bundle: Bundle) -> Vocabulary:
