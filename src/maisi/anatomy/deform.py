@@ -89,6 +89,12 @@ def warped(labels: LabelMap, grid: Grid, warp: Warp) -> LabelMap:
     return LabelMap(_with_all(array, labels, grid, warp), grid)
 
 
+def resampled(labels: LabelMap, grid: Grid) -> LabelMap:
+    """The label map on another grid by vote, uint8; it stays where it is, and small structures stay there."""
+    middle = grid.world((np.array(grid.shape) - 1) / 2)
+    return warped(labels, grid, Warp.drawn(grid, middle, np.random.default_rng(0), strength=0))
+
+
 def _slabs(grid: Grid) -> Iterator[slice]:
     depth = max(1, CHUNK_VOXELS // (grid.shape[0] * grid.shape[1]))
     return (slice(z, min(z + depth, grid.shape[2])) for z in range(0, grid.shape[2], depth))

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from maisi.anatomy.lesions import lesion_ids, without_structures
+from maisi.anatomy.lesions import healthy_ids, lesion_ids, without_structures
 from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.resize import is_cut, mask_of, members_of, removed, resized, volume_ml
 from maisi.anatomy.sizes import size_rules
@@ -30,7 +30,7 @@ def check_labels(labels: LabelMap, request: AnatomyRequest) -> None:
     """Nothing, or the refusal of a label map that cannot show what is asked for, told before anything is changed."""
     vocabulary = request.vocabulary
     present = frozenset(vocabulary.check_ids(labels.array))
-    lacking = [vocabulary.name(id) for id in sorted(lacking_in(present, request))]
+    lacking = [name for name, ids in needed(request).items() if present.isdisjoint(ids)]
     if lacking:
         raise InvalidAnatomyError(
             f"the label map has no {' and no '.join(lacking)}; organs are changed, not made; accepted: a map that does"
@@ -44,16 +44,19 @@ def check_labels(labels: LabelMap, request: AnatomyRequest) -> None:
             )
 
 
-def lacking_in(present: frozenset[int], request: AnatomyRequest) -> frozenset[int]:
-    """What has to be in a map that is changed into what was asked for, and is not: organs, and hosts of lesions."""
+def needed(request: AnatomyRequest) -> dict[str, frozenset[int]]:
+    """What has to be in a map that is changed into what was asked for, by name: one of these ids each.
+
+    Organs, and of lesions what they grow in; a lesion that may be of any size may be there itself.
+    """
     vocabulary = request.vocabulary
-    lacking = {id for id in request.wanted - request.lesions if present.isdisjoint(members_of(id, vocabulary))}
+    organs = {vocabulary.name(id): frozenset(members_of(id, vocabulary)) for id in request.wanted - request.lesions}
+    hosts = {}
     for id in request.lesions:
+        itself = request.present & {id}
         host = vocabulary.structure(id).host or "body"
-        hosts = set(vocabulary.members(host)) - request.absent
-        if id not in present and present.isdisjoint(hosts):
-            lacking |= {min(hosts)}
-    return frozenset(lacking)
+        hosts[host] = frozenset(healthy_ids(vocabulary, id)) - request.absent | itself
+    return dict(sorted({**organs, **hosts}.items()))
 
 
 def fulfil(labels: LabelMap, request: AnatomyRequest, rng: np.random.Generator) -> Fulfilled:

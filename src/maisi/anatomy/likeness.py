@@ -36,10 +36,10 @@ class Likeness:
         fillings = vocabulary.group("tissues")
         return cls(small, {id: each for id, each in footprints(small).items() if id not in fillings})
 
-    @property
-    def ml(self) -> dict[int, float]:
-        """Volumes by id."""
-        return {id: each.ml for id, each in self.found.items()}
+    def least_distance(self, volumes: Mapping[int, float]) -> float:
+        """The least distance that the volumes (ml, by id) of another map allow; structures that are cut do not tell."""
+        whole = {id: each.ml for id, each in self.found.items() if not any(each.is_cut)}
+        return 1 - most_dice(whole or {id: each.ml for id, each in self.found.items()}, volumes)
 
     def distance(self, other: "Likeness") -> float:
         """One less the mean Dice over the structures of this map, 0 to 1; 0 where the other shows the very same.

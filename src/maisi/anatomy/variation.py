@@ -32,6 +32,7 @@ class VariationRules(Frozen):
     min_distance: float = Field(ge=0, le=1)
     compared: int = Field(ge=1)
     covered: float = Field(gt=0, le=1)
+    region_share: float = Field(gt=0, le=1)
 
 
 @lru_cache(maxsize=1)

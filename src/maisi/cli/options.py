@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
+from typer.models import ArgumentInfo
 
 SHORT = {"bundle": "-b", "count": "-n"}
 FOLDERS = ("scratch",)
@@ -153,6 +154,8 @@ def takes(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = [p for name, p in inspect.signature(function).parameters.items() if name != "request"]
+        given = [p for p in own if _is_argument(p)]  # before those of the request, which may be any number
+        own = [p for p in own if not _is_argument(p)]
         first = [settings[name].parameter(metavar, metavar[0] != "[") for name, metavar in positional.items()]
         others = [s.parameter(None, n in required) for n, s in settings.items() if n not in positional]
         extra = [_parameter("config", Config), _parameter("assignments", Assignments)] if config else []
@@ -165,13 +168,17 @@ def takes(
             name = function.__name__.replace("_", " ")
             function(request=_request(model, name, rest["config"], rest["assignments"], nested), **given)
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*first, *own, *others, *extra)]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*given, *first, *own, *others, *extra)]
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command
 
     return decorate
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return any(isinstance(each, ArgumentInfo) for each in getattr(parameter.annotation, "__metadata__", ()))
 
 
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:

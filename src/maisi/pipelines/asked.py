@@ -48,9 +48,9 @@ class AskedLabels:
         """The anatomy of one sample; raises `InvalidAnatomyError` where none of a few maps shows what was asked."""
         draws = 1 if is_given(self.source) and not self.request.lesions else MOST_DRAWS
         for draw in range(1, draws + 1):
-            drawn = self.source.draw(rng, generator)
-            assert drawn.labels is not None
             try:
+                drawn = self.source.draw(rng, generator)
+                assert drawn.labels is not None
                 found = fulfil(drawn.labels, self.request, rng)
             except InvalidAnatomyError as error:
                 if draw == draws:

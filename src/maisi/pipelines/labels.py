@@ -16,6 +16,8 @@ from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.bundle.bundle import Limits
 from maisi.data.door import open_labels
+from maisi.data.label_maps import label_files, stem_of
+from maisi.data.library import Origin
 from maisi.errors import InvalidGridError, InvalidLabelsError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.shapes import Size3, Spacing3
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Anatomy:
     """What one sample is to show: labels (None: nothing is to be followed), on a grid, of a span of regions.
 
-    `asked` and `obtained` are volumes (ml) by id of what was asked for; `origin` says where the labels come from.
+    `asked` and `obtained` are volumes (ml) by id of what was asked for; `origin` is the map of a library behind it.
     """
 
     grid: Grid
@@ -41,7 +43,7 @@ class Anatomy:
     labels: LabelMap | None
     asked: Mapping[int, float] = field(default_factory=dict)
     obtained: Mapping[int, float] = field(default_factory=dict)
-    origin: str = ""
+    origin: Origin | None = None
 
 
 @runtime_checkable
@@ -219,12 +221,6 @@ def _placed(path: Path, rules: LabelRules) -> GivenLabels:
     return GivenLabels(ids, span, report=report)
 
 
-def is_one_map(folder: Path) -> bool:
-    """Whether a folder holds one label map, a binary file for each structure, and not a map in each file."""
-    names = [_stem(path) for path in label_files(folder)]
-    return bool(names) and all(load_vocabulary().knows(name) for name in names)
-
-
 def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
     """A source for each label map of a folder, named after its file, in the order of names; all are read once now.
 
@@ -233,7 +229,7 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
     paths = label_files(folder)
     if not paths:
         raise InvalidLabelsError(f"no label map in {folder}; accepted: a folder of {' or '.join(SUFFIXES)} files")
-    names = [_stem(path) for path in paths]
+    names = [stem_of(path) for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidLabelsError(f"two label maps of {folder} have one name: {', '.join(twice)}; rename one of them")
@@ -242,16 +238,6 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
         LabelFile(path, rules, source.grid, source.span, name, source.report)
         for path, name, source in zip(paths, names, found, strict=True)
     ]
-
-
-def label_files(folder: Path) -> list[Path]:
-    """The label maps of a folder, in the order of names."""
-    found = (p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
-    return sorted(found)
-
-
-def _stem(path: Path) -> str:
-    return path.name[: path.name.lower().rindex(".nii")]
 
 
 def check_grid(size: Size3, spacing: Spacing3, rules: GridRules) -> None:
