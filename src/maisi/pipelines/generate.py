@@ -17,6 +17,7 @@ from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle
 from maisi.compute.fit import between_calls, fit
 from maisi.compute.machine import dtype_of
+from maisi.data.library import Origin
 from maisi.diffusion.denoiser import denoiser
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import NoiseScheduler
@@ -48,6 +49,7 @@ class Sample:
     span: RegionSpan
     quality: QualityReport
     source: str = ""
+    origin: Origin | None = None  # the map of a library behind its labels
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -109,7 +111,7 @@ def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, inde
         is_last = attempt + 1 == request.quality.tries
         logger.warning("sample %d: %s; %s", index, "; ".join(report.reasons), "no more tries" if is_last else "again")
         locked = rest_of(request, bundle, anatomy, report, latent)
-    return Sample(index, volume, anatomy.labels, anatomy.span, report, source.name)
+    return Sample(index, volume, anatomy.labels, anatomy.span, report, source.name, anatomy.origin)
 
 
 def draw_anatomy(

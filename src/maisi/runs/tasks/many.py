@@ -6,6 +6,7 @@ from pathlib import Path
 
 from maisi.bundle.bundle import Bundle
 from maisi.compute.machine import num_ranks
+from maisi.data.library import INDEX
 from maisi.errors import InvalidRequestError, RunError, StorageError
 from maisi.pipelines.many.facts import (
     SampleFacts,
@@ -67,8 +68,9 @@ def checked_work(request: ManyRequest, index: int, maker: Maker) -> tuple[Sample
 
 
 def inputs(request: ManyRequest) -> tuple[Path, ...]:
-    """The label maps, and folders of them, that are drawn from."""
-    return tuple(path for path in paths_of(request) if path.exists())
+    """The label maps, folders of them, and indices of libraries, that are drawn from."""
+    paths = (path / INDEX if (path / INDEX).is_file() else path for path in paths_of(request))
+    return tuple(path for path in paths if path.exists())
 
 
 def shard_of(request: ManyRequest) -> str | None:
