@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, Limits, RectifiedFlowSpec, save_bundle
+from maisi.bundle.bundle import Bundle, BundleInfo, Condition, DDPMSpec, Limits, RectifiedFlowSpec, save_bundle
 from maisi.bundle.upstream import Checkpoint, identify, load_upstream, read_checkpoint
 from maisi.errors import InvalidBundleError
 from maisi.networks.build import NetworkConfig, build_network
@@ -26,6 +26,7 @@ class Model(Frozen):
 
     scheduler: DDPMSpec | RectifiedFlowSpec
     limits: Limits
+    dropped: tuple[Condition, ...] = ()
 
 
 # Sizes, spacings and fields of view that upstream's own inference accepts.
@@ -35,11 +36,13 @@ _CT_LIMITS = Limits(
     max_size=(512, 512, 768),
     min_fov_mm=(256.0, 256.0, 64.0),
 )
+# Upstream trains the U-Net without labels, and with one modality in ten dropped.
+_DROPPED: tuple[Condition, ...] = ("labels", "modality")
 _MASK_LIMITS = Limits(min_spacing_mm=(1.5, 1.5, 1.5), max_spacing_mm=(1.5, 1.5, 1.5), max_size=(256, 256, 256))
 
 MODELS = {
-    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS),
-    "rflow-ct": Model(scheduler=RectifiedFlowSpec(), limits=_CT_LIMITS),
+    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS, dropped=_DROPPED),
+    "rflow-ct": Model(scheduler=RectifiedFlowSpec(), limits=_CT_LIMITS, dropped=_DROPPED),
     "mask": Model(scheduler=DDPMSpec(), limits=_MASK_LIMITS),
 }
 _MODEL_OF_RELEASE = {"mask-autoencoder": "mask", "mask-diffusion": "mask"}
@@ -125,6 +128,7 @@ def assemble(
         scale_factor=_scale_factor(unet, scale_factor),
         scheduler=_scheduler(unet, model),
         limits=MODELS[model].limits if model else Limits(),
+        dropped=MODELS[model].dropped if model else (),
     )
     return Bundle.of(info, networks, model_card=_card(info, parts))
 

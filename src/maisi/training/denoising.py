@@ -14,10 +14,8 @@ from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.data.latents import LatentExample
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.unet import UNetConfig
-from maisi.pipelines.conditioning import condition_tensors, general_code
+from maisi.pipelines.conditioning import UNKNOWN_MODALITY, condition_tensors, general_code
 from maisi.shapes import Frozen, LatentBatch, PredictionBatch
-
-UNKNOWN_MODALITY = 0
 
 
 class ConditionDropout(Frozen):
