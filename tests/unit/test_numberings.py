@@ -103,7 +103,7 @@ def test_every_name_of_a_numbering_is_known_or_listed_as_without_a_place(numberi
         ("msd-task09", ["spleen"]),
         ("msd-task10", ["colon cancer primaries"]),
         ("lits", ["liver", "hepatic tumor"]),
-        ("kits", ["no place", "no place", "no place"]),
+        ("kits", ["no place", "kidney tumor", "no place"]),
         ("abdomenct-1k", ["liver", "no place", "spleen", "pancreas"]),
         ("ct-org", ["liver", "bladder", "lungs", "no place", "skeleton", "brain"]),
         ("ctpelvic1k", ["sacrum", "left hip", "right hip", "skeleton"]),

@@ -312,7 +312,7 @@ def _unknown_name(name: str, known: Iterable[str], kind: str = "structure") -> s
 
 
 def id_ranges(ids: Iterable[int]) -> str:
-    """Ascending ids in words: 1-153, 200-204."""
+    """Ascending ids in words: 1-153, 200-206."""
     spans: list[list[int]] = []
     for id in ids:
         if spans and id == spans[-1][1] + 1:

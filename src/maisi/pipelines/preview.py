@@ -16,6 +16,7 @@ from maisi.errors import InvalidGridError
 from maisi.shapes import Size3
 from maisi.space.grid import Grid
 from maisi.space.intensity import MR_PERCENTILES
+from maisi.space.resample import crop
 from maisi.space.volume import LabelMap, Volume
 from maisi.storage.atomic import write_atomically
 
@@ -38,6 +39,9 @@ DIFFERENCE_SHARE = 0.15
 
 PLANES = (("axial", 2, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 0, "APSI"))
 """Name, the axis it cuts, and the letters left, right, top, bottom."""
+
+NEAR_MM = 75.0
+"""How far around a lesion its picture goes."""
 
 MAX_LEGEND = 24
 _MARGIN, _GAP, _TITLE, _LINE = 24, 12, 46, 22
@@ -93,15 +97,20 @@ def preview(
 
 
 def comparison(
-    original: Volume, other: Volume, title: str = "", names: tuple[str, str] = ("original", "reconstruction")
+    original: Volume,
+    other: Volume,
+    title: str = "",
+    names: tuple[str, str] = ("original", "reconstruction"),
+    point: Size3 | None = None,
 ) -> Image.Image:
     """A row a plane: the original, the other volume on the same grid, and their difference (blue lower, red higher).
 
-    Raises `InvalidGridError` for volumes on different grids.
+    The planes go through `point` (a voxel), without it through the one that `telling_point` finds. Raises
+    `InvalidGridError` for volumes on different grids.
     """
     if not other.grid.is_close(original.grid):
         raise InvalidGridError(f"volumes on different grids cannot be compared: {original.grid} and {other.grid}")
-    point = telling_point(original)
+    point = point or telling_point(original)
     scale, curve = _column_scale(original.grid), _curve(original)
     most = DIFFERENCE_HU if original.modality == "ct" else DIFFERENCE_SHARE * curve[-1][0]
     unit = " HU" if original.modality == "ct" else ""
@@ -115,6 +124,22 @@ def comparison(
         }
         rows.append([_panel(x, original.grid, k, scale, name) for name, x in pictures.items()])
     return _sheet(rows, title, _size_caption(original.grid), [], scale)
+
+
+def lesion_preview(before: Volume, after: Volume, mask: LabelMap, title: str = "") -> Image.Image:
+    """A row a plane through the lesion that fills most of a plane: before, after and their difference, from near by.
+
+    Raises `InvalidGridError` for volumes on different grids.
+    """
+    if not mask.grid.is_close(before.grid):
+        raise InvalidGridError(f"volume and mask are not on one grid: {before.grid} and {mask.grid}")
+    z = int(mask.array.astype(bool).sum((0, 1)).argmax())
+    x, y = (int(np.median(found)) for found in np.nonzero(mask.array[:, :, z]))
+    reach = [round(NEAR_MM / s) for s in before.grid.spacing]
+    start = [max(0, at - r) for at, r in zip((x, y, z), reach, strict=True)]
+    stop = [min(n, at + r + 1) for at, r, n in zip((x, y, z), reach, before.grid.shape, strict=True)]
+    point = (x - start[0], y - start[1], z - start[2])
+    return comparison(crop(before, start, stop), crop(after, start, stop), title, ("before", "after"), point)
 
 
 def write_png(image: Image.Image, path: Path) -> None:

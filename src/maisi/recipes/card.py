@@ -22,6 +22,7 @@ from maisi.pipelines.codec import rehearse_both
 from maisi.pipelines.generate import generate, sample_generators
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import label_sources
+from maisi.recipes.realism import Realism, realism_tables
 from maisi.shapes import Frozen
 from maisi.space.label_files import read_labels
 
@@ -61,6 +62,7 @@ class BundleQuality(Frozen):
     samples: tuple[SampleQuality, ...]
     rendered: tuple[SampleQuality, ...] = ()
     references: tuple[ReferenceQuality, ...] = ()
+    realism: Realism | None = None
 
 
 def measure_bundle(
@@ -208,7 +210,7 @@ with dark marrow, against label maps of their own.
 Made by `python benchmarks/bundle.py MANIFEST --bundle {bundle.name}`.
 
 {quality_tables(quality)}
-
+{_realism(quality.realism)}
 ## What to expect
 {expectations or "Nothing is promised beyond these numbers."}
 
@@ -219,6 +221,14 @@ the bundle to identify anybody.
 
 {_attribution(training)}
 """
+
+
+def _realism(found: Realism | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"\n## Likeness to real volumes\n{realism_tables(found)}\n\nMade by `python benchmarks/realism.py MANIFEST`.\n"
+    )
 
 
 def _or(names: Sequence[str]) -> str:

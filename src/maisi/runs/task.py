@@ -92,6 +92,10 @@ def no_inputs(request: Any) -> tuple[Path, ...]:
     return ()
 
 
+def anywhere(request: Any, out: Path) -> None:
+    """Nothing: a request whose files may lie wherever there is room."""
+
+
 def no_shard(request: Any) -> str | None:
     """No part of an array job."""
     return None
@@ -110,3 +114,5 @@ class Task(Generic[Request]):
     suffixes: tuple[str, ...] = ()  # accepted endings of the one file of `Output.FILE`
     on_ranks: bool = False  # whether several processes may carry it out together
     shard: Callable[[Request], str | None] = no_shard  # the part of `Output.SHARED` that a request is for, as 2/4
+    check_place: Callable[[Request, Path], None] = anywhere  # raises where the files may not lie there
+    free: tuple[str, ...] = ()  # settings in which runs that fill one `Output.SHARED` may differ, besides the usual

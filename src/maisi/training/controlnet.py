@@ -70,7 +70,7 @@ class ControlNetTraining(DiffusionTraining):
 
 
 @dataclass(frozen=True)
-class Steering:
+class SteeredAnswers:
     """How a ControlNet and its U-Net answer the batches of a training, and what their answers cost."""
 
     config: ControlNetTraining
@@ -164,10 +164,10 @@ def train_controlnet(
     average = cast(ControlNet, learner.averages["controlnet"])
     average_unet = cast(DenoisingUNet, learner.averages.get("unet", unet))
     task = Denoising(config, unet.config, source, scheduler, scale_factor)
-    steering = Steering(config, task, unet, controlnet)
+    steered = SteeredAnswers(config, task, unet, controlnet)
 
     def take_step(step: int) -> dict[str, float]:
-        return learner.update(step, task.batches(step, learner.parts, steering.losses))
+        return learner.update(step, task.batches(step, learner.parts, steered.losses))
 
     networks = Steered(average_unet, average)
     look = None if held_out is None else held_out.looks(networks, task.judged, loop.validate_every)

@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from maisi.errors import InvalidRequestError, RunError
 from maisi.splitting.cpu.kernels import multiplies_bfloat16
+from maisi.splitting.ranks import noticing_lost_ranks
 from maisi.training.distributed import BLOCKS, Team, learning_together, whole
 from maisi.training.optimization import Optimization
-from maisi.training.state import TrainingState
+from maisi.training.state import AVERAGE, TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Learner:
         """Make all that a learner is part of the state of a run, so that checkpoints hold it."""
         state.modules |= self.networks
         alone = len(self.averages) == 1
-        state.modules |= {"average" if alone else f"average_{name}": each for name, each in self.averages.items()}
+        state.modules |= {AVERAGE if alone else f"{AVERAGE}_{name}": each for name, each in self.averages.items()}
         state.optimizers |= self.optimizers
         state.keepers["/".join(self.networks)] = self
 
@@ -97,6 +98,7 @@ class Learner:
             state = self.scaler.state_dict()
             self.scaler.load_state_dict({name: type(state[name])(facts[name]) for name in state})
 
+    @noticing_lost_ranks()
     def update(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, float]:
         """One step on the mean of the batches' losses; the losses, the norm of the gradients, the learning rate.
 

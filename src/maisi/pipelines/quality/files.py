@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from maisi.data.door import open_labels, open_volume
+from maisi.data.label_maps import is_one_map, label_files
 from maisi.errors import InvalidRequestError
-from maisi.pipelines.labels import is_one_map, label_files
 from maisi.pipelines.quality.judge import judge, judge_labels
 from maisi.pipelines.quality.report import QualityReport
 from maisi.pipelines.quality.request import CheckRequest

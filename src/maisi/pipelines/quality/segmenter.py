@@ -58,7 +58,7 @@ class Overlap:
 
 def overlaps(labels: LabelMap, found: LabelMap) -> dict[int, Overlap]:
     """By id, how far the map that a segmenter made agrees with labels on its grid; what is in one alone has Dice 0."""
-    check_same_grid(found, Volume(np.zeros(labels.grid.shape, np.float32), labels.grid))
+    check_same_grid(found, labels)
     asked, got = extents(labels), extents(found)
     same = np.bincount(labels.array[labels.array == found.array].ravel(), minlength=256)
     return {

@@ -7,14 +7,22 @@ from pydantic import Field, model_validator
 from maisi.pipelines.prepare.settings import check_segmenter
 from maisi.shapes import Frozen
 
+USUAL_TRIES = 3
+
 
 class QualitySettings(Frozen):
     """How often a sample is tried, what is done when it fails, and the segmenter that it is shown to."""
 
-    max_tries: int = Field(default=3, ge=1, description="How often a sample is drawn until it passes its check.")
-    on_failure: Literal["redraw", "repair", "keep"] = Field(
-        default="redraw",
+    max_tries: int | None = Field(
+        default=None,
+        ge=1,
+        description="How often a sample is drawn until it passes its check; what never does is set apart.",
+        json_schema_extra={"shown_default": "1 and --on-failure keep; else 3"},
+    )
+    on_failure: Literal["redraw", "repair", "keep"] | None = Field(
+        default=None,
         description="redraw: new noise; repair: new noise at what fails only; keep: no further try, marked, exit 0.",
+        json_schema_extra={"shown_default": "keep; redraw with --max-tries"},
     )
     segmenter: str | None = Field(
         default=None,
@@ -30,6 +38,11 @@ class QualitySettings(Frozen):
         return self
 
     @property
+    def sets_apart(self) -> bool:
+        """Whether what fails is tried again and set apart, and does not stay, marked, among the others."""
+        return self.max_tries is not None if self.on_failure is None else self.on_failure != "keep"
+
+    @property
     def tries(self) -> int:
         """How often a sample is drawn at most."""
-        return 1 if self.on_failure == "keep" else self.max_tries
+        return (self.max_tries or USUAL_TRIES) if self.sets_apart else 1

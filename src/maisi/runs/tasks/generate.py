@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from maisi.bundle.bundle import Bundle
+from maisi.bundle.bundle import Bundle, find_bundle
+from maisi.data.library import INDEX
 from maisi.pipelines.generate import Sample, draw_one, fit_to
 from maisi.pipelines.labels import LabelSource
 from maisi.pipelines.preview import preview, write_png
@@ -21,8 +22,10 @@ def check(request: GenerateRequest) -> Checked[GenerateRequest]:
 
 
 def inputs(request: GenerateRequest) -> tuple[Path, ...]:
-    """The label map, or the folder of them."""
-    return () if request.labels is None else (request.labels,)
+    """The label map or folder of them, the index of a library (with sums of its maps), the bundle of a generator."""
+    index = None if request.library is None else request.library / INDEX
+    generator = None if request.label_bundle is None else find_bundle(request.label_bundle)
+    return tuple(path for path in (request.labels, index, generator) if path is not None)
 
 
 def work(checked: Checked[GenerateRequest], run: Run) -> None:
@@ -53,7 +56,7 @@ def work(checked: Checked[GenerateRequest], run: Run) -> None:
 
 def is_set_apart(sample: Sample, request: GenerateRequest) -> bool:
     """Whether a sample is not to lie among the good ones."""
-    return not sample.quality.passed and request.quality.on_failure != "keep"
+    return not sample.quality.passed and request.quality.sets_apart
 
 
 def set_apart(names: Mapping[str, str]) -> dict[str, str]:
