@@ -93,6 +93,10 @@ class GenerateRequest(Frozen):
         description="How strongly labels steer.",
         json_schema_extra={"shown_default": "the bundle's"},
     )
+    guidance_labels: float = Field(default=1.0, ge=0, description="Guidance by labels; 1 is none, more is stronger.")
+    guidance_conditions: float = Field(
+        default=1.0, ge=0, description="Guidance by region, spacing and modality; 1 is none, more is stronger."
+    )
     quality: QualitySettings = QualitySettings()
     format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
@@ -119,6 +123,8 @@ class GenerateRequest(Frozen):
             raise ValueError("min_distance is about a library; name it by --library DIR, or leave it out")
         if self.unlabelled and self.anatomy:
             raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
+        if self.unlabelled and self.guidance_labels != 1:
+            raise ValueError("unlabelled images follow no labels; leave out guidance_labels")
         return self
 
 

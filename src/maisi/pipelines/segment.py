@@ -123,7 +123,9 @@ def most_likely(found: Tensor, source: Grid, target: Grid) -> np.ndarray:
     likeliest, rows = found.argmax(0).to(torch.uint8).numpy(), found.flatten(1).T.contiguous()
     result = np.empty(target.shape, np.uint8)
     for start in range(0, target.shape[0], SLAB):
-        slab = [tuple(each[start : start + SLAB] for each in around[0]), around[1], around[2]]
+        low, high, share = around[0]
+        part = slice(start, start + SLAB)
+        slab = [(low[part], high[part], share[part]), *around[1:]]
         least = greatest = likeliest
         for axis, (low, high, _) in enumerate(slab):
             least = np.minimum(least.take(low, axis), least.take(high, axis))
