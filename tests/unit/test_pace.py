@@ -1,5 +1,6 @@
 """The time that a training still takes is told by what it has taken."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -43,15 +44,7 @@ def test_whoever_listens_to_a_run_is_told_its_pace(tmp_path: Path) -> None:
     def listen(step: int, metrics: Mapping[str, float]) -> None:
         told.append((step, dict(metrics)))
 
-    fit(
-        state,
-        lambda step: {"loss": 2.0},
-        config,
-        tmp_path,
-        lambda s, m: told.append((s, dict(m))),
-        None,
-        lambda s: look,
-    )
+    fit(state, lambda step: {"loss": 2.0}, config, tmp_path, listen, None, lambda step: {"loss": 1.0})
     assert [step for step, _ in told] == [1, 2, 2, 3, 4, 4]
     assert all(metrics[STEPS] == 4 for _, metrics in told)
     assert told[0][1][LEFT] > 0

@@ -1,7 +1,6 @@
 """What of generated volumes is compared with held-out ones."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -16,7 +16,7 @@ interrupted = Event()
 """Set by an interrupt: Python drops what is raised in a callback or a destructor, so `progress` asks again."""
 
 TOLD_EVERY_S = 30.0  # steps of a training where nobody watches
-STAGES = {"labels": "drawing labels", "sample": "sampling", "decode": "decoding"}
+STAGES = {"encode": "encoding", "labels": "drawing labels", "sample": "sampling", "decode": "decoding"}
 
 
 def tell(text: str) -> None:

@@ -19,6 +19,13 @@ AnyManifest = Annotated[
     Path | None,
     typer.Option("--manifest", metavar="FILE", help="Manifest of the cases, whose variations are encoded first."),
 ]
+LabelledManifest = Annotated[
+    Path | None,
+    typer.Option("--manifest", metavar="FILE", help="Manifest of cases with labels; without it phantoms alone."),
+]
+AddTo = Annotated[
+    str | None, typer.Option("--bundle", "-b", help="Bundle to add the networks to: packaged name or folder.")
+]
 Latents = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Or latents of these cases, from `maisi encode --manifest`.")
 ]
@@ -110,6 +117,38 @@ def controlnet(
         dry_run,
         {"manifest": manifest, "latents": latents, "bundle": bundle},
     )
+
+
+@train.command()
+def labels(
+    name: Recipe,
+    out: Out,
+    manifest: LabelledManifest = None,
+    bundle: AddTo = None,
+    assignments: Assignments = None,
+    threads: Threads = None,
+) -> None:
+    """Train a label generator: sizes of organs to label maps. Run it again after a kill: it goes on."""
+    more = {key: value for key, value in {"manifest": manifest, "bundle": bundle}.items() if value is not None}
+    _train("labels", name, out, assignments, Machine(threads, None), False, more)
+
+
+@train.command()
+def segmenter(
+    name: Recipe,
+    manifest: Manifest,
+    out: Out,
+    bundle: Annotated[
+        str | None, typer.Option("--bundle", "-b", help="Bundle that gets the segmenter: packaged name or folder.")
+    ] = None,
+    assignments: Assignments = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    dry_run: DryRunFlag = False,
+) -> None:
+    """Train a segmenter, which tells the structures of a CT. Run it again after a kill: it goes on."""
+    more = {"manifest": manifest, "bundle": bundle}
+    _train("segmenter", name, out, assignments, Machine(threads, memory), dry_run, more)
 
 
 @train.command()

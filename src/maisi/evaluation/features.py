@@ -5,18 +5,23 @@ orders (Bruna and Mallat, 2013, IEEE TPAMI 35(8)) keeps how strong edges and tex
 and how they vary, the histogram how much air, lung, fat, soft tissue and bone there is.
 """
 
-from collections.abc import Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from maisi.errors import InvalidRequestError
+from maisi.shapes import Frozen
 from maisi.space.intensity import to_unit
 from maisi.space.resample import fit, resample, with_spacing
 from maisi.space.volume import Volume
+from maisi.storage.sums import sha256
 
 PLANES = ("sagittal", "coronal", "axial")  # of constant x, y and z
 _BINS = (0.05, 0.2, 0.35, 0.44, 0.47, 0.5, 0.52, 0.545, 0.58, 0.65, 0.8)  # ends of unit intensities
@@ -33,19 +38,26 @@ class FeatureExtractor(Protocol):
         """The features."""
 
 
-@dataclass(frozen=True)
-class PlaneProtocol:
+class PlaneProtocol(Frozen):
     """Which planes of a volume are looked at, and how: 2.5-D, three orientations.
 
     A volume is resampled to `spacing_mm`, windowed to -1000 to 1000 HU, and every `every`-th plane of each orientation
     is cut or padded with air around its middle to `size` pixels; planes that show less than `least_body` of body
-    (brighter than -500 HU) are left out.
+    (brighter than -500 HU) are left out. `centre` is the middle share of the planes that are looked at.
     """
 
     spacing_mm: float = 4.0
     size: int = 96
     every: int = 4
     least_body: float = 0.02
+    centre: float = 1.0
+
+
+PROTOCOLS = {
+    "maisi": PlaneProtocol(),
+    "paper": PlaneProtocol(spacing_mm=1.0, size=512, every=1, least_body=0.0, centre=0.4),
+}
+"""`paper` is that of the released evaluation script: 1 mm, 512 pixels, the middle 40 % of the planes."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,11 @@ def _of(planes: Tensor, extractor: FeatureExtractor) -> np.ndarray:
         return extractor(planes).double().numpy()
 
 
+def _middle(count: int, protocol: PlaneProtocol) -> slice:
+    low, high = (int((1 + sign * protocol.centre) / 2 * count) for sign in (-1, 1))
+    return slice(low, max(high, low + 1), protocol.every)
+
+
 def volume_planes(volume: Volume, protocol: PlaneProtocol) -> dict[str, Tensor]:
     """The planes (n, 1, size, size) of each orientation of a volume, unit intensities; see `PlaneProtocol`."""
     coarse = resample(volume, with_spacing(volume.grid, [protocol.spacing_mm] * 3))
@@ -121,7 +138,50 @@ def volume_planes(volume: Volume, protocol: PlaneProtocol) -> dict[str, Tensor]:
         shape = [protocol.size] * 3
         shape[axis] = coarse.grid.shape[axis]
         placed = fit(coarse, shape)
-        unit = np.moveaxis(np.clip(to_unit(placed.array, volume.modality), 0, 1), axis, 0)[:: protocol.every]
+        unit = np.moveaxis(np.clip(to_unit(placed.array, volume.modality), 0, 1), axis, 0)
+        unit = unit[_middle(len(unit), protocol)]
         shown = (unit > 0.25).mean((1, 2)) >= protocol.least_body
         planes[name] = torch.from_numpy(np.ascontiguousarray(unit[shown], np.float32))[:, None]
     return planes
+
+
+@dataclass(frozen=True)
+class Network:
+    """The features of a network, which gets images as (n, 3, h, w), the same in all channels; spatial means of maps."""
+
+    name: str
+    network: Callable[[Tensor], Tensor]
+    batch: int = 16
+
+    def __call__(self, images: Tensor) -> Tensor:
+        parts = [self.network(part.expand(-1, 3, -1, -1)) for part in images.split(self.batch)]
+        features = torch.cat(parts)
+        return features.flatten(2).mean(-1) if features.ndim > 2 else features
+
+
+def find_extractor(name: str) -> FeatureExtractor:
+    """The extractor of a name: `scattering`, a TorchScript file (named with its SHA-256), or `module:callable`.
+
+    Raises `InvalidRequestError` for anything else. A module is code of yours, and is run.
+    """
+    if name == "scattering":
+        return Scattering()
+    path = Path(name)
+    if path.suffix in (".pt", ".ts"):
+        if not path.is_file():
+            raise InvalidRequestError(
+                f"no features at {path}; accepted: a TorchScript file, module:callable, scattering"
+            )
+        try:
+            return Network(f"{path.name} sha256:{sha256(path)[:12]}", torch.jit.load(path, map_location="cpu").eval())
+        except RuntimeError as error:
+            raise InvalidRequestError(f"{path} is no TorchScript file; accepted: what torch.jit.save wrote") from error
+    module, colon, attribute = name.partition(":")
+    if not colon or not module or not attribute:
+        raise InvalidRequestError(
+            f"unknown features {name!r}; accepted: scattering, a TorchScript file (.pt, .ts), or module:callable"
+        )
+    try:
+        return Network(name, getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError) as error:
+        raise InvalidRequestError(f"features {name!r} cannot be imported: {error}") from error

@@ -61,7 +61,7 @@ def dry_run(lesson: Lesson, work: Callable[[Lesson, Path], object]) -> DryRun:
     )
 
 
-_PARTS = ("autoencoder", "diffusion", "controlnet")
+_PARTS = ("autoencoder", "diffusion", "controlnet", "segmenter")
 
 
 def _few(lesson: Lesson) -> tuple[Case, ...]:
@@ -105,7 +105,7 @@ def _tried(part: str, folder: Path, lesson: Lesson) -> Tried:
     last = {name: value for name, value in lines[-1].items() if name not in ("step", "seconds", "learning_rate")}
     config = getattr(lesson.recipe, part)
     loop: LoopConfig = config.loop
-    if part == "autoencoder":
+    if part in ("autoencoder", "segmenter"):
         loop = loop.counted(len(lesson.training), config.batch_size * config.optimization.accumulate)
     seconds = median(line["seconds"] for line in lines[1:])  # the first one warms up
     return Tried(part=part, steps=loop.num_steps, seconds_a_step=seconds, losses=last)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from maisi.anatomy.regions import region_span
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle
 from maisi.data.cases import case_span, case_volume, read_case
 from maisi.data.manifest import Case
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidLabelsError, InvalidRequestError
 from maisi.evaluation.distances import Planes, by_planes, kernel_distance, standardised
 from maisi.evaluation.features import PlaneProtocol, Scattering, plane_features
 from maisi.evaluation.fidelity import box_blur
@@ -113,8 +114,7 @@ def measure_realism(
 
 def _like(bundle: Bundle, case: Case, labels: LabelMap, steps: int, told: OnCase) -> tuple[Volume, LabelMap]:
     """A generated volume that shows the labels of a case, and these on its grid."""
-    span = case_span(case, labels)
-    region = span.top.name.lower() if span.top == span.bottom else None  # several are what the labels show
+    region = _region(case, labels)
     with tempfile.TemporaryDirectory(prefix="maisi-") as folder:
         path = Path(folder) / f"{case.id}.nii.gz"
         write_labels(labels, path)
@@ -122,6 +122,18 @@ def _like(bundle: Bundle, case: Case, labels: LabelMap, steps: int, told: OnCase
     told(f"{case.id} is generated in {steps} steps")
     assert sample.labels is not None
     return sample.volume, sample.labels
+
+
+def _region(case: Case, labels: LabelMap) -> str | None:
+    """The region to ask for; None where there are several, which labels tell."""
+    span = case_span(case, labels)
+    if span.top == span.bottom:
+        return span.top.name.lower()
+    try:
+        region_span(labels)
+    except InvalidLabelsError:  # a crop with nothing but body, bone and fat
+        return span.bottom.name.lower()
+    return None
 
 
 def _alike(held_out: Sequence[Case], training: Sequence[Case]) -> list[Case]:

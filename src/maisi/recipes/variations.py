@@ -14,6 +14,14 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.augment import on_grid, vary_grid
 from maisi.data.cases import case_span, read_case
 from maisi.data.dataset import NamedVolumes, PatchSource, at_spacings, patch_source
+from maisi.data.labelled import (
+    LabelledArrays,
+    LabelledSource,
+    NamedLabelled,
+    labelled_arrays,
+    labelled_case,
+    labelled_source,
+)
 from maisi.data.latents import Latent, LatentStore, write_latent
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
@@ -159,3 +167,39 @@ def volumes_of(recipe: BundleRecipe, cases: Sequence[Case]) -> list[tuple[float,
 
 def _phantom_volumes(recipe: BundleRecipe, index: int) -> list[Volume]:
     return [_phantom(recipe, recipe.for_autoencoder().network.factor, index)[0]]
+
+
+def labelled_of(recipe: BundleRecipe, cases: Sequence[Case], is_training: bool = True) -> LabelledSource:
+    """Labelled cases and phantoms, groups drawn by the recipe's weights, else all cases alike.
+
+    Without `is_training` all cases count alike, and there are no phantoms.
+    """
+    config = recipe.for_segmenter()
+    classes = config.network(recipe.vocabulary).classes
+    named = partial(
+        labelled_case,
+        classes=classes,
+        spacing_mm=config.spacing_mm,
+        vocabulary=recipe.vocabulary,
+        drop=recipe.latents.drop,
+    )
+    cases = [case for case in cases if case.modality == "ct"]
+    if not is_training:
+        return labelled_source([(1.0, [named(case) for case in cases])], recipe.kept_volume_bytes)
+    weights = recipe.groups or {group: sum(c.group == group for c in cases) for group in {c.group for c in cases}}
+    members = {name: [named(case) for case in cases if case.group == name] for name in weights}
+    if PHANTOM in weights:
+        members[PHANTOM] = [_labelled_phantom(recipe, index) for index in range(recipe.latents.num_phantoms)]
+    groups = [(weights[name], members[name]) for name in sorted(weights) if members[name]]
+    return labelled_source(groups, recipe.kept_volume_bytes)
+
+
+def _labelled_phantom(recipe: BundleRecipe, index: int) -> NamedLabelled:
+    return NamedLabelled(f"{PHANTOM} {index}", partial(_phantom_arrays, recipe, index))
+
+
+def _phantom_arrays(recipe: BundleRecipe, index: int) -> LabelledArrays:
+    config, vocabulary = recipe.for_segmenter(), recipe.vocabulary
+    volume, labels, _ = _phantom(recipe, 1, index)
+    classes = config.network(vocabulary).classes
+    return labelled_arrays(volume, labels, classes, config.spacing_mm, vocabulary.ids, vocabulary)

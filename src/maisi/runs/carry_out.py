@@ -26,7 +26,7 @@ from maisi.runs.record import (
 from maisi.runs.task import Checked, Output, Request, Run, Task, Watch
 from maisi.splitting.ranks import Ranks
 from maisi.storage.atomic import write_directory
-from maisi.storage.folders import OutputFolder, check_free, entries_of, open_beside, open_folder, storage_errors
+from maisi.storage.folders import FAILED, OutputFolder, check_free, entries_of, open_beside, open_folder, storage_errors
 from maisi.storage.settings import check_settings, read_settings, write_settings
 from maisi.storage.sums import sha256
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 COMMAND = "command"
 RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
-FREE_IN_SHARED = ("sources", "across", "prepare.segmenter_minutes")
+FREE_IN_SHARED = ("sources", "across", "count", "prepare.segmenter_minutes")
 """Settings in which runs that fill one folder may differ."""
 
 
@@ -130,7 +130,7 @@ class Destination:
                 "accepted: the same request to go on with it, another folder, or --overwrite"
             )
         logger.info("going on with the unfinished run in %s", self.folder)
-        return frozenset(names)
+        return frozenset(names) | {f"{FAILED}/{name}" for name in entries_of(self.folder / FAILED)}
 
     def _check_shared(self, task: Task[Any], request: BaseModel) -> None:
         """Nothing, or the refusal of a folder that other settings, or something else than this task, has filled."""
@@ -139,8 +139,9 @@ class Destination:
         records = sorted(self.path.glob(f"*{RUN_SETTINGS}")) if self.path.is_dir() else []
         if not records:
             check_free(self.folder)
+        free = (*FREE_IN_SHARED, *task.free)
         for record in records:
-            different = settings_that_differ(task, request, record, FREE_IN_SHARED)
+            different = settings_that_differ(task, request, record, free)
             if different:
                 raise InvalidRequestError(
                     f"{self.folder} was filled with other settings ({', '.join(different)}, see {record.name}); "
@@ -183,7 +184,7 @@ def settings_that_differ(task: Task[Any], request: BaseModel, path: Path, free: 
     for name in free:
         _drop(there, name)
         _drop(asked, name)
-    return [name for name in asked if asked[name] != there.get(name)]
+    return [name for name in {**asked, **there} if asked.get(name) != there.get(name)]
 
 
 def _drop(settings: dict[str, Any], name: str) -> None:
@@ -235,6 +236,7 @@ def make_record(known: _Known, checked: Checked[Any], run: Run) -> RunRecord:
         inputs=known.inputs,
         files=checked.files,
         warnings=tuple(run.warnings),
+        failed=tuple(run.failed),
         outputs={name_in(path, run): sha256(path) for path in sorted(run.outputs)},
         stages=stages,
         seconds=round(sum(stage.seconds for stage in stages.values()), 3),

@@ -3,6 +3,10 @@
 import typer
 
 from maisi.cli.labels.augment import labels_augment
+from maisi.cli.labels.check import check
+from maisi.cli.labels.generate import generate
+from maisi.cli.labels.library import library
+from maisi.cli.labels.prepare import prepare
 from maisi.cli.labels.register import register
 
 labels = typer.Typer(help="Label maps: made, changed and looked at.", no_args_is_help=True)
@@ -13,5 +17,8 @@ def _group() -> None:
     pass
 
 
+labels.command()(generate)
 labels.command("augment")(labels_augment)
-labels.command()(register)
+for _command in (prepare, register, check):
+    labels.command()(_command)
+labels.add_typer(library, name="library")

@@ -1,10 +1,13 @@
 """`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
 from pydantic import Field
 
+from maisi.anatomy.slots import full_volumes
 from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
 from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute, format_bytes
@@ -14,6 +17,7 @@ from maisi.data.manifest import read_manifest
 from maisi.errors import InvalidPlanError, InvalidRequestError
 from maisi.pipelines.validate import lasting_name
 from maisi.recipes.dry_run import DryRun, dry_run
+from maisi.recipes.labels import LabelLesson, labels_stage
 from maisi.recipes.load import with_classes
 from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
@@ -25,6 +29,7 @@ from maisi.recipes.stages import (
     controlnet_stage,
     encoded,
     save_measured,
+    segmenter_stage,
     starting_bundle,
     stored_latents,
     unet_stage,
@@ -60,20 +65,23 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("a training needs cases: give either --manifest or --latents")
     _check_memory(request)
     settings = with_classes(request.recipe.model_dump(mode="json"), request.bundle)
-    update: dict[str, object] = {
-        "compute": fill_defaults(request.compute),
-        "recipe": check_settings(BundleRecipe, settings),
-    }
+    update: dict[str, object] = {"recipe": check_settings(BundleRecipe, settings)}
     if request.manifest is not None:
         read_manifest(request.manifest)
         update["manifest"] = request.manifest.resolve()
     if request.latents is not None:
         read_entries(request.latents)
         update["latents"] = request.latents.resolve()
+    return _checked_bundle(request.model_copy(update=update))
+
+
+def _checked_bundle(request: TrainRequest) -> Checked[TrainRequest]:
+    """The request with its bundle found, if it names one."""
+    request = request.model_copy(update={"compute": fill_defaults(request.compute)})
     if request.bundle is None:
-        return Checked(request.model_copy(update=update))
+        return Checked(request)
     bundle = load_bundle(request.bundle)
-    return Checked(request.model_copy(update=update | {"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
+    return Checked(request.model_copy(update={"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
 
 
 def _check_memory(request: TrainRequest) -> None:
@@ -91,7 +99,7 @@ def _check_memory(request: TrainRequest) -> None:
 
 def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how an autoencoder is trained."""
-    Team(0, num_ranks()).parts(request.recipe.for_autoencoder().optimization.accumulate)
+    _check_shares(request.recipe.for_autoencoder().optimization)
     if request.manifest is None:
         raise InvalidRequestError("an autoencoder learns from volumes; give --manifest")
     return _check_volumes(check(request))
@@ -129,6 +137,14 @@ def _before(checked: Checked[TrainRequest]) -> Bundle:
     return checked.bundle
 
 
+def check_segmenter(request: TrainRequest) -> Checked[TrainRequest]:
+    """The request, whose recipe says how a segmenter is trained."""
+    Team(0, num_ranks()).parts(request.recipe.for_segmenter().optimization.accumulate)
+    if request.manifest is None:
+        raise InvalidRequestError("a segmenter learns from volumes with labels; give --manifest")
+    return check(request)
+
+
 def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how every network is trained."""
     if num_ranks() > 1:
@@ -146,10 +162,20 @@ def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
 
 def _check_ranks(request: TrainRequest, optimization: Optimization) -> None:
     """Raise `InvalidRequestError` where several processes cannot share the work."""
-    Team(0, num_ranks()).parts(optimization.accumulate)
+    _check_shares(optimization)
     if num_ranks() > 1 and request.latents is None:
         raise InvalidRequestError(
             "several processes learn from latents that are there; give --latents of `maisi encode --manifest`"
+        )
+
+
+def _check_shares(optimization: Optimization) -> None:
+    """Raise `InvalidRequestError` where there are no slabs, or no batches, for every process."""
+    if optimization.slabs == 1:
+        Team(0, num_ranks()).parts(optimization.accumulate)
+    elif optimization.slabs < num_ranks():
+        raise InvalidRequestError(
+            f"{num_ranks()} processes cannot share {optimization.slabs} slabs; accepted: slabs {num_ranks()} or more"
         )
 
 
@@ -190,6 +216,11 @@ def controlnet_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, 
     return controlnet_stage(lesson, checked.bundle, latents, folder, on_step)
 
 
+def segmenter_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
+    """The bundle given with a segmenter, or one of the segmenter alone."""
+    return segmenter_stage(lesson, checked.bundle, folder, on_step)
+
+
 def whole_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
     """The bundle of all networks of a recipe, not measured yet."""
     return all_stages(lesson, folder, on_step)
@@ -208,6 +239,11 @@ def train_unet(checked: Checked[TrainRequest], run: Run) -> None:
 def train_controlnet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a ControlNet, in `bundle`."""
     _train(checked, run, controlnet_of)
+
+
+def train_segmenter(checked: Checked[TrainRequest], run: Run) -> None:
+    """The bundle given with a segmenter, or one of the segmenter alone, in `bundle`."""
+    _train(checked, run, segmenter_of)
 
 
 def train_recipe(checked: Checked[TrainRequest], run: Run) -> None:
@@ -244,10 +280,8 @@ def telling(run: Run) -> OnStep:
 
     def on_step(name: str, step: int, metrics: Mapping[str, float]) -> None:
         numbers = [f"{key} {value:.4g}" for key, value in metrics.items() if key not in PACE]
-        pace = spelled(metrics)
-        run.watch.on_stage(
-            f"{name}: {', '.join([pace, *numbers] if pace else numbers)}", step, int(metrics.get(STEPS, 0))
-        )
+        said = ", ".join(filter(None, [spelled(metrics), *numbers]))
+        run.watch.on_stage(f"{name}: {said}", step, int(metrics.get(STEPS, 0)))
 
     return on_step
 
@@ -268,10 +302,44 @@ def _train(checked: Checked[TrainRequest], run: Run, stage: Stage, is_measured: 
     run.outputs |= {file for file in path.rglob("*") if file.is_file()}
 
 
+def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
+    """The request, whose recipe says how a label generator is trained; without a manifest it learns from phantoms."""
+    recipe = request.recipe.for_labels()
+    if num_ranks() > 1:
+        raise InvalidRequestError("a label generator is trained by one process; start it without torchrun")
+    if request.latents is not None:
+        raise InvalidRequestError("a label generator learns from label maps; give --manifest")
+    network, num_slots = recipe.diffusion.network, len(full_volumes())
+    if network is None or network.context_channels != num_slots:
+        raise InvalidRequestError(
+            f"labels.diffusion.network of recipe {request.recipe.name} must have context_channels {num_slots}, a "
+            "number for each structure of anatomy/slots.yaml"
+        )
+    if request.manifest is None and not recipe.maps.num_phantoms:
+        raise InvalidRequestError("nothing to learn from; accepted: --manifest, or labels.maps.num_phantoms above 0")
+    return check(request) if request.manifest is not None else _checked_bundle(request)
+
+
+def train_labels(checked: Checked[TrainRequest], run: Run) -> None:
+    """The bundle given, or a new one, with a label generator, in `bundle`; states beside it."""
+    run.publish()
+    told = telling(run)
+
+    def on_part(name: str) -> Callable[[int, Mapping[str, float]], None]:
+        return partial(told, name)
+
+    request = checked.request
+    bundle = labels_stage(LabelLesson.of(request.recipe, request.manifest), checked.bundle, run.folder, on_part)
+    run.on_stage("train", 1, 1)
+    path = save_bundle(bundle, run.folder / "bundle", dtype=torch.float16, overwrite=True)
+    run.outputs |= {file for file in path.rglob("*") if file.is_file()}
+
+
 STAGES: dict[str, Stage] = {
     "autoencoder": autoencoder_of,
     "diffusion": unet_of,
     "controlnet": controlnet_of,
+    "segmenter": segmenter_of,
     "recipe": whole_of,
 }
 """What is trained, by the last word of the command."""
@@ -283,4 +351,6 @@ DIFFUSION = Task("train diffusion", TrainRequest, check_diffusion, train_unet, i
 CONTROLNET = Task(
     "train controlnet", TrainRequest, check_controlnet, train_controlnet, inputs, Output.STATE, on_ranks=True
 )
+SEGMENTER = Task("train segmenter", TrainRequest, check_segmenter, train_segmenter, inputs, Output.STATE, on_ranks=True)
 RECIPE = Task("train recipe", TrainRequest, check_recipe, train_recipe, inputs, Output.STATE)
+LABELS = Task("train labels", TrainRequest, check_labels, train_labels, inputs, Output.STATE)
