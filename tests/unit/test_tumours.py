@@ -287,8 +287,8 @@ def test_a_tumour_that_fills_its_organ_finds_no_other_place_but_its_own() -> Non
 @pytest.mark.parametrize(
     ("organs", "asked", "answer"),
     [
-        (LIVER, {}, "no tumour in this label map to vary; it holds no tumour"),
-        (LIVER, {"tumours": ["lung tumor"]}, "no lung tumor in this label map"),
+        (LIVER, {}, "this label map holds no tumour to vary; new ones can be planted"),
+        (LIVER, {"tumours": ["lung tumor"]}, "this label map holds no lung tumor to vary"),
         (LIVER, {"tumours": ["hepatic tumr"]}, "did you mean"),
         ({"hepatic tumor": ((0, 0, 0), 20)}, {}, "hepatic tumor lies in no liver here"),
         (LIVER, {"strength": -1.0}, "a strength of -1 is impossible"),

@@ -61,6 +61,24 @@ def _fill_parts(result: np.ndarray, lesion: np.ndarray, hosts: list[int], counts
         result[around][inside] = best if nearby[best] else usual
 
 
+def healed(labels: np.ndarray, mask: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """The label map with each part of a mask as what is healthy there.
+
+    A lesion that has a name becomes one of its hosts, see `without_structures`; what is left of the mask, the commonest
+    structure around it that is no lesion itself.
+    """
+    lesions = lesion_ids(vocabulary)
+    inside = np.unique(labels[mask])
+    named = without_structures(labels, set(inside.tolist()) & set(lesions), vocabulary)
+    result = np.where(mask, named, labels)
+    is_open = mask & ~np.isin(labels, lesions)
+    if is_open.any():
+        counts = np.bincount(result.ravel(), minlength=256)
+        hosts = [int(id) for id in np.flatnonzero(counts) if id != BACKGROUND and id not in lesions]
+        _fill_parts(result, is_open, hosts, counts, vocabulary.id("body"))
+    return result
+
+
 def unnamed(labels: np.ndarray, ids: Iterable[int], vocabulary: Vocabulary) -> np.ndarray:
     """The label map with the structures `ids` as plain body, as in a map whose author did not name them."""
     gone = np.zeros(256, bool)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from maisi.pipelines.requests import Anatomy, Spacing
+from maisi.pipelines.requests import Spacing, Wishes
 from maisi.shapes import Frozen, Size3
 from maisi.space.reading import ReadOptions
 
@@ -42,7 +42,7 @@ class LibraryDrawRequest(Frozen):
     region: str | None = Field(default=None, description="head, chest, abdomen, lower.")
     size: Size3 | None = Field(default=None, description="Voxels.", json_schema_extra={"shown_default": "the region's"})
     spacing: Spacing = Field(default=None, description="Voxel size in mm.")
-    anatomy: Anatomy = Field(default=(), description="Structures asked for: liver=0.6 gallbladder=none.")
+    anatomy: Wishes = Field(default=(), description="Structures asked for: liver=0.6 gallbladder=none.")
     min_distance: float | None = Field(
         default=None, ge=0, le=1, description="Least distance to every map of the library, 0 to 1."
     )

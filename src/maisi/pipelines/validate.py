@@ -24,7 +24,9 @@ from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
 from maisi.pipelines.asked import asked
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
-from maisi.pipelines.label_codec import label_autoencoder_name, takes_labels
+from maisi.pipelines.guidance import check_guidance
+from maisi.pipelines.label_codec import channels_of, label_autoencoder_name, takes_labels
+from maisi.pipelines.label_generator import generated_source
 from maisi.pipelines.labels import (
     GridRules,
     LabelRules,
@@ -35,8 +37,15 @@ from maisi.pipelines.labels import (
     folder_sources,
     region_grid,
 )
-from maisi.pipelines.library import library_source
-from maisi.pipelines.requests import DEFAULT_REGION, DecodeRequest, EncodeRequest, GenerateRequest, PlanRequest
+from maisi.pipelines.library import library_source, people_source
+from maisi.pipelines.requests import (
+    DEFAULT_REGION,
+    DecodeRequest,
+    EncodeRequest,
+    GenerateLabelsRequest,
+    GenerateRequest,
+    PlanRequest,
+)
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.reading import FileReport
@@ -48,7 +57,7 @@ logger = logging.getLogger(__name__)
 MOST_VOXELS = 4_000_000_000
 """More than any scan has: 1600 voxels along each axis."""
 
-Request = TypeVar("Request", GenerateRequest, EncodeRequest, DecodeRequest, PlanRequest)
+Request = TypeVar("Request", GenerateRequest, GenerateLabelsRequest, EncodeRequest, DecodeRequest, PlanRequest)
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,11 @@ def lasting_name(name: str, bundle: Bundle) -> str:
     return str(bundle.path.resolve())
 
 
+def lasting_name_of(name: str) -> str:
+    """The same of a bundle that is not loaded."""
+    return name if name in packaged_names() else str(find_bundle(name).resolve())
+
+
 # Generating -----------------------------------------------------------------------------------------------------------
 
 
@@ -188,11 +202,16 @@ def _plain_sources(request: GenerateRequest, bundle: Bundle, anatomy: AnatomyReq
             return folder_sources(request.labels, placed)
         return [file_source(request.labels, placed)]
     region = request.region or DEFAULT_REGION
+    if request.label_bundle is not None:
+        return [generated_source(request.label_bundle, region, rules, anatomy, request.compute)]
     grid = region_grid(region, rules)
     if request.library is not None:
         library = Library.read(request.library)
         return [library_source(library, region, grid, anatomy, request.min_distance, request.enclose)]
-    return [NoLabels(region, grid) if request.unlabelled else PhantomLabels(region, grid)]
+    if request.unlabelled:
+        return [NoLabels(region, grid)]
+    people = None if request.phantom else people_source(region, grid, anatomy)
+    return [people or PhantomLabels(region, grid)]
 
 
 def bundle_vocabulary(bundle: Bundle) -> Vocabulary:
@@ -227,6 +246,7 @@ def _check_source(request: GenerateRequest, bundle: Bundle, source: LabelSource)
     config = cast(UNetConfig, bundle.configs["unet"])
     encode_conditioning(Conditioning(source.span, source.grid.spacing, request.modality), config)
     bundle.scheduler.timesteps(request.steps, num_voxels=math.prod(source.grid.shape))  # refuses too many
+    check_guidance(request, bundle)
     foreign = [r.name.lower() for r in source.span.regions if r.name.lower() not in bundle.limits.regions]
     if foreign and not request.force:
         raise InvalidRequestError(
@@ -244,6 +264,7 @@ def _filled(request: GenerateRequest, bundle: Bundle, sources: list[LabelSource]
             "bundle": lasting_name(request.bundle, bundle),
             "labels": request.labels and request.labels.resolve(),
             "library": request.library and request.library.resolve(),
+            "label_bundle": request.label_bundle and lasting_name_of(request.label_bundle),
             "region": request.region or (None if request.labels else DEFAULT_REGION),
             "controlnet_scale": scale,
             "size": request.size if one_grid is None else one_grid.shape,
@@ -349,4 +370,4 @@ def validate_decode(request: DecodeRequest, bundle: Bundle | None = None) -> Val
 def encodes_labels(bundle: Bundle) -> bool:
     """Whether the autoencoder of a bundle is one of label maps."""
     config = bundle.configs.get("autoencoder", bundle.configs.get("label_autoencoder"))
-    return isinstance(config, AutoencoderConfig) and takes_labels(config)
+    return isinstance(config, AutoencoderConfig) and takes_labels(config, channels_of(bundle))

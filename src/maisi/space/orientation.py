@@ -38,6 +38,19 @@ def turn_to_ras(array: np.ndarray, grid: Grid, outside: float, *, nearest: bool)
     return straighten(array, grid, outside, nearest=nearest)
 
 
+def is_straight(grid: Grid) -> bool:
+    """Whether `turn_to_ras` permutes and flips axes only, and moves no value by interpolation."""
+    _, turned = _permuted(np.empty(grid.shape, np.bool_), grid)
+    return turned.is_ras or _straightened(turned).is_close(turned)
+
+
+def ras_view(array: np.ndarray, grid: Grid) -> np.ndarray:
+    """A view of a straight array along RAS: what is written to it is written to the array."""
+    order = nearest_axes(grid)
+    flips = tuple(slice(None, None, -1 if grid.affine[world, axis] < 0 else 1) for world, axis in enumerate(order))
+    return array.transpose(order)[flips]
+
+
 def _permuted(array: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
     """The axes in the order and direction nearest to RAS; exact."""
     order = nearest_axes(grid)
