@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in [*ROOT.glob("docs/**/*.md"), ROOT / "README.md"])
 BLOCK = re.compile(r"```(?:bash|sh|console)\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"`(maisi [^`]+)`")
-TRAININGS = ("autoencoder", "diffusion", "controlnet", "recipe")
+TRAININGS = ("autoencoder", "diffusion", "controlnet", "labels", "recipe")
 PLACEHOLDER = re.compile(r"^\W|[A-Z./$<>{}*]|^my-")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from maisi.anatomy.regions import RegionSpan
+from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.slots import OPEN, full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import build_scheduler
@@ -15,7 +15,16 @@ from maisi.data.manifest import Case, write_manifest
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.pipelines.label_codec import decode_labels, encode_labels, label_channels
-from maisi.recipes.label_maps import bent, channels_for, in_channels, make_maps, whole_labels, with_body
+from maisi.recipes.label_maps import (
+    StoredMap,
+    bent,
+    channels_for,
+    in_channels,
+    make_maps,
+    whole_labels,
+    with_body,
+    with_tumours,
+)
 from maisi.recipes.labels import LabelLesson, centred, labels_stage, make_label_latents, patches
 from maisi.recipes.load import load_recipe
 from maisi.recipes.recipe import BundleRecipe, LabelMapsRecipe
@@ -245,3 +254,21 @@ def test_packaged_recipes_say_how_a_label_generator_is_trained(name: str) -> Non
     assert chosen.diffusion.network is not None
     assert chosen.diffusion.network.context_channels == len(full_volumes())
     assert all(n % 4 == 0 for n in chosen.maps.size)
+
+
+def test_planted_tumours_are_learned_and_what_a_case_has_grown_is_not(tmp_path: Path) -> None:
+    settings = LabelMapsRecipe(
+        size=(40, 32, 32), spacing_mm=(10.0, 10.0, 10.0), channels="found", tumours={"hepatic tumor": 1.0}
+    )
+    grid = Grid.centered(settings.size, settings.spacing_mm)
+    planted = with_tumours(settings, phantom(grid=grid), np.random.default_rng(0))
+    assert (planted.array == ID("hepatic tumor")).any()
+    head = phantom("head", grid=grid)
+    assert np.array_equal(with_tumours(settings, head, np.random.default_rng(0)).array, head.array)
+    grown = np.where(planted.array == ID("spleen"), np.uint8(ID("bone lesion")), planted.array)
+    write_labels(LabelMap(grown, grid), tmp_path / "map.nii.gz")
+    channels = channels_for(settings, [StoredMap(tmp_path / "map.nii.gz", BodyRegion.ABDOMEN, "map")])
+    assert ID("hepatic tumor") in channels
+    assert ID("bone lesion") not in channels
+    with pytest.raises(ValueError, match="toe tumor"):
+        LabelMapsRecipe(tumours={"toe tumor": 0.5})

@@ -12,17 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maisi.anatomy.bits import label_bits
 from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle
 from maisi.compute.fit import between_calls, fit
-from maisi.compute.machine import dtype_of
 from maisi.data.library import Origin
-from maisi.diffusion.denoiser import denoiser
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.pipelines.codec import volume_of_unit
-from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_of, shown_labels
+from maisi.pipelines.conditioning import Conditioning, modality_of, shown_labels
+from maisi.pipelines.guidance import guided_denoiser
 from maisi.pipelines.labels import Anatomy, LabelSource
 from maisi.pipelines.quality.judge import judge, judge_labels
 from maisi.pipelines.quality.repair import region_of
@@ -173,25 +171,13 @@ def draw_latent(
     `seen` (x, y, z) are the ids that the ControlNet is to see, uint8; None for the U-Net alone. Of `locked` the latent
     is kept wherever it is not free.
     """
-    unet = bundle.unet
-    dtype, device = dtype_of(request.compute), next(unet.parameters()).device
-    conditioning = Conditioning(anatomy.span, anatomy.grid.spacing, request.modality)
-    conditions = {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        for name, value in encode_conditioning(conditioning, unet.config).items()
-    }
     shape = tuple(n // bundle.autoencoder.factor for n in anatomy.grid.shape)
-    noise = torch.randn((1, unet.config.in_channels, *shape), generator=generator)
-    noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
+    noise = torch.randn((1, bundle.unet.config.in_channels, *shape), generator=generator)
+    noise = noise.to(next(bundle.unet.parameters()).device).contiguous(memory_format=torch.channels_last_3d)
+    conditioning = Conditioning(anatomy.span, anatomy.grid.spacing, request.modality)
     with between_calls(request.compute):
         return sample(
-            denoiser(
-                unet,
-                bundle.controlnet if seen is not None else None,
-                conditions=conditions,
-                bits=None if seen is None else label_bits(seen.to(device), dtype)[None],
-                controlnet_scale=controlnet_scale(request, bundle),
-            ),
+            guided_denoiser(request, bundle, conditioning, seen),
             bundle.scheduler,
             noise,
             request.steps,
@@ -235,11 +221,6 @@ def seen_labels(anatomy: Anatomy, bundle: Bundle) -> Tensor | None:
 def steers(request: GenerateRequest, bundle: Bundle) -> bool:
     """Whether a ControlNet makes the samples follow labels."""
     return "controlnet" in bundle.kinds and not request.unlabelled
-
-
-def controlnet_scale(request: GenerateRequest, bundle: Bundle) -> float:
-    """How strongly the labels steer: what the request says, else what the bundle was measured with."""
-    return bundle.info.controlnet_scale if request.controlnet_scale is None else request.controlnet_scale
 
 
 def sample_generators(
