@@ -165,23 +165,33 @@ def written(made: Made, *, bundle: Bundle, partial_folder: Path, publish: Callab
 
     Gives what went wrong and may go well another time: then nothing is written.
     """
-    drawn, request = made.work.drawn, made.work.request
     if made.trouble:
-        return f"{drawn.stem}: {made.trouble}"
-    with storage_errors(made.work.folder):
-        names: dict[str, str] = {}
-        if made.sample is not None:
-            usual = stem_of(request, made.source, 0)
-            names = file_names(request, made.source, 0)
-            names = {kind: f"{drawn.stem}{name.removeprefix(usual)}" for kind, name in names.items()}
-            if made.failed:
-                (made.work.folder / FAILED).mkdir(exist_ok=True)
-                names = set_apart(names)
-            write_sample(made.sample, request, bundle, {kind: partial_folder / name for kind, name in names.items()})
-        facts = facts_of(made, bundle, partial_folder, names)
-        write_facts(facts, partial_folder / facts_name(drawn.stem))
-        publish()
+        return f"{made.work.drawn.stem}: {made.trouble}"
+    try:
+        with storage_errors(made.work.folder):
+            names = _write_files(made, bundle, partial_folder) if made.sample is not None else {}
+            facts = facts_of(made, bundle, partial_folder, names)
+            write_facts(facts, partial_folder / facts_name(facts.stem))
+            publish()
+    except StorageError as error:  # in the user's words: where the file was to go
+        raise StorageError(str(error).replace(str(partial_folder), str(made.work.folder))) from error
     return ""
+
+
+def _write_files(made: Made, bundle: Bundle, partial_folder: Path) -> dict[str, str]:
+    """Write the files of a sample, apart where it failed its check, and give their names by what they hold."""
+    assert made.sample is not None
+    request = made.work.request
+    usual = stem_of(request, made.source, 0)
+    names = {
+        kind: f"{made.work.drawn.stem}{name.removeprefix(usual)}"
+        for kind, name in file_names(request, made.source, 0).items()
+    }
+    if made.failed:
+        (made.work.folder / FAILED).mkdir(exist_ok=True)  # before others, so that files move into it
+        names = set_apart(names)
+    write_sample(made.sample, request, bundle, {kind: partial_folder / name for kind, name in names.items()})
+    return names
 
 
 MANY = Task(COMMAND, ManyRequest, check, work, inputs, Output.SHARED, shard=shard_of)
