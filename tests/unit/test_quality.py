@@ -157,6 +157,17 @@ def test_a_tumour_that_does_not_touch_its_host_fails_and_without_any_host_is_tol
     assert "grows in liver" in alone.remarks[0]
 
 
+def test_a_gallbladder_away_from_its_liver_is_told() -> None:
+    fine = Grid.centered(GRID.shape, (4.0, 4.0, 4.0))
+    remarks = []
+    for liver in (slice(9, 19), slice(9, 17)):
+        ids = blocks(liver=liver).array
+        ids[9:18, 9:18, 19:22] = VOCABULARY.id("gallbladder")
+        report = judge_labels(LabelMap(ids, fine))
+        remarks.append([each.words for each in row(report, "gallbladder").findings if each.check == "neighbours"])
+    assert remarks == [[], ["does not touch liver, as in 26 of 26 maps"]]
+
+
 @pytest.mark.parametrize(("asked", "check"), [(520.0, None), (600.0, "info"), (900.0, "fail"), (0.0, "fail")])
 def test_the_volume_that_was_asked_for_is_compared(asked: float, check: str | None) -> None:
     report = judge_labels(blocks(liver=slice(4, 12)), asked_ml={LIVER: asked})

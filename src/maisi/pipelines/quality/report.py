@@ -9,9 +9,9 @@ from maisi.anatomy.references import HuRange, Phase
 from maisi.shapes import Frozen
 
 Level = Literal["info", "fail"]
-Check = Literal["image", "presence", "volume", "pieces", "place", "host", "hu", "spread", "edge", "dice"]
+Check = Literal["image", "presence", "volume", "pieces", "place", "host", "neighbours", "hu", "spread", "edge", "dice"]
 
-OF_LABELS: tuple[Check, ...] = ("presence", "volume", "pieces", "place", "host")
+OF_LABELS: tuple[Check, ...] = ("presence", "volume", "pieces", "place", "host", "neighbours")
 """Checks of the label map alone: another draw of the noise changes nothing there."""
 
 
