@@ -102,7 +102,8 @@ def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, inde
         volume = volume_of_unit(unit, anatomy.grid, modality_of(request.modality))
 
         on_stage("check", 0, 1)
-        report = judged(request, bundle, volume, anatomy).model_copy(update={"tries": attempt + 1})
+        told = {"tries": attempt + 1, "labels_from": str(anatomy.origin or "")}
+        report = judged(request, bundle, volume, anatomy).model_copy(update=told)
         on_stage("check", 1, 1)
         if report.passed or not report.image_reasons:  # no noise changes what is wrong with the labels
             break
