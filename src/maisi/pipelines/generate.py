@@ -33,6 +33,9 @@ from maisi.splitting.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
+LABEL_TRIES = 5
+"""How often labels are drawn until they pass their check, which takes next to no time beside a volume."""
+
 OnStage = Callable[[str, int, int], None]
 """Called with the stage ("labels", "sample", "decode", "check"), steps done and steps in all."""
 
@@ -118,7 +121,7 @@ def draw_anatomy(
 ) -> Anatomy:
     """The anatomy of a sample; labels that fail their check are drawn again before anything is made after them."""
     on_stage("labels", 0, 1)
-    for attempt in range(request.quality.tries):
+    for attempt in range(max(request.quality.tries, LABEL_TRIES)):
         rng, of_labels, _ = sample_generators(request.seed, index, attempt)
         anatomy = source.draw(rng, of_labels)
         if anatomy.labels is None or request.labels is not None:
