@@ -78,6 +78,7 @@ class HuRange(Frozen):
     believable: tuple[float, float]
     mean: float
     spread: float | None  # within a scan; None where no scan was measured
+    scans: int  # that it is from, besides the vocabulary
     source: str
 
 
@@ -123,6 +124,7 @@ def hu_range(id: int, vocabulary: Vocabulary, phase: Phase | None = None) -> HuR
         believable=(round(low - far, 1), round(high + far, 1)),
         mean=round(mean, 1),
         spread=scans and scans.spread,
+        scans=0 if scans is None else scans.count,
         source=source,
     )
 
