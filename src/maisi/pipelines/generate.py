@@ -20,6 +20,7 @@ from maisi.compute.machine import dtype_of
 from maisi.diffusion.denoiser import denoiser
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import NoiseScheduler
+from maisi.networks.controlnet import ControlNet, around_hole
 from maisi.pipelines.check import problems_of
 from maisi.pipelines.codec import volume_of_unit
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_of, shown_labels
@@ -49,10 +50,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Locked:
-    """A clean latent (1, c, u, v, w), times the scale factor, that is to stay but where `free` (u, v, w) is true."""
+    """A clean latent (1, c, u, v, w), times the scale factor, that is to stay but where `free` (u, v, w) is true.
+
+    With `strength` below 1 sampling starts from it with that share of the noise, so that what is free keeps its outline
+    (SDEdit; Meng et al., 2022).
+    """
 
     clean: Tensor
     free: Tensor
+    strength: float = 1.0
+
+    def start(self, scheduler: NoiseScheduler, num_voxels: int) -> float | None:
+        """The time that sampling starts at; None for that of noise."""
+        if self.strength >= 1:
+            return None
+        first, last = scheduler.timesteps(1, num_voxels).tolist()
+        return float(round(last + self.strength * (first - last)))
 
     def kept(self, noise: Tensor, scheduler: NoiseScheduler, x: Tensor, t: float) -> Tensor:
         """The latent of time `t` with all that is not free as the clean latent is at that time, with its own noise.
@@ -60,7 +73,11 @@ class Locked:
         RePaint (Lugmayr et al., 2022), equation 8, with one noise for all times, so that what is kept walks the path
         that the sampler would lead it.
         """
-        return torch.where(self.free.to(x.device), x, scheduler.add_noise(self.clean.to(x), noise.to(x), t))
+        return torch.where(self.free.to(x.device), x, self.noisy(noise.to(x), scheduler, t))
+
+    def noisy(self, noise: Tensor, scheduler: NoiseScheduler, t: float) -> Tensor:
+        """The clean latent at time `t`."""
+        return scheduler.add_noise(self.clean.to(noise), noise, t)
 
 
 def generate(
@@ -130,19 +147,22 @@ def draw_unit(
     noise = torch.randn((1, unet.config.in_channels, *shape), generator=generator)
     noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
     with between_calls(request.compute):
+        start = None if locked is None else locked.start(bundle.scheduler, noise[0, 0].numel())
+        first = noise if start is None or locked is None else locked.noisy(noise, bundle.scheduler, start)
         latent = sample(
             denoiser(
                 unet,
                 bundle.controlnet if seen is not None else None,
                 conditions=conditions,
-                bits=None if seen is None else label_bits(seen.to(device), dtype)[None],
+                embedding=None if seen is None else embedded(bundle.controlnet, seen.to(device), noise, locked, dtype),
                 controlnet_scale=controlnet_scale(request, bundle),
             ),
             bundle.scheduler,
-            noise,
+            first,
             request.steps,
             solver=request.solver,
             generator=generator,
+            start=start,
             on_step=lambda done, total: on_stage("sample", done, total),
             after_step=None if locked is None else partial(locked.kept, noise, bundle.scheduler),
         )
@@ -152,6 +172,17 @@ def draw_unit(
         unit: Tensor = autoencoder.decode(latent / bundle.scale_factor)
     on_stage("decode", 1, 1)
     return unit
+
+
+@torch.no_grad()
+def embedded(controlnet: ControlNet, seen: Tensor, noise: Tensor, locked: Locked | None, dtype: torch.dtype) -> Tensor:
+    """The ids (x, y, z) as the ControlNet sees them, and what is locked where it sees the surroundings of a hole."""
+    embedding = controlnet.embed_condition(label_bits(seen, dtype)[None])
+    if not controlnet.config.sees_surroundings:
+        return embedding
+    clean = torch.zeros_like(noise) if locked is None else locked.clean.to(noise)
+    hole = torch.ones_like(noise[:, 0]) if locked is None else locked.free[None].to(noise.device)
+    return embedding + controlnet.embed_surroundings(around_hole(clean, hole).to(dtype))
 
 
 def fit_to(valid: ValidRequest, source: LabelSource, ranks: Ranks | None = None) -> Bundle:
