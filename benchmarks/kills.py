@@ -1,10 +1,11 @@
-"""Preparing, encoding and training, killed at random moments again and again, against runs that nobody disturbed.
+"""Work killed at random moments again and again, against runs that nobody disturbed.
 
-    python benchmarks/kills.py [--kills 20] [--seed 0]
+    python benchmarks/kills.py [--kills 20] [--seed 0] [--kinds prepare autoencoder encode diffusion controlnet many]
 
 Makes phantoms as scans, and for each kind of work lets it run once whole, then kills it (SIGKILL) at random moments of
 that time until the count is reached, starts it again each time, and compares what is left at the end: all files of
-prepared cases and latents, the weights of every bundle. Prints a line a kind and writes benchmarks/results/kills.json.
+prepared cases, latents and samples, the weights of every bundle. Prints a line a kind and writes those to
+benchmarks/results/kills.json. `encode` and what follows it need what goes before; `many` needs nothing.
 """
 
 import argparse
@@ -43,6 +44,17 @@ SHORT = (
     "latents.max_size=[32, 32, 32]",
 )
 
+KINDS = ("prepare", "autoencoder", "encode", "diffusion", "controlnet", "many")
+REQUESTS = """
+count: {count}
+size: 32
+spacing: {{uniform: [4.5, 5]}}
+steps: 2
+region: {{choice: [chest, abdomen]}}
+quality: {{on_failure: keep}}
+compute: {{threads: 1}}
+"""
+
 
 def make_scans(folder: Path, count: int = 6) -> None:
     for k in range(count):
@@ -62,7 +74,7 @@ def works(root: Path, run: str) -> dict[str, tuple[list[str], Path]]:
     """The command of each kind of work, and where its results are; what goes before is that of the whole run."""
     store, bundle = root / "whole" / "prepare", lambda kind: root / "whole" / kind / "bundle"
     short = [word for setting in SHORT for word in ("--set", setting)]
-    out = {kind: root / run / kind for kind in ("prepare", "autoencoder", "encode", "diffusion", "controlnet")}
+    out = {kind: root / run / kind for kind in KINDS}
     given = ("--manifest", store, *short)
     return {
         "prepare": (maisi("prepare", root / "scans", "--multiple", 16, "--out", out["prepare"]), out["prepare"]),
@@ -82,6 +94,7 @@ def works(root: Path, run: str) -> dict[str, tuple[list[str], Path]]:
             maisi("train", "controlnet", "tiny", *given, "--bundle", bundle("diffusion"), "--out", out["controlnet"]),
             out["controlnet"] / "bundle",
         ),
+        "many": (maisi("generate", "--requests", root / "requests.yaml", "--out", out["many"]), out["many"]),
     }
 
 
@@ -128,14 +141,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--samples", type=int, default=100, help="of many")
     arguments = parser.parse_args()
-    draws, found = random.Random(arguments.seed), {}
+    path = Path(__file__).parent / "results" / "kills.json"
+    draws, found = random.Random(arguments.seed), json.loads(path.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         make_scans(root / "scans")
+        (root / "requests.yaml").write_text(REQUESTS.format(count=arguments.samples), encoding="utf-8")
         for run in ("whole", "parts"):
             (root / run).mkdir()
         for kind, (command, result) in works(root, "whole").items():
+            if kind not in arguments.kinds:
+                continue
             seconds = timed(command)
             again, parts = works(root, "parts")[kind]
             kills = 0
@@ -147,7 +166,6 @@ def main() -> None:
             differ = same(result, parts)
             found[kind] = {"seconds": round(seconds, 1), "kills": kills, "files that differ": differ}
             print(f"{kind}: {seconds:.1f} s undisturbed, killed {kills} times, {len(differ)} files differ {differ[:3]}")
-    path = Path(__file__).parent / "results" / "kills.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -34,6 +34,7 @@ _HOMES = {
     "maisi.networks.controlnet": ("ControlNet", "ControlNetConfig"),
     "maisi.networks.unet": ("DenoisingUNet", "UNetConfig"),
     "maisi.pipelines.codec": ("decode", "encode"),
+    "maisi.pipelines.dataset": ("MixedDataset", "SyntheticDataset", "Synthesized"),
     "maisi.pipelines.generate": ("Sample", "generate"),
     "maisi.pipelines.inpaint": ("Inpainted", "inpaint"),
     "maisi.pipelines.inpaint_request": ("InpaintRequest",),
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from maisi.phantom.draw import draw_phantom
     from maisi.phantom.render import render_phantom
     from maisi.pipelines.codec import decode, encode
+    from maisi.pipelines.dataset import MixedDataset, Synthesized, SyntheticDataset
     from maisi.pipelines.generate import Sample, generate
     from maisi.pipelines.inpaint import Inpainted, inpaint
     from maisi.pipelines.inpaint_request import InpaintRequest

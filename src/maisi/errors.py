@@ -21,6 +21,10 @@ class InvalidLabelsError(InvalidRequestError):
     """A label map with unknown ids, fractional values or another grid than its volume."""
 
 
+class InvalidAnatomyError(InvalidRequestError):
+    """Anatomy that no body has, or that a label map cannot be changed into."""
+
+
 class InvalidGridError(InvalidRequestError):
     """A size, spacing or affine that is impossible here."""
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import run_each_to_its_end, run_ranks
 
-from maisi.errors import InvalidRequestError, RunError
+from maisi.cli.process import process_for
+from maisi.compute.compute import Compute
+from maisi.errors import InvalidRequestError, InvalidVolumeError, RunError
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.training.learner import Learner, MicroBatch
 from maisi.training.loop import LoopConfig, fit, step_generators
@@ -206,6 +208,41 @@ def test_a_run_whose_rank_was_killed_goes_on_from_its_checkpoint(tmp_path: Path)
     assert all(codes), codes
     alone = Lesson(SETTINGS).run(tmp_path / "alone")
     assert_close(Lesson(SETTINGS, seed=7).run(tmp_path / "killed"), alone)
+
+
+def fail_within(rank: int, folder: Path, how: str) -> None:
+    """The second rank fails where the first waits for its gradients."""
+    try:
+        with process_for(Compute(threads=1)):
+            lesson = Lesson(SHARDED if how == "sharded" else SETTINGS)
+            batches = [lesson.batch(0, part) for part in lesson.learner.parts]
+            if rank == 1:
+                batches[-1] = MicroBatch(fail if how != "killed" else kill)
+            lesson.learner.update(0, batches)
+    except Exception as error:
+        (folder / str(rank)).write_text(f"{type(error).__name__}: {error}")
+        raise SystemExit(1) from error
+
+
+def fail(precision: str) -> dict[str, Tensor]:
+    raise InvalidVolumeError("case p7: it is no volume")
+
+
+def kill(precision: str) -> dict[str, Tensor]:
+    os.kill(os.getpid(), 9)
+    return {}
+
+
+@pytest.mark.parametrize("how", ["sharded", "killed"])
+def test_a_rank_that_fails_within_a_step_is_told_by_the_others_with_its_error(tmp_path: Path, how: str) -> None:
+    codes = run_each_to_its_end(fail_within, 2, tmp_path, how, timeout_s=60)
+    assert codes[0] == 1
+    assert codes[1] == (-9 if how == "killed" else 2)  # what a refusal exits with
+    said = (tmp_path / "0").read_text()
+    if how == "killed":
+        assert said.startswith("RankError: another rank of this run died or no longer answers: ")
+    else:
+        assert said == "RankError: rank 1 of this run failed: case p7: it is no volume"
 
 
 def test_a_damaged_checkpoint_in_shards_is_refused(tmp_path: Path) -> None:

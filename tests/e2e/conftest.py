@@ -71,7 +71,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocabulary_version="1.0",
         scale_factor=0.8,
         scheduler=RectifiedFlowSpec(),
-        limits=Limits(min_spacing_mm=(2.0, 2.0, 2.0), max_spacing_mm=(20.0, 20.0, 20.0), max_size=(48, 48, 48)),
+        limits=Limits(
+            min_spacing_mm=(2.0, 2.0, 2.0),
+            max_spacing_mm=(20.0, 20.0, 20.0),
+            max_size=(48, 48, 48),
+            held_to=(),  # random weights draw no anatomy
+        ),
     )
     return save_bundle(Bundle.of(info, tiny_networks()), tmp_path_factory.mktemp("bundles") / "tiny")
 

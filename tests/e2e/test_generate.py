@@ -20,7 +20,7 @@ from maisi.storage.sums import sha256
 
 SMALL = ("--size", 16, 16, 16, "--spacing", 16, 16, 16, "--steps", 2)
 LONG = ("--size", 48, 48, 48, "--spacing", 8, 8, 8, "--steps", 1000)  # a minute or more
-SAMPLE = ["sample_000_ct.nii.gz", "sample_000_labels.nii.gz", "sample_000_preview.png"]
+SAMPLE = ["sample_000_ct.nii.gz", "sample_000_labels.nii.gz", "sample_000_preview.png", "sample_000_quality.json"]
 
 
 def test_generate_writes_a_ct_its_labels_a_picture_and_what_repeats_it(
@@ -117,7 +117,7 @@ def test_a_sample_depends_on_seed_and_index_alone(maisi: Maisi, tiny_bundle: Pat
 
     one, two, other = sums("one"), sums("two", "--count", 2), sums("other", "--seed", 1)
     assert one.items() <= two.items()
-    assert len(two) == 6
+    assert len(two) == 8
     assert two["sample_000_ct.nii.gz"] != two["sample_001_ct.nii.gz"]
     assert all(other[name] != one[name] for name in one)
 
@@ -219,7 +219,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_an_interrupt_that_python_dropped_stops_the_run_all_the_same(tiny_bundle: Path, tmp_path: Path) -> None:
-    asked = [str(a) for a in ("generate", "-b", tiny_bundle, *SMALL, "-o", tmp_path / "deep" / "out")]
+    asked = [str(a) for a in ("generate", "-b", tiny_bundle, *SMALL, "--phantom", "-o", tmp_path / "deep" / "out")]
     done = subprocess.run([sys.executable, "-c", LOST, *asked], capture_output=True, text=True, check=False)
     assert "Exception ignored in" in done.stderr  # it was dropped
     assert done.returncode == 130

@@ -277,6 +277,27 @@ def test_a_folder_of_which_nothing_is_accepted_is_refused_and_keeps_its_report(
     assert "cut.nii.gz" in (tmp_path / "store" / "report.html").read_text()
 
 
+def test_images_of_formats_that_are_not_read_are_told_with_what_would_be(
+    maisi: Maisi, scans: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in" / "p1").mkdir(parents=True)
+    for name in ("p1/scan.nrrd", "p1/other.MHA", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"NRRD0004")
+    alone = maisi("prepare", tmp_path / "in", "--out", tmp_path / "store")
+    assert alone.code == 2
+    assert "other.MHA is MetaImage, which is not read; accepted: NIfTI (.nii, .nii.gz) or DICOM" in alone.err
+    assert not (tmp_path / "store").exists()
+    shutil.copy(scans / "chest.nii.gz", tmp_path / "in")
+    done = maisi("prepare", tmp_path / "in", "--out", tmp_path / "store", "--multiple", "16", "--validation", "0")
+    assert done.code == 0, done.err
+    assert "not read: " in done.err
+    assert "and 1 more such" in done.err
+    page = (tmp_path / "store" / "report.html").read_text()
+    assert "scan.nrrd" in page
+    assert "other.MHA" in page
+    assert "notes.txt" not in page
+
+
 def test_sizes_become_the_nearest_multiple_and_the_field_of_view_stays() -> None:
     grid = Grid.axis_aligned((512, 190, 55), (0.7, 0.7, 5.0), (10.0, 20.0, 30.0))
     found = new_grid(grid, 128)
@@ -339,11 +360,12 @@ def test_a_case_whose_segmenter_failed_is_tried_again(maisi: Maisi, scans: Path,
     shutil.copy(scans / "unlabelled.nii.gz", tmp_path / "in")
     segmenter = tool(tmp_path / "tool", "exit 1")
     given = (tmp_path / "in", "--out", tmp_path / "store", "--multiple", "16", "--segmenter", segmenter)
-    given += ("--validation", "0")
-    assert maisi("prepare", *given).code == 2
+    given += ("--validation", "0", "--segmenter-minutes")
+    assert maisi("prepare", *given, "3").code == 2
     shutil.copy(scans / "chest_labels_maisi.nii.gz", tmp_path / "labels.nii.gz")
     tool(tmp_path / "tool", f"cp {tmp_path / 'labels.nii.gz'} $2")
-    assert maisi("prepare", *given).code == 0
+    done = maisi("prepare", *given, "5")  # more time than before
+    assert done.code == 0, done.err
     (case,) = read_manifest(tmp_path / "store")
     assert case.labels_maisi is not None
 
@@ -408,6 +430,7 @@ def test_a_store_within_its_source_is_refused(source: str, out: str, maisi: Mais
     assert done.code == 2
     if out == "in/store":
         assert "lie within each other" in done.err
+        assert not (tmp_path / out).exists()
     assert not list((tmp_path / out).rglob("case.json"))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from maisi.evaluation.fidelity import psnr, ssim
+from maisi.space.similarity import psnr, ssim
 
 monai_metrics = pytest.importorskip("monai.metrics.regression")
 

@@ -31,7 +31,7 @@ def layered(spacing: tuple[float, float, float], seed: int) -> LabelMap:
     return LabelMap(np.array([ID(name) for name in LAYERS], np.uint8)[which], grid)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(spacings, st.floats(3.0, 40.0), seeds)
 def test_a_blob_has_the_volume_of_its_ball(spacing: tuple[float, float, float], diameter: float, seed: int) -> None:
     grid = Grid.centered([round(100 / s) for s in spacing], spacing)
@@ -43,7 +43,7 @@ def test_a_blob_has_the_volume_of_its_ball(spacing: tuple[float, float, float], 
     assert np.array_equal(blob, lesion_shape(grid, (3.0, -2.0, 1.0), diameter, np.random.default_rng(seed)))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(tumours, spacings, st.floats(4.0, 28.0), st.integers(1, 2), seeds)
 def test_a_planted_tumour_is_in_its_host_of_its_volume_and_changes_nothing_else(
     tumour: str, spacing: tuple[float, float, float], diameter: float, number: int, seed: int
@@ -65,7 +65,7 @@ def test_a_planted_tumour_is_in_its_host_of_its_volume_and_changes_nothing_else(
     assert np.array_equal(after.array, again.array)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(tumours, spacings, st.floats(5.0, 24.0), st.floats(0.0, 2.0), seeds)
 def test_an_augmented_tumour_leaves_its_organ_whole_and_all_else_as_it_was(
     tumour: str, spacing: tuple[float, float, float], diameter: float, strength: float, seed: int

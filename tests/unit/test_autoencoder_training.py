@@ -17,7 +17,7 @@ from maisi.networks.discriminator import DiscriminatorConfig
 from maisi.space.grid import Grid
 from maisi.space.volume import Volume
 from maisi.training.augment import RELEASED, Augmentation, augmented
-from maisi.training.autoencoder import AutoencoderTraining, _AutoencoderTraining, train_autoencoder
+from maisi.training.autoencoder import AutoencoderTraining, _agreement, _AutoencoderTraining, train_autoencoder
 from maisi.training.loop import LoopConfig
 from maisi.training.losses import discriminator_loss
 from maisi.training.optimization import Optimization
@@ -104,10 +104,20 @@ def test_a_run_with_everything_on_that_was_stopped_ends_like_one_that_was_not(tm
     ]
     assert told[0] == told[1]
     assert sum(line.get("split") == "validation" for line in told[0]) == 3
+    seen = [line for line in told[0] if line.get("split") == "validation"]
+    assert all(line["psnr_db"] > 0 and -1 <= line["ssim"] <= 1 for line in seen)
     assert {"kl_weight", "latent_std", "discriminator", "generator"} <= told[0][-2].keys()
     assert sorted(p.name for p in (tmp_path / "parts" / "pictures").iterdir()) == [
         f"step_{step:06d}.png" for step in (2, 4, 6)
     ]
+
+
+def test_patches_that_come_back_as_they_were_agree_and_noise_does_not() -> None:
+    real = torch.rand((1, 1, 12, 12, 12), generator=torch.Generator().manual_seed(0))
+    assert _agreement(real, real) == {"loss": 0.0, "psnr_db": 120.0, "ssim": pytest.approx(1.0)}
+    off = _agreement(real * 0.5, real)
+    assert off["psnr_db"] == pytest.approx(-10 * float((real / 2).square().mean().log10()), abs=1e-3)
+    assert off["ssim"] < 0.9
 
 
 def test_small_patches_come_first_and_large_ones_after() -> None:

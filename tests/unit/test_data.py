@@ -1,6 +1,7 @@
 """Manifests, cases in our vocabulary, variations of a case."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,31 @@ def test_labels_off_the_grid_of_their_scan_are_refused(tmp_path: Path) -> None:
     write_labels(LabelMap(np.full(GRID.shape, 1, np.uint8), other), tmp_path / "labels.nii.gz")
     with pytest.raises(InvalidLabelsError, match="grid"):
         read_case(Case(id="a", image=tmp_path / "ct.nii.gz", labels_maisi=tmp_path / "labels.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "case p7: .*gone.nii.gz"),
+        ({"image": None}, "case p7: it has no image"),
+        ({"label_names": {"liver": "1"}, "labels": "l.nii.gz"}, "case p7: label_names has the key 'liver'"),
+    ],
+)
+def test_what_is_wrong_with_a_case_is_told_with_its_id(tmp_path: Path, more: dict, said: str) -> None:
+    grid = Grid.centered((8, 8, 8), (2.0, 2.0, 2.0))
+    image = tmp_path / "gone.nii.gz"
+    if "labels" in more:
+        image = tmp_path / "ct.nii.gz"
+        write_volume(Volume(np.linspace(-1000, 500, 512, dtype=np.float32).reshape(8, 8, 8), grid), image)
+        write_labels(LabelMap(np.ones((8, 8, 8), np.uint8), grid), tmp_path / "l.nii.gz")
+        more = more | {"labels": tmp_path / "l.nii.gz"}
+    case = Case.model_validate({"id": "p7", "image": image, **more})
+    with pytest.raises(InvalidRequestError, match=said):
+        read_case(case)
+    if "labels" not in more:
+        volumes = NamedVolumes(case.id, partial(at_spacings, case, ()))
+        with pytest.raises(InvalidRequestError, match=said):
+            patch_source([(1.0, [volumes])])
 
 
 def test_the_words_of_a_manifest_name_the_region_span() -> None:

@@ -24,7 +24,7 @@ from maisi.networks.controlnet import ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.conditioning import MODALITIES
 from maisi.space.grid import Grid
-from maisi.training.controlnet import ControlNetTraining, Steering, starting_controlnet, train_controlnet
+from maisi.training.controlnet import ControlNetTraining, SteeredAnswers, starting_controlnet, train_controlnet
 from maisi.training.denoising import ConditionDropout, Error, NoisyBatch, told
 from maisi.training.diffusion import Denoising, DiffusionTraining, starting_unet, train_unet
 from maisi.training.loop import LoopConfig
@@ -343,15 +343,15 @@ def test_a_controlnet_that_starts_to_see_occupancies_answers_as_before() -> None
 # --- steering ---
 
 
-def question(config: ControlNetTraining, shake: bool = True) -> Steering:
+def question(config: ControlNetTraining, shake: bool = True) -> SteeredAnswers:
     torch.manual_seed(0)
     unet = shaken(DenoisingUNet(UNET))
     controlnet = starting_controlnet(config, unet, None)
     task = Denoising(config, UNET, source(), RectifiedFlow(), 1.0)
-    return Steering(config, task, unet, shaken(controlnet) if shake else controlnet)
+    return SteeredAnswers(config, task, unet, shaken(controlnet) if shake else controlnet)
 
 
-def lost(asked: Steering) -> dict[str, Tensor]:
+def lost(asked: SteeredAnswers) -> dict[str, Tensor]:
     return asked.losses(asked.task.batch(0))
 
 

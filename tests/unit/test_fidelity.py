@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from maisi.errors import InvalidGridError
-from maisi.evaluation.fidelity import box_blur, fidelity, psnr, ssim
+from maisi.evaluation.fidelity import box_blur, fidelity
 from maisi.space.grid import Grid
+from maisi.space.similarity import psnr, ssim
 from maisi.space.volume import Volume
 
 GRID = Grid.centered((24, 20, 18), (2.0, 2.0, 2.0))

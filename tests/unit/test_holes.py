@@ -7,12 +7,15 @@ import pytest
 import torch
 from test_denoising import UNET, flat, question, shaken, source, steering
 
+from maisi.anatomy.bits import label_bits
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.diffusion.scheduler import RectifiedFlow
+from maisi.bundle.bundle import Bundle, BundleInfo, RectifiedFlowSpec
+from maisi.diffusion.scheduler import DDPM, RectifiedFlow
 from maisi.errors import InvalidRequestError
 from maisi.networks.controlnet import around_hole
 from maisi.networks.unet import DenoisingUNet
-from maisi.pipelines.generate import Locked, embedded
+from maisi.pipelines.generate import Locked, around
+from maisi.pipelines.guidance import embedded
 from maisi.recipes.load import load_recipe
 from maisi.training.controlnet import starting_controlnet, train_controlnet
 from maisi.training.holes import Inpainting, hole_of
@@ -83,14 +86,27 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path) -> No
 
 
 def test_inpainting_shows_the_network_what_is_locked() -> None:
-    controlnet = shaken(starting_controlnet(steering(inpainting=HOLES), DenoisingUNet(UNET), None)).eval()
-    seen, noise = torch.full((8, 8, 8), 1, dtype=torch.uint8), torch.randn(1, 4, 4, 4, 4)
+    unet = DenoisingUNet(UNET)
+    controlnet = shaken(starting_controlnet(steering(inpainting=HOLES), unet, None)).eval()
+    info = BundleInfo(name="tiny", licence="none", vocabulary_version="1.0", scheduler=RectifiedFlowSpec())
+    bundle = Bundle.of(info, {"unet": unet, "controlnet": controlnet})
+    noise, bits = torch.randn(1, 4, 4, 4, 4), label_bits(torch.ones(1, 8, 8, 8, dtype=torch.uint8))
     free = torch.zeros(4, 4, 4, dtype=torch.bool)
     free[:2] = True
-    held = embedded(controlnet, seen, noise, Locked(torch.ones_like(noise), free), torch.float32)
-    alone = embedded(controlnet, seen, noise, None, torch.float32)
-    assert not torch.allclose(held, alone)
-    assert held.shape == alone.shape
+    held, whole = (around(bundle, noise, each) for each in (Locked(torch.ones_like(noise), free), None))
+    assert held[0, :, 3, 0, 0].tolist() == [1, 1, 1, 1, 0]
+    assert held[0, :, 0, 0, 0].tolist() == whole[0, :, 3, 0, 0].tolist() == [0, 0, 0, 0, 1]
+    assert not torch.allclose(embedded(controlnet, bits, held), embedded(controlnet, bits, whole))
+
+
+def test_the_path_can_start_at_a_part_of_the_noise() -> None:
+    clean, noise = torch.ones(1, 4, 2, 2, 2), torch.zeros(1, 4, 2, 2, 2)
+    locked = Locked(clean, torch.ones(2, 2, 2, dtype=torch.bool), strength=0.6)
+    start = locked.start(RectifiedFlow(), 8)
+    assert start == 600
+    torch.testing.assert_close(locked.noisy(noise, RectifiedFlow(), start), 0.4 * clean)
+    assert Locked(clean, locked.free).start(RectifiedFlow(), 8) is None
+    assert locked.start(DDPM(), 8) == 599
 
 
 def test_the_preset_fits_any_bundle() -> None:

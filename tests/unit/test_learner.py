@@ -40,6 +40,10 @@ def weights(of: Learner) -> Tensor:
     return torch.cat([p.detach().flatten() for p in of.networks["net"].parameters()])
 
 
+def average(state: TrainingState) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in state.modules["average"].parameters()])
+
+
 def test_batches_whose_gradients_are_added_make_the_step_of_one_batch_of_all() -> None:
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     together, apart = learner(), learner()
@@ -180,6 +184,8 @@ def test_a_run_without_a_better_validation_stops_and_keeps_the_best(tmp_path: Pa
     again, more = run(tmp_path, losses, patience=2)
     assert (again.step, more) == (8, [])
     best, _ = run(tmp_path / "other", losses, until=4)
+    for stopped in (state, again):
+        assert torch.equal(average(stopped), average(best))
     kept = TrainingState()
     fresh = learner()
     fresh.join(kept)
@@ -187,6 +193,24 @@ def test_a_run_without_a_better_validation_stops_and_keeps_the_best(tmp_path: Pa
     (tmp_path / "as_best" / "checkpoint.safetensors").write_bytes((tmp_path / "best.safetensors").read_bytes())
     fit(kept, lambda step: {}, LoopConfig(num_steps=4), tmp_path / "as_best")
     assert torch.equal(weights(fresh), torch.cat([p.detach().flatten() for p in best.modules["net"].parameters()]))
+
+
+def test_a_run_gives_its_best_weights_where_it_might_have_stopped_early_and_else_its_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = [5.0, 3.0, 4.0, 3.5, 3.2, 3.1]
+    best, _ = run(tmp_path / "best", losses, until=4)
+    caplog.clear()
+    last, _ = run(tmp_path / "last", losses)
+    assert not torch.equal(average(last), average(best))
+    assert not caplog.messages
+    patient, _ = run(tmp_path / "patient", losses, patience=9)
+    assert patient.step == 12
+    assert torch.equal(average(patient), average(best))
+    assert "gives its weights of step 4, the best validated, and not those of its last step, 12" in caplog.text
+    unfinished, _ = run(tmp_path / "unfinished", losses, patience=9, until=6)
+    going_on, _ = run(tmp_path / "last_six", losses, until=6)
+    assert torch.equal(average(unfinished), average(going_on))
 
 
 def test_a_run_that_was_stopped_between_validations_ends_like_one_that_was_not(tmp_path: Path) -> None:

@@ -100,6 +100,15 @@ def test_a_blob_smaller_than_a_voxel_is_the_voxel_at_its_centre() -> None:
     assert np.argwhere(blob).tolist() == [[4, 4, 4]]
 
 
+@pytest.mark.parametrize(
+    ("centre", "diameter", "answer"),
+    [((50.0, 0.0, 0.0), 10.0, "outside the volume"), ((0.0, 0.0, 0.0), 0.0, "a diameter of 0 mm is impossible")],
+)
+def test_a_blob_that_cannot_be_is_refused(centre: tuple[float, float, float], diameter: float, answer: str) -> None:
+    with pytest.raises(InvalidRequestError, match=answer):
+        lesion_shape(Grid.centered((20, 20, 20), (2, 2, 2)), centre, diameter, rng())
+
+
 # Planting -------------------------------------------------------------------------------------------------------------
 
 
@@ -287,8 +296,8 @@ def test_a_tumour_that_fills_its_organ_finds_no_other_place_but_its_own() -> Non
 @pytest.mark.parametrize(
     ("organs", "asked", "answer"),
     [
-        (LIVER, {}, "no tumour in this label map to vary; it holds no tumour"),
-        (LIVER, {"tumours": ["lung tumor"]}, "no lung tumor in this label map"),
+        (LIVER, {}, "this label map holds no tumour to vary; new ones can be planted"),
+        (LIVER, {"tumours": ["lung tumor"]}, "this label map holds no lung tumor to vary"),
         (LIVER, {"tumours": ["hepatic tumr"]}, "did you mean"),
         ({"hepatic tumor": ((0, 0, 0), 20)}, {}, "hepatic tumor lies in no liver here"),
         (LIVER, {"strength": -1.0}, "a strength of -1 is impossible"),

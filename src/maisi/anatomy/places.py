@@ -96,6 +96,22 @@ def misplacements(
     return tuple(sorted(wrong, key=lambda each: -each.excess))
 
 
+def first_lumbar(found: Mapping[int, Footprint], vocabulary: Vocabulary) -> tuple[float, float, float] | None:
+    """Where the first lumbar vertebra lies (mm, RAS), or would, by the median of all structures that no border cuts.
+
+    None where nothing tells it.
+    """
+    offsets = [
+        [at - (low + high) / 2 for at, (low, high) in zip(footprint.middle, (place.x, place.y, place.z), strict=True)]
+        for id, footprint in found.items()
+        if (place := vocabulary.places_by_id.get(id)) is not None and not any(footprint.is_cut)
+    ]
+    if not offsets:
+        return None
+    x, y, z = (float(each) for each in np.median(offsets, axis=0))
+    return x, y, z
+
+
 def unlikeness(found: Mapping[int, Footprint], vocabulary: Vocabulary) -> float:
     """How far the volumes are from the usual ones: the sum of their ratios' logarithms, 1 for e times too large."""
     usual = {id: place.ml[0] for id, place in vocabulary.places_by_id.items()}

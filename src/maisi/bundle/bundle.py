@@ -2,8 +2,8 @@
 
 A bundle is a folder: `bundle.yaml` (a `BundleInfo`), for each network `<name>/config.yaml` and
 `<name>/model.safetensors`, `MODEL_CARD.md`, `LICENSE`, and `checksums.json` with the SHA-256 of every file. Networks
-that make CTs are named by their kind: autoencoder, unet, controlnet. Others have names of their own, such as
-label_autoencoder, and `bundle.yaml` tells their kind.
+that make CTs are named by their kind: autoencoder, unet, controlnet; so is a segmenter, which tells the structures of a
+CT. Others have names of their own, such as label_autoencoder, and `bundle.yaml` tells their kind.
 """
 
 import re
@@ -35,6 +35,7 @@ from maisi.errors import InvalidBundleError, InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.build import NetworkConfig, build_network
 from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels
+from maisi.networks.segmenter import SegmenterConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.shapes import Frozen, Size3, Spacing3
 from maisi.splitting.precision import kept_in_float32
@@ -42,17 +43,21 @@ from maisi.storage.atomic import write_directory
 
 FORMAT_VERSION = 1
 
-Kind = Literal["autoencoder", "unet", "controlnet"]
+Kind = Literal["autoencoder", "unet", "controlnet", "segmenter"]
 
 KINDS: dict[Kind, type[NetworkConfig]] = {
     "autoencoder": AutoencoderConfig,
     "unet": UNetConfig,
     "controlnet": ControlNetConfig,
+    "segmenter": SegmenterConfig,
 }
-"""The kinds of network, which are also the names of those that make CTs."""
+"""The kinds of network, which are also the names of those that make CTs, and of the segmenter."""
 
 NAME = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME)]
+
+Condition = Literal["labels", "region", "spacing", "modality"]
+"""What the networks that make CTs are told of one."""
 
 _PACKAGED = Path(__file__).parent / "packaged"
 _INFO, _CARD, _LICENCE = "bundle.yaml", "MODEL_CARD.md", "LICENSE"
@@ -92,6 +97,7 @@ class Limits(Frozen):
     regions: tuple[Literal["head", "chest", "abdomen", "lower"], ...] = ("head", "chest", "abdomen", "lower")
     modalities: tuple[str, ...] = ("ct",)
     unlabelled: bool = True  # whether the U-Net alone, without a ControlNet, makes images
+    held_to: tuple[str, ...] | None = None  # structures and groups whose HU samples must show; None: all of them
 
     @model_validator(mode="after")
     def _ordered(self) -> "Limits":
@@ -101,6 +107,13 @@ class Limits(Frozen):
         if min(self.min_spacing_mm) <= 0 or min(self.max_size) < 1:
             raise ValueError("spacing and size must be positive")
         return self
+
+    @field_validator("held_to")
+    @classmethod
+    def _known(cls, held_to: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in held_to or ():
+            load_vocabulary().members(name)
+        return held_to
 
     def violations(self, size: Size3, spacing_mm: Spacing3) -> list[str]:
         """What of a volume lies outside the limits, a sentence for each limit; none when all is well."""
@@ -128,6 +141,25 @@ def _beyond(value: float, limit: float, side: str) -> bool:
     return (value - limit if side == "above" else limit - value) > 1e-6 * limit
 
 
+class LabelGeneratorInfo(Frozen):
+    """What the networks of a bundle that draw label maps were trained for.
+
+    `sized` are the structures whose sizes they are told, in their order, `lesions` those of them that grow in something
+    else and were learned. With `open_sizes` a size may be left open.
+    """
+
+    autoencoder: Name = "label_autoencoder"
+    unet: Name = "label_unet"
+    size: Size3  # voxels of every map
+    spacing_mm: Spacing3
+    scale_factor: float = Field(default=1.0, gt=0)
+    scheduler: SchedulerSpec
+    channels: tuple[int, ...] = ()  # the id that each logit stands for; without, those of the released one
+    sized: tuple[str, ...]
+    lesions: tuple[str, ...] = ()
+    open_sizes: bool = False
+
+
 class BundleInfo(Frozen):
     """What `bundle.yaml` says."""
 
@@ -144,7 +176,9 @@ class BundleInfo(Frozen):
     shown_as: dict[str, str] = Field(default_factory=dict)  # group -> the one structure that the ControlNet sees for it
     networks: dict[Name, Kind] = Field(default_factory=dict)  # of the networks that are not named by their kind
     classes: dict[int, str] = Field(default_factory=dict)  # id -> name of structures that the vocabulary lacks
+    dropped: tuple[Condition, ...] = ()  # what training left out at times, so that guidance can
     tumours: tuple[str, ...] = ()  # names of those that it was trained to show, and does
+    label_generator: LabelGeneratorInfo | None = None
 
     @field_validator("networks")
     @classmethod
@@ -455,7 +489,8 @@ def _check_names(info: BundleInfo, configs: Mapping[str, NetworkConfig]) -> None
 
 def _check_parts(info: BundleInfo, configs: Mapping[str, NetworkConfig]) -> None:
     """Raise `InvalidBundleError` where the networks that make CTs do not belong together."""
-    autoencoder, unet, controlnet = (configs.get(kind) for kind in KINDS)
+    _check_label_generator(info, configs)
+    autoencoder, unet, controlnet = (configs.get(kind) for kind in ("autoencoder", "unet", "controlnet"))
     if isinstance(unet, UNetConfig):
         if info.scheduler is None:
             raise InvalidBundleError(f"bundle {info.name!r} has a unet, but no scheduler to sample with")
@@ -476,3 +511,26 @@ def _check_parts(info: BundleInfo, configs: Mapping[str, NetworkConfig]) -> None
             check_levels(unet, controlnet)
         except InvalidRequestError as error:
             raise InvalidBundleError(f"bundle {info.name!r}: {error}") from error
+
+
+def _check_label_generator(info: BundleInfo, configs: Mapping[str, NetworkConfig]) -> None:
+    """Raise `InvalidBundleError` where the networks that draw label maps are missing or do not belong together."""
+    told = info.label_generator
+    if told is None:
+        return
+    autoencoder, unet = configs.get(told.autoencoder), configs.get(told.unet)
+    if not isinstance(autoencoder, AutoencoderConfig) or not isinstance(unet, UNetConfig):
+        raise InvalidBundleError(
+            f"bundle {info.name!r} draws label maps with {told.autoencoder} and {told.unet}, autoencoder and unet; it "
+            f"holds {', '.join(configs)}"
+        )
+    if unet.in_channels != autoencoder.latent_channels:
+        raise InvalidBundleError(
+            f"bundle {info.name!r}: the {told.unet} reads {unet.in_channels} channels, the {told.autoencoder}'s latent "
+            f"has {autoencoder.latent_channels}"
+        )
+    if unet.context_channels != len(told.sized):
+        raise InvalidBundleError(
+            f"bundle {info.name!r}: the {told.unet} is told {unet.context_channels} sizes, but {len(told.sized)} "
+            "structures are named"
+        )

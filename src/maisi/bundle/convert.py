@@ -6,13 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from maisi.anatomy.lesions import lesion_ids
+from maisi.anatomy.slots import full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, Limits, RectifiedFlowSpec, save_bundle
+from maisi.bundle.bundle import (
+    Bundle,
+    BundleInfo,
+    Condition,
+    DDPMSpec,
+    LabelGeneratorInfo,
+    Limits,
+    RectifiedFlowSpec,
+    save_bundle,
+)
 from maisi.bundle.upstream import Checkpoint, identify, load_upstream, read_checkpoint
 from maisi.errors import InvalidBundleError
 from maisi.networks.build import NetworkConfig, build_network
+from maisi.networks.unet import DenoisingUNet
 from maisi.shapes import Frozen
 from maisi.storage.sums import sha256
 
@@ -26,6 +38,7 @@ class Model(Frozen):
 
     scheduler: DDPMSpec | RectifiedFlowSpec
     limits: Limits
+    dropped: tuple[Condition, ...] = ()
 
 
 # Sizes, spacings and fields of view that upstream's own inference accepts.
@@ -35,11 +48,13 @@ _CT_LIMITS = Limits(
     max_size=(512, 512, 768),
     min_fov_mm=(256.0, 256.0, 64.0),
 )
+# Upstream trains the U-Net without labels, and with one modality in ten dropped.
+_DROPPED: tuple[Condition, ...] = ("labels", "modality")
 _MASK_LIMITS = Limits(min_spacing_mm=(1.5, 1.5, 1.5), max_spacing_mm=(1.5, 1.5, 1.5), max_size=(256, 256, 256))
 
 MODELS = {
-    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS),
-    "rflow-ct": Model(scheduler=RectifiedFlowSpec(), limits=_CT_LIMITS),
+    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS, dropped=_DROPPED),
+    "rflow-ct": Model(scheduler=RectifiedFlowSpec(), limits=_CT_LIMITS, dropped=_DROPPED),
     "mask": Model(scheduler=DDPMSpec(), limits=_MASK_LIMITS),
 }
 _MODEL_OF_RELEASE = {"mask-autoencoder": "mask", "mask-diffusion": "mask"}
@@ -117,14 +132,17 @@ def assemble(
         logger.info("%s is the %s of %s", part.path.name, part.kind, model or "any model")
 
     unet = next((part for part in parts if part.kind == "unet"), None)
+    factor, scheduler = _scale_factor(unet, scale_factor), _scheduler(unet, model)
     info = BundleInfo(
         name=name,
         description=f"Converted from upstream checkpoints ({model or ', '.join(networks)})",
         licence=licence,
         vocabulary_version=load_vocabulary().version,
-        scale_factor=_scale_factor(unet, scale_factor),
-        scheduler=_scheduler(unet, model),
+        scale_factor=factor,
+        scheduler=scheduler,
         limits=MODELS[model].limits if model else Limits(),
+        dropped=MODELS[model].dropped if model else (),
+        label_generator=_label_generator(networks, factor, scheduler),
     )
     return Bundle.of(info, networks, model_card=_card(info, parts))
 
@@ -196,6 +214,29 @@ def _scheduler(unet: _Part | None, model: str | None) -> DDPMSpec | RectifiedFlo
     if num_train_steps is None:
         return spec
     return spec.model_copy(update={"config": spec.config.model_copy(update={"num_train_steps": num_train_steps})})
+
+
+def _label_generator(
+    networks: Mapping[str, nn.Module], scale_factor: float, scheduler: DDPMSpec | RectifiedFlowSpec | None
+) -> LabelGeneratorInfo | None:
+    """What the networks of the mask model were trained for; None where these are others, or not both."""
+    unet = networks.get("unet")
+    sized = tuple(full_volumes())
+    if scheduler is None or "autoencoder" not in networks or not isinstance(unet, DenoisingUNet):
+        return None
+    if unet.config.context_channels != len(sized):
+        return None
+    lesions = {load_vocabulary().name(id) for id in lesion_ids(load_vocabulary())}
+    return LabelGeneratorInfo(
+        autoencoder="autoencoder",
+        unet="unet",
+        size=_MASK_LIMITS.max_size,
+        spacing_mm=_MASK_LIMITS.min_spacing_mm,
+        scale_factor=scale_factor,
+        scheduler=scheduler,
+        sized=sized,
+        lesions=tuple(name for name in sized if name in lesions),
+    )
 
 
 def _card(info: BundleInfo, parts: Sequence[_Part]) -> str:

@@ -13,22 +13,27 @@ import typer
 
 from maisi import __version__
 from maisi.cli.codec import decode, encode, reconstruct
-from maisi.cli.console import complain, follow_log, interrupted
+from maisi.cli.console import ASKED_WRONGLY, complain, follow_log, interrupted
 from maisi.cli.convert import convert
 from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
+from maisi.cli.evaluate import evaluate
+from maisi.cli.export import export
 from maisi.cli.generate import generate
 from maisi.cli.info import info
 from maisi.cli.inpaint import inpaint
+from maisi.cli.labels import labels
+from maisi.cli.options import one_by_one
 from maisi.cli.plan import plan
 from maisi.cli.prepare import prepare
 from maisi.cli.refine import refine
 from maisi.cli.reproduce import reproduce
+from maisi.cli.segment import segment
 from maisi.cli.selftest import selftest
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
 
-DONE, FAILED, ASKED_WRONGLY, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
 DEBUG = "--debug"
 
 app = typer.Typer(
@@ -42,12 +47,15 @@ app = typer.Typer(
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Make": [generate, inpaint, refine],
     "Encode": [reconstruct, encode, decode],
-    "Look": [info, doctor, plan, selftest, reproduce],
+    "Look": [segment, info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],
 }
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(labels, name="labels", rich_help_panel="Make")
+app.add_typer(evaluate, name="evaluate", rich_help_panel="Look")
+app.command(rich_help_panel="Build", context_settings={"allow_extra_args": True})(export)
 app.add_typer(train, name="train", rich_help_panel="Build")
 
 _ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")
@@ -82,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     rest = [argument for argument in given if argument != DEBUG]
     with follow_log(logging.DEBUG if debug else logging.WARNING):
         try:
-            return _carry_out(rest)
+            return _carry_out(one_by_one(rest))
         except BaseException as error:
             if debug:
                 raise

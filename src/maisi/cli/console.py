@@ -3,14 +3,19 @@
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
+ASKED_WRONGLY = 2
+"""The exit code of a request that cannot be carried out."""
+
 interrupted = Event()
 """Set by an interrupt: Python drops what is raised in a callback or a destructor, so `progress` asks again."""
 
+TOLD_EVERY_S = 30.0  # steps of a training where nobody watches
 STAGES = {"encode": "encoding", "labels": "drawing labels", "sample": "sampling", "decode": "decoding"}
 
 
@@ -109,3 +114,47 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(task, description=f"{title}: {STAGES.get(stage, stage)}", completed=done, total=total)
 
         yield on_stage
+
+
+@contextmanager
+def steps_told() -> Iterator[Callable[[str, int, int], None]]:
+    """The steps of a training as they come: a bar on a terminal, elsewhere a line now and then.
+
+    The function takes "NAME: how it goes", the steps done and the steps in all, 0 where nobody knows; a stage without
+    a colon is no step and is not told.
+    """
+    if not sys.stderr.isatty():
+        yield lines_of_steps(tell)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bars:
+
+        def on_stage(stage: str, done: int, total: int) -> None:
+            _stop_if_interrupted()
+            name, is_step, said = stage.partition(": ")
+            if is_step and name not in tasks:
+                tasks[name] = bars.add_task(name, total=total or None, said="")
+            if is_step:
+                bars.update(tasks[name], completed=done, total=total or None, said=said)
+
+        yield on_stage
+
+
+def lines_of_steps(
+    say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Callable[[str, int, int], None]:
+    """Says the first step of a training, then one at most every `TOLD_EVERY_S`, and the last."""
+    last: dict[str, float] = {}
+
+    def on_stage(stage: str, done: int, total: int) -> None:
+        _stop_if_interrupted()
+        name, is_step, said = stage.partition(": ")
+        if is_step and (done == total or clock() - last.get(name, -TOLD_EVERY_S) >= TOLD_EVERY_S):
+            last[name] = clock()
+            say(f"{name} {done}{f' of {total}' if total else ''}: {said}")
+
+    return on_stage

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi.cli.console import complain, give, give_json, give_table, tell
+from maisi.cli.console import ASKED_WRONGLY, complain, give, give_json, give_table, tell
 from maisi.cli.options import AsJson, takes
 from maisi.space.reading import ReadOptions
 
-_ASKED_WRONGLY = 2  # the exit code of a request that cannot be carried out
 _TAKE_VOLUMES = ("encode", "reconstruct", "prepare")
 _TAKE_LABELS = ("generate --labels",)
 
@@ -46,7 +45,7 @@ def info(
     if about["kind"] == "refused":
         for reason in dict.fromkeys(use["why"] for use in about["taken_by"].values()):
             complain(reason)
-        raise typer.Exit(_ASKED_WRONGLY)
+        raise typer.Exit(ASKED_WRONGLY)
 
 
 def _show_bundles(as_json: bool) -> None:

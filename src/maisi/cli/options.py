@@ -1,7 +1,7 @@
 """Options of commands: those that several have, and those that a request's model describes."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
+from typer.models import ArgumentInfo
 
 SHORT = {"bundle": "-b", "count": "-n"}
 FOLDERS = ("scratch",)
 ENVIRONMENT = {"precision": "MAISI_PRECISION"}
+ASSIGNING = ("--anatomy",)  # options that take any number of NAME=VALUE
 METAVARS = {2: "LOW HIGH", 3: "X Y Z"}
 
 
@@ -25,6 +27,22 @@ def numbers(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
             count = {2: "two", 3: "three"}[len(values or ())]
             raise typer.BadParameter(f"{' '.join(values or ())!r} is not {count} numbers") from error
     return values
+
+
+def one_by_one(arguments: Iterable[str]) -> list[str]:
+    """The arguments with an option of many assignments said before each: --anatomy liver=0.6 spleen=180ml."""
+    result: list[str] = []
+    current = None
+    for argument in arguments:
+        follows = current is not None and result[-1] != current and "=" in argument and not argument.startswith("-")
+        if follows and current is not None:
+            result.append(current)
+        elif argument.startswith("-"):
+            current = argument if argument in ASSIGNING else None
+        elif result and result[-1] != current:
+            current = None
+        result.append(argument)
+    return result
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results, new or empty.")]
@@ -72,7 +90,7 @@ class Setting:
         if isinstance(extra, dict) and "shown_default" in extra:
             return str(extra["shown_default"])
         default = self.field.default
-        return str(default) if default not in (None, False, 0.0) or self.name == "seed" else False
+        return str(default) if default not in (None, False, 0.0, ()) or self.name == "seed" else False
 
     def _kind(self) -> tuple[Any, dict[str, Any]]:
         """The type that typer parses, texts being left to the model, and options that go with it."""
@@ -84,7 +102,8 @@ class Setting:
                 "callback": numbers,
             }
         if get_origin(kind) is tuple:
-            return list[plain(get_args(kind)[0])], {}  # type: ignore[misc]
+            shown = {"metavar": "NAME=VALUE..."} if f"--{self.name}" in ASSIGNING else {}
+            return list[plain(get_args(kind)[0])], shown  # type: ignore[misc]
         if kind is Path:
             return Path, {"metavar": "DIR" if self.name in FOLDERS else "FILE"}
         return (kind if kind in (bool, int, float) else str), {}
@@ -135,6 +154,8 @@ def takes(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = [p for name, p in inspect.signature(function).parameters.items() if name != "request"]
+        given = [p for p in own if _is_argument(p)]  # before those of the request, which may be any number
+        own = [p for p in own if not _is_argument(p)]
         first = [settings[name].parameter(metavar, metavar[0] != "[") for name, metavar in positional.items()]
         others = [s.parameter(None, n in required) for n, s in settings.items() if n not in positional]
         extra = [_parameter("config", Config), _parameter("assignments", Assignments)] if config else []
@@ -142,18 +163,22 @@ def takes(
         def command(**given: Any) -> None:
             values = {name: given.pop(name) for name in settings}
             rest = {name: given.pop(name, None) for name in ("config", "assignments")}
-            chosen = {name: value for name, value in values.items() if value is not None and value is not False}
+            chosen = {name: value for name, value in values.items() if value not in (None, False, [])}
             nested = _nested((settings[name].path, value) for name, value in chosen.items())
             name = function.__name__.replace("_", " ")
             function(request=_request(model, name, rest["config"], rest["assignments"], nested), **given)
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*first, *own, *others, *extra)]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*given, *first, *own, *others, *extra)]
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command
 
     return decorate
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return any(isinstance(each, ArgumentInfo) for each in getattr(parameter.annotation, "__metadata__", ()))
 
 
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:

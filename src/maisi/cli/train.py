@@ -1,16 +1,13 @@
 """`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from maisi.cli.console import give, give_table, tell
+from maisi.cli.console import give, give_table, steps_told
 from maisi.cli.options import Assignments
-
-TOLD_EVERY = 50
 
 train = typer.Typer(help="Train networks.", no_args_is_help=True)
 
@@ -21,6 +18,13 @@ Manifest = Annotated[
 AnyManifest = Annotated[
     Path | None,
     typer.Option("--manifest", metavar="FILE", help="Manifest of the cases, whose variations are encoded first."),
+]
+LabelledManifest = Annotated[
+    Path | None,
+    typer.Option("--manifest", metavar="FILE", help="Manifest of cases with labels; without it phantoms alone."),
+]
+AddTo = Annotated[
+    str | None, typer.Option("--bundle", "-b", help="Bundle to add the networks to: packaged name or folder.")
 ]
 Latents = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Or latents of these cases, from `maisi encode --manifest`.")
@@ -116,6 +120,38 @@ def controlnet(
 
 
 @train.command()
+def labels(
+    name: Recipe,
+    out: Out,
+    manifest: LabelledManifest = None,
+    bundle: AddTo = None,
+    assignments: Assignments = None,
+    threads: Threads = None,
+) -> None:
+    """Train a label generator: sizes of organs to label maps. Run it again after a kill: it goes on."""
+    more = {key: value for key, value in {"manifest": manifest, "bundle": bundle}.items() if value is not None}
+    _train("labels", name, out, assignments, Machine(threads, None), False, more)
+
+
+@train.command()
+def segmenter(
+    name: Recipe,
+    manifest: Manifest,
+    out: Out,
+    bundle: Annotated[
+        str | None, typer.Option("--bundle", "-b", help="Bundle that gets the segmenter: packaged name or folder.")
+    ] = None,
+    assignments: Assignments = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    dry_run: DryRunFlag = False,
+) -> None:
+    """Train a segmenter, which tells the structures of a CT. Run it again after a kill: it goes on."""
+    more = {"manifest": manifest, "bundle": bundle}
+    _train("segmenter", name, out, assignments, Machine(threads, memory), dry_run, more)
+
+
+@train.command()
 def recipe(
     name: Recipe,
     manifest: Manifest,
@@ -140,7 +176,7 @@ def _train(
 ) -> None:
     from maisi.cli.process import process_for
     from maisi.compute.compute import Compute
-    from maisi.recipes.load import load_recipe
+    from maisi.recipes.load import read_recipe, with_classes
     from maisi.recipes.recipe import BundleRecipe
     from maisi.runs.carry_out import carry_out
     from maisi.runs.task import Watch
@@ -148,8 +184,8 @@ def _train(
     from maisi.storage.settings import check_settings, with_assignments
 
     task = task_named(f"train {part}")
-    settings = load_recipe(name).model_dump(mode="json")
-    chosen = check_settings(BundleRecipe, with_assignments(settings, assignments or []))
+    settings = with_classes(with_assignments(read_recipe(name), assignments or []), more.get("bundle"))
+    chosen = check_settings(BundleRecipe, settings)
     compute = {key: value for key, value in asdict(machine).items() if value is not None}
     asked = {"recipe": chosen.model_dump(mode="json"), "compute": compute, **more}
     request = check_settings(task.request, asked)
@@ -157,7 +193,8 @@ def _train(
         if dry_run:
             _try_out(part, task.check(request))
             return
-        record = carry_out(task, request, out, watch=Watch(_teller()), ranks=ranks)
+        with steps_told() as on_stage:
+            record = carry_out(task, request, out, watch=Watch(on_stage), ranks=ranks)
     if record is not None:
         give(str(out / "bundle"))
 
@@ -185,12 +222,3 @@ def _try_out(part: str, checked: Any) -> None:
         f"{found.cases} training cases; tried in {found.seconds:.0f} s, the process then at "
         f"{format_bytes(found.resident_bytes)}; nothing was kept"
     )
-
-
-def _teller() -> Callable[[str, int, int], None]:
-    def on_stage(stage: str, step: int, total: int) -> None:
-        if step % TOLD_EVERY == 0 and total == 0:
-            name, _, metrics = stage.partition(": ")
-            tell(f"{name} {step}: {metrics}")
-
-    return on_stage

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from maisi.anatomy.body import complete_labels, tissue_labels
 from maisi.anatomy.numberings import Numbering, in_our_ids
@@ -26,27 +27,44 @@ REGION_WORDS = {
 }
 
 
+@contextmanager
+def _naming(case: Case) -> Iterator[None]:
+    """What is refused within says of which case it is."""
+    said = f"case {case.id}: "
+    try:
+        yield
+    except InvalidRequestError as error:
+        if str(error).startswith(said):
+            raise
+        raise type(error)(f"{said}{error}") from error
+
+
 def read_case(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | None = None) -> tuple[Volume, LabelMap]:
     """The volume, and labels of every voxel: the case's own where it has some, coarse tissues elsewhere.
 
-    `drop` and `vocabulary` are for `own_labels`.
+    `drop` and `vocabulary` are for `own_labels`. What is refused, is refused with the id of the case.
     """
     volume = case_volume(case)
-    own = own_labels(case, drop, vocabulary)
-    if own is None and volume.modality != "ct":
-        raise InvalidRequestError(f"case {case.id!r} is an MR without labels, and only a CT shows tissues by itself")
-    if own is None:
-        return volume, tissue_labels(volume)
-    check_same_grid(own, volume)
-    return volume, complete_labels(own, volume) if volume.modality == "ct" else own
+    with _naming(case):
+        own = own_labels(case, drop, vocabulary)
+        if own is None and volume.modality != "ct":
+            raise InvalidRequestError("it is an MR without labels, and only a CT shows tissues by itself")
+        if own is None:
+            return volume, tissue_labels(volume)
+        check_same_grid(own, volume)
+        return volume, complete_labels(own, volume) if volume.modality == "ct" else own
 
 
 def case_volume(case: Case) -> Volume:
-    """The volume of a case; one that `maisi prepare` has judged and windowed is not judged again."""
-    if case.image is None:
-        raise InvalidRequestError(f"case {case.id!r} has no image")
+    """The volume of a case; one that `maisi prepare` has judged and windowed is not judged again.
+
+    What is refused, is refused with the id of the case.
+    """
     is_prepared = "image" in case.sums
-    volume, findings = read_image(case.image, ReadOptions(modality=case.modality, trust_hu=is_prepared))
+    with _naming(case):
+        if case.image is None:
+            raise InvalidRequestError("it has no image")
+        volume, findings = read_image(case.image, ReadOptions(modality=case.modality, trust_hu=is_prepared))
     log_findings(case.image, () if is_prepared else findings)
     return volume
 
@@ -76,7 +94,7 @@ def own_labels(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | 
 def _numbering(case: Case, drop: Collection[str]) -> Numbering:
     wrong = [key for key in case.label_names if not key.isdecimal()]
     if wrong:
-        raise InvalidConfigError(f"case {case.id!r}: label_names has the key {wrong[0]!r}; accepted: whole numbers")
+        raise InvalidConfigError(f"label_names has the key {wrong[0]!r}; accepted: whole numbers")
     said = {**case.label_names, **{id: "background" for id in drop if id.isdecimal()}}
     names = {int(id): "background" if name in drop else name for id, name in said.items() if int(id) > 0}
     return Numbering(name=f"of case {case.id}", title=f"case {case.id}", names=names)

@@ -95,11 +95,15 @@ class Decoder(nn.Module):
         self.norm_out = GroupNorm(groups, width, eps=eps)
         self.conv_out = conv3(width, config.out_channels)
 
-    def forward(self, latent: LatentBatch) -> VoxelBatch:
+    def features(self, latent: LatentBatch) -> VoxelBatch:
+        """What the last convolution reads, (b, channels[0], x, y, z)."""
         h = self.conv_in(latent)
         for block in self.blocks:
             h = block(h)
-        return self.conv_out(self.norm_out(h))
+        return self.norm_out(h)
+
+    def forward(self, latent: LatentBatch) -> VoxelBatch:
+        return self.conv_out(self.features(latent))
 
 
 class Autoencoder(nn.Module):
@@ -134,6 +138,10 @@ class Autoencoder(nn.Module):
     def decode(self, latent: LatentBatch) -> VoxelBatch:
         """The volume (b, out_channels, x, y, z) of an unscaled latent: intensities, not clipped, or logits."""
         return self.decoder(self.from_latent(latent))
+
+    def decode_features(self, latent: LatentBatch) -> VoxelBatch:
+        """`decode` without its last convolution, for logits that are too many to be there at once."""
+        return self.decoder.features(self.from_latent(latent))
 
     def _check_size(self, x: VoxelBatch) -> None:
         size = tuple(x.shape[2:])

@@ -4,9 +4,10 @@ from torch import nn
 
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
+from maisi.networks.segmenter import SegmentationUNet, SegmenterConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 
-NetworkConfig = AutoencoderConfig | UNetConfig | ControlNetConfig
+NetworkConfig = AutoencoderConfig | UNetConfig | ControlNetConfig | SegmenterConfig
 
 
 def build_network(config: NetworkConfig) -> nn.Module:
@@ -15,4 +16,6 @@ def build_network(config: NetworkConfig) -> nn.Module:
         return Autoencoder(config)
     if isinstance(config, UNetConfig):
         return DenoisingUNet(config)
+    if isinstance(config, SegmenterConfig):
+        return SegmentationUNet(config)
     return ControlNet(config)

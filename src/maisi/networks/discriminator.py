@@ -24,6 +24,11 @@ class DiscriminatorConfig(Frozen):
     channels: int = Field(default=32, ge=1)
     num_layers: int = Field(default=3, ge=1)
 
+    @property
+    def min_size(self) -> int:
+        """The shortest edge of a volume, in voxels, that every layer can judge and normalise."""
+        return 3 * 2**self.num_layers
+
 
 class PatchDiscriminator(nn.Module):
     """Feature maps of a volume (b, in_channels, x, y, z), the last one the logits of its patches, high for real."""
@@ -41,17 +46,11 @@ class PatchDiscriminator(nn.Module):
         for parameter in self.parameters():  # section 6.2 of the paper
             nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else nn.init.zeros_(parameter)
 
-    @property
-    def min_size(self) -> int:
-        """The shortest edge of a volume, in voxels, that every layer can judge and normalise."""
-        return 3 * 2**self.config.num_layers
-
     def forward(self, x: VoxelBatch) -> list[Tensor]:
-        """One feature map a layer; raises `InvalidGridError` for a volume smaller than `min_size`."""
-        if any(n < self.min_size for n in x.shape[2:]):
-            raise InvalidGridError(
-                f"size {tuple(x.shape[2:])} is too small to judge; at least {self.min_size} per axis"
-            )
+        """One feature map a layer; raises `InvalidGridError` for a volume smaller than `min_size` of its settings."""
+        least = self.config.min_size
+        if any(n < least for n in x.shape[2:]):
+            raise InvalidGridError(f"size {tuple(x.shape[2:])} is too small to judge; at least {least} per axis")
         h = F.leaky_relu(self.convs[0](x), SLOPE)
         features = [h]
         for conv in self.convs[1:-1]:

@@ -67,6 +67,13 @@ def draw_phantom(region: str, grid: Grid, generator: np.random.Generator) -> Lab
     return LabelMap(labels, grid)
 
 
+def region_centre(region: str) -> tuple[float, float, float]:
+    """Where the field of view of a region has its centre, mm from the first lumbar vertebra, RAS."""
+    template = _template()
+    x, y, z = template["regions"][_region(template, region)]
+    return float(x), float(y), float(z)
+
+
 @lru_cache(maxsize=1)
 def _template() -> Template:
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -75,11 +75,19 @@ def rehearse_encode(size: Size3, bundle: Bundle, name: str = "autoencoder") -> N
 
 
 def rehearse_decode(size: Size3, bundle: Bundle, name: str = "autoencoder") -> None:
-    """Decoding a latent of a volume (or label map) of `size` voxels on the meta device."""
+    """Decoding a latent of a volume of `size` voxels on the meta device."""
     autoencoder: Any = bundle.network(name)
     latent = (1, autoencoder.config.latent_channels, *(-(-n // autoencoder.factor) for n in size))
     with torch.inference_mode():
         autoencoder.decode(as_weights(torch.empty(latent, device="meta"), autoencoder))
+
+
+def rehearse_decode_labels(size: Size3, bundle: Bundle, name: str) -> None:
+    """Decoding a latent of a label map of `size` voxels on the meta device, but for the logits."""
+    autoencoder: Any = bundle.network(name)
+    latent = (1, autoencoder.config.latent_channels, *(-(-n // autoencoder.factor) for n in size))
+    with torch.inference_mode():
+        autoencoder.decode_features(as_weights(torch.empty(latent, device="meta"), autoencoder))
 
 
 def rehearse_both(size: Size3, bundle: Bundle) -> None:

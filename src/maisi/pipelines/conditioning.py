@@ -1,6 +1,6 @@
 """What a generated scan is told: region span, spacing, modality; the one place where they become tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from maisi.shapes import Modality, Spacing3
 MODALITIES = {"unknown": 0, "ct": 1, "ct without contrast": 2, "ct with contrast": 3, "phantom": 7, "mr": 8}
 """Codes of the class embedding. As in the released models up to 7 is CT; 7 is ours, for rendered phantoms."""
 
+UNKNOWN_MODALITY = 0
+
 GENERAL_CODES = {"ct": (range(2, 7), 1), "mr": (range(9, 128), 8)}
 """Codes of kinds of CT and of MR, as upstream numbers them, and of the modality alone; phantoms are of no kind."""
 
@@ -30,6 +32,7 @@ class Conditioning:
     span: RegionSpan
     spacing: Spacing3
     modality: str = "ct"
+    sizes: tuple[float, ...] = ()  # of structures, see `anatomy.slots`; what a label generator is told besides
 
 
 def modality_code(name: str) -> int:
@@ -52,14 +55,20 @@ def modality_of(name: str) -> Modality:
 def encode_conditioning(conditioning: Conditioning, config: UNetConfig) -> dict[str, Tensor]:
     """Keyword tensors of a U-Net for a batch of one: only what its configuration takes.
 
-    `top_region` and `bottom_region` (1, 4), one-hot x 100; `spacing` (1, 3), mm x 100; `modality` (1,), its code.
+    `top_region` and `bottom_region` (1, 4), one-hot x 100; `spacing` (1, 3), mm x 100; `modality` (1,), its code;
+    `context` (1, 1, n), the sizes.
     Raises `InvalidRequestError` for a modality that is unknown, or beyond those that the network tells apart.
     """
-    return condition_tensors(conditioning.span, conditioning.spacing, modality_code(conditioning.modality), config)
+    modality = modality_code(conditioning.modality)
+    return condition_tensors(conditioning.span, conditioning.spacing, modality, config, conditioning.sizes)
 
 
 def condition_tensors(
-    span: RegionSpan | None, spacing: Spacing3 | None, modality: int, config: UNetConfig
+    span: RegionSpan | None,
+    spacing: Spacing3 | None,
+    modality: int,
+    config: UNetConfig,
+    sizes: Sequence[float] = (),
 ) -> dict[str, Tensor]:
     """As `encode_conditioning`, with the modality as a code; `InvalidRequestError` for one beyond the network's.
 
@@ -81,6 +90,13 @@ def condition_tensors(
                 f"apart; accepted: {', '.join(known)}"
             )
         tensors["modality"] = torch.tensor([modality])
+    if config.context_channels is not None:
+        if len(sizes) != config.context_channels:
+            raise InvalidRequestError(
+                f"this network draws label maps and is told {config.context_channels} sizes of structures, not "
+                f"{len(sizes)}"
+            )
+        tensors["context"] = torch.tensor(sizes, dtype=torch.float32)[None, None]
     return tensors
 
 

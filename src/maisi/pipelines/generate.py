@@ -1,4 +1,4 @@
-"""The road: draw labels, condition, sample, decode, check.
+"""The road: draw labels, condition, sample, decode, judge; again, or in part, where that fails.
 
 One page on purpose: everything a generated volume depends on is named here.
 """
@@ -12,21 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maisi.anatomy.bits import label_bits
 from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle
 from maisi.compute.fit import between_calls, fit
-from maisi.compute.machine import dtype_of
-from maisi.diffusion.denoiser import denoiser
+from maisi.data.library import Origin
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import NoiseScheduler
-from maisi.networks.controlnet import ControlNet, around_hole
-from maisi.pipelines.check import problems_of
+from maisi.networks.controlnet import around_hole
 from maisi.pipelines.codec import volume_of_unit
-from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_of, shown_labels
+from maisi.pipelines.conditioning import Conditioning, modality_of, shown_labels
+from maisi.pipelines.guidance import guided_denoiser
 from maisi.pipelines.labels import Anatomy, LabelSource
+from maisi.pipelines.quality.judge import judge, judge_labels
+from maisi.pipelines.quality.repair import region_of
+from maisi.pipelines.quality.report import QualityReport
+from maisi.pipelines.quality.segmenter import overlaps, segmenter_of
 from maisi.pipelines.requests import GenerateRequest
-from maisi.pipelines.validate import ValidRequest, validate_generate
+from maisi.pipelines.validate import ValidRequest, bundle_vocabulary, validate_generate
 from maisi.space.volume import LabelMap, Volume
 from maisi.splitting.ranks import Ranks
 
@@ -38,14 +40,20 @@ OnStage = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """A generated volume with its labels on the same grid, None where it follows none, and what its check found."""
+    """A generated volume with its labels on the same grid, None where it follows none, and what was found of it."""
 
     index: int
     volume: Volume
     labels: LabelMap | None
     span: RegionSpan
+    quality: QualityReport
     source: str = ""
-    problems: tuple[str, ...] = ()
+    origin: Origin | None = None  # the map of a library behind its labels
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why it fails, a sentence each; none when it passes."""
+        return self.quality.reasons
 
 
 @dataclass(frozen=True)
@@ -101,28 +109,72 @@ def draw_all(valid: ValidRequest, bundles: list[Bundle], on_stage: OnStage | Non
 
 
 def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, index: int, on_stage: OnStage) -> Sample:
-    """Sample `index` of a source; one that fails its check is drawn anew, as often as the request says."""
-    for attempt in range(1 + request.redraws):
-        rng, of_labels, of_noise = sample_generators(request.seed, index, attempt)
-
-        on_stage("labels", 0, 1)
-        anatomy = source.draw(rng, of_labels)
-        on_stage("labels", 1, 1)
-
-        unit = draw_unit(request, bundle, anatomy, seen_labels(anatomy, bundle), of_noise, on_stage)
+    """Sample `index` of a source: the first try that passes its check, or the last; `quality.passed` tells."""
+    anatomy = draw_anatomy(request, bundle, source, index, on_stage)
+    seen, locked = seen_labels(anatomy, bundle), None
+    for attempt in range(request.quality.tries):
+        _, _, of_noise = sample_generators(request.seed, index, attempt)
+        latent = draw_latent(request, bundle, anatomy, seen, of_noise, on_stage, locked)
+        unit = decode_latent(bundle, latent, on_stage)
         volume = volume_of_unit(unit, anatomy.grid, modality_of(request.modality))
 
         on_stage("check", 0, 1)
-        problems = problems_of(volume, anatomy.labels)
+        report = judged(request, bundle, volume, anatomy).model_copy(update={"tries": attempt + 1})
         on_stage("check", 1, 1)
-        if not problems:
+        if report.passed or not report.image_reasons:  # no noise changes what is wrong with the labels
             break
-        again = "drawn anew" if attempt < request.redraws else "kept"
-        logger.warning("sample %d: %s; %s", index, "; ".join(problems), again)
-    return Sample(index, volume, anatomy.labels, anatomy.span, source.name, tuple(problems))
+        is_last = attempt + 1 == request.quality.tries
+        logger.warning("sample %d: %s; %s", index, "; ".join(report.reasons), "no more tries" if is_last else "again")
+        locked = rest_of(request, bundle, anatomy, report, latent)
+    return Sample(index, volume, anatomy.labels, anatomy.span, report, source.name, anatomy.origin)
 
 
-def draw_unit(
+def draw_anatomy(
+    request: GenerateRequest, bundle: Bundle, source: LabelSource, index: int, on_stage: OnStage
+) -> Anatomy:
+    """The anatomy of a sample; labels that fail their check are drawn again before anything is made after them."""
+    on_stage("labels", 0, 1)
+    for attempt in range(request.quality.tries):
+        rng, of_labels, _ = sample_generators(request.seed, index, attempt)
+        anatomy = source.draw(rng, of_labels)
+        if anatomy.labels is None or request.labels is not None:
+            break
+        report = judge_labels(anatomy.labels, asked_ml=anatomy.asked, vocabulary=bundle_vocabulary(bundle))
+        if report.passed:
+            break
+        logger.warning("labels of sample %d: %s", index, "; ".join(report.reasons))
+    on_stage("labels", 1, 1)
+    return anatomy
+
+
+def judged(request: GenerateRequest, bundle: Bundle, volume: Volume, anatomy: Anatomy) -> QualityReport:
+    """What is found of a volume and of the labels that it is to follow, held to what the bundle promises."""
+    settings, labels = request.quality, anatomy.labels
+    segmenter = segmenter_of(settings) if labels is not None else None
+    return judge(
+        volume,
+        labels,
+        modality=request.modality,
+        asked_ml=anatomy.asked,
+        is_given=request.labels is not None,
+        held_to=bundle.limits.held_to,
+        overlaps=overlaps(labels, segmenter(volume)) if segmenter is not None and labels is not None else None,
+        least_dice=settings.least_dice,
+        outside_is_air=True,
+        vocabulary=bundle_vocabulary(bundle),
+    )
+
+
+def rest_of(
+    request: GenerateRequest, bundle: Bundle, anatomy: Anatomy, report: QualityReport, latent: Tensor
+) -> Locked | None:
+    """What of a latent stays when a sample is repaired; None where all of it is drawn anew."""
+    if request.quality.on_failure != "repair" or anatomy.labels is None or not report.is_repairable:
+        return None
+    return Locked(latent, region_of(report.failing, anatomy.labels, bundle.autoencoder.factor))
+
+
+def draw_latent(
     request: GenerateRequest,
     bundle: Bundle,
     anatomy: Anatomy,
@@ -131,34 +183,21 @@ def draw_unit(
     on_stage: OnStage,
     locked: Locked | None = None,
 ) -> Tensor:
-    """Unit intensities (1, 1, x, y, z) of one sample, on the device of the networks; on "meta" nothing is computed.
+    """The latent (1, c, u, v, w) of one sample, times the scale factor; on "meta" nothing is computed.
 
     `seen` (x, y, z) are the ids that the ControlNet is to see, uint8; None for the U-Net alone. Of `locked` the latent
     is kept wherever it is not free.
     """
-    autoencoder, unet = bundle.autoencoder, bundle.unet
-    dtype, device = dtype_of(request.compute), next(unet.parameters()).device
+    shape = tuple(n // bundle.autoencoder.factor for n in anatomy.grid.shape)
+    noise = torch.randn((1, bundle.unet.config.in_channels, *shape), generator=generator)
+    noise = noise.to(next(bundle.unet.parameters()).device).contiguous(memory_format=torch.channels_last_3d)
     conditioning = Conditioning(anatomy.span, anatomy.grid.spacing, request.modality)
-    conditions = {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        for name, value in encode_conditioning(conditioning, unet.config).items()
-    }
-    shape = tuple(n // autoencoder.factor for n in anatomy.grid.shape)
-    noise = torch.randn((1, unet.config.in_channels, *shape), generator=generator)
-    noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
     with between_calls(request.compute):
         start = None if locked is None else locked.start(bundle.scheduler, noise[0, 0].numel())
-        first = noise if start is None or locked is None else locked.noisy(noise, bundle.scheduler, start)
-        latent = sample(
-            denoiser(
-                unet,
-                bundle.controlnet if seen is not None else None,
-                conditions=conditions,
-                embedding=None if seen is None else embedded(bundle.controlnet, seen.to(device), noise, locked, dtype),
-                controlnet_scale=controlnet_scale(request, bundle),
-            ),
+        return sample(
+            guided_denoiser(request, bundle, conditioning, seen, around(bundle, noise, locked)),
             bundle.scheduler,
-            first,
+            noise if start is None or locked is None else locked.noisy(noise, bundle.scheduler, start),
             request.steps,
             solver=request.solver,
             generator=generator,
@@ -167,22 +206,23 @@ def draw_unit(
             after_step=None if locked is None else partial(locked.kept, noise, bundle.scheduler),
         )
 
+
+def decode_latent(bundle: Bundle, latent: Tensor, on_stage: OnStage) -> Tensor:
+    """Unit intensities (1, 1, x, y, z) of a latent times the scale factor, on the device of the networks."""
     on_stage("decode", 0, 1)
     with torch.inference_mode():
-        unit: Tensor = autoencoder.decode(latent / bundle.scale_factor)
+        unit: Tensor = bundle.autoencoder.decode(latent / bundle.scale_factor)
     on_stage("decode", 1, 1)
     return unit
 
 
-@torch.no_grad()
-def embedded(controlnet: ControlNet, seen: Tensor, noise: Tensor, locked: Locked | None, dtype: torch.dtype) -> Tensor:
-    """The ids (x, y, z) as the ControlNet sees them, and what is locked where it sees the surroundings of a hole."""
-    embedding = controlnet.embed_condition(label_bits(seen, dtype)[None])
-    if not controlnet.config.sees_surroundings:
-        return embedding
-    clean = torch.zeros_like(noise) if locked is None else locked.clean.to(noise)
-    hole = torch.ones_like(noise[:, 0]) if locked is None else locked.free[None].to(noise.device)
-    return embedding + controlnet.embed_surroundings(around_hole(clean, hole).to(dtype))
+def around(bundle: Bundle, noise: Tensor, locked: Locked | None) -> Tensor | None:
+    """What is locked, as a ControlNet sees it that knows the surroundings of holes; without any, all is one hole."""
+    if "controlnet" not in bundle.kinds or not bundle.controlnet.config.sees_surroundings:
+        return None
+    if locked is None:
+        return around_hole(torch.zeros_like(noise), torch.ones_like(noise[:, 0]))
+    return around_hole(locked.clean.to(noise), locked.free[None].to(noise.device))
 
 
 def fit_to(valid: ValidRequest, source: LabelSource, ranks: Ranks | None = None) -> Bundle:
@@ -195,7 +235,8 @@ def rehearse(request: GenerateRequest, source: LabelSource, bundle: Bundle) -> N
     anatomy = Anatomy(source.grid, source.span, None)
     seen = torch.empty(source.grid.shape, dtype=torch.uint8, device="meta") if steers(request, bundle) else None
     one_step = request.model_copy(update={"steps": 1, "solver": "euler"})
-    draw_unit(one_step, bundle, anatomy, seen, torch.Generator(), lambda stage, done, total: None)
+    latent = draw_latent(one_step, bundle, anatomy, seen, torch.Generator(), lambda stage, done, total: None)
+    decode_latent(bundle, latent, lambda stage, done, total: None)
 
 
 def seen_labels(anatomy: Anatomy, bundle: Bundle) -> Tensor | None:
@@ -208,11 +249,6 @@ def seen_labels(anatomy: Anatomy, bundle: Bundle) -> Tensor | None:
 def steers(request: GenerateRequest, bundle: Bundle) -> bool:
     """Whether a ControlNet makes the samples follow labels."""
     return "controlnet" in bundle.kinds and not request.unlabelled
-
-
-def controlnet_scale(request: GenerateRequest, bundle: Bundle) -> float:
-    """How strongly the labels steer: what the request says, else what the bundle was measured with."""
-    return bundle.info.controlnet_scale if request.controlnet_scale is None else request.controlnet_scale
 
 
 def sample_generators(

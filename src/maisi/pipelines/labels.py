@@ -1,7 +1,7 @@
 """Where the label map of a generated volume comes from."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -10,10 +10,14 @@ import numpy as np
 import torch
 
 from maisi.anatomy.body import enclosed
+from maisi.anatomy.fulfil import check_labels
 from maisi.anatomy.regions import RegionSpan, region_span
+from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.bundle.bundle import Limits
 from maisi.data.door import open_labels
+from maisi.data.label_maps import label_files, stem_of
+from maisi.data.library import Origin
 from maisi.errors import InvalidGridError, InvalidLabelsError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.shapes import Size3, Spacing3
@@ -29,11 +33,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What one sample is to show: labels (None: nothing is to be followed), on a grid, of a span of regions."""
+    """What one sample is to show: labels (None: nothing is to be followed), on a grid, of a span of regions.
+
+    `asked` and `obtained` are volumes (ml) by id of what was asked for; `origin` is the map of a library behind it.
+    """
 
     grid: Grid
     span: RegionSpan
     labels: LabelMap | None
+    asked: Mapping[int, float] = field(default_factory=dict)
+    obtained: Mapping[int, float] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
 @runtime_checkable
@@ -125,6 +135,7 @@ class LabelRules:
     enclose: bool = False
     reading: ReadOptions = ReadOptions()
     vocabulary: Vocabulary | None = None  # of a bundle with classes of its own
+    anatomy: AnatomyRequest | None = None  # what the maps are to be changed into
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,7 @@ class LabelFile:
 
 DEFAULT_GRIDS: dict[str, tuple[Size3, Spacing3]] = {
     "head": ((64, 80, 80), (3.5, 3.5, 3.5)),
-    "chest": ((96, 80, 80), (4.0, 4.0, 4.0)),
+    "chest": ((96, 80, 56), (4.0, 4.0, 4.0)),
     "abdomen": ((96, 80, 80), (4.0, 4.0, 4.0)),
     "lower": ((112, 64, 80), (4.0, 4.0, 4.0)),
 }
@@ -172,7 +183,8 @@ def file_source(path: Path, rules: LabelRules) -> GivenLabels:
     coarse enough for the bundle's largest size; what is larger still is refused, not cut. The span is what the labels
     show, unless a region is named. With `enclose`, a map without body gets one around its structures. Raises
     `InvalidGridError` for what the bundle does not take, `InvalidLabelsError` for ids that the vocabulary lacks,
-    `InvalidRequestError` where no label lies in the field of view, all with the name of the file.
+    `InvalidAnatomyError` for a map that cannot be changed into what was asked, `InvalidRequestError` where no label
+    lies in the field of view, all with the name of the file.
     """
     try:
         return _placed(path, rules)
@@ -204,13 +216,9 @@ def _placed(path: Path, rules: LabelRules) -> GivenLabels:
         logger.warning(
             "%s has no body (%d): between and around its structures the CT will be air; --enclose draws one", path, body
         )
+    if rules.anatomy is not None:
+        check_labels(ids, rules.anatomy)
     return GivenLabels(ids, span, report=report)
-
-
-def is_one_map(folder: Path) -> bool:
-    """Whether a folder holds one label map, a binary file for each structure, and not a map in each file."""
-    names = [_stem(path) for path in _label_files(folder)]
-    return bool(names) and all(load_vocabulary().knows(name) for name in names)
 
 
 def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
@@ -218,10 +226,10 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
 
     Raises `InvalidLabelsError` for a folder without any or with two of one name, and what `file_source` raises.
     """
-    paths = _label_files(folder)
+    paths = label_files(folder)
     if not paths:
         raise InvalidLabelsError(f"no label map in {folder}; accepted: a folder of {' or '.join(SUFFIXES)} files")
-    names = [_stem(path) for path in paths]
+    names = [stem_of(path) for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidLabelsError(f"two label maps of {folder} have one name: {', '.join(twice)}; rename one of them")
@@ -230,15 +238,6 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
         LabelFile(path, rules, source.grid, source.span, name, source.report)
         for path, name, source in zip(paths, names, found, strict=True)
     ]
-
-
-def _label_files(folder: Path) -> list[Path]:
-    found = (p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
-    return sorted(found)
-
-
-def _stem(path: Path) -> str:
-    return path.name[: path.name.lower().rindex(".nii")]
 
 
 def check_grid(size: Size3, spacing: Spacing3, rules: GridRules) -> None:

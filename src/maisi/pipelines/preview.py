@@ -47,6 +47,7 @@ MAX_LEGEND = 24
 _MARGIN, _GAP, _TITLE, _LINE = 24, 12, 46, 22
 _ROW_WIDTH, _MAX_HEIGHT = 1180.0, 460.0
 _PAPER, _INK, _FAINT, _LETTER = (17, 20, 26), (232, 236, 242), (140, 150, 164), (255, 214, 102)
+_ALARM = (255, 112, 96)
 _OVERLAY = 0.6
 _FILLERS = ("body", "fat", "air")
 
@@ -66,11 +67,13 @@ def preview(
     title: str = "",
     point: Size3 | None = None,
     vocabulary: Vocabulary | None = None,
+    mark: str = "",
 ) -> Image.Image:
     """Three planes of a volume; with labels a second row that shows them in colour, and a legend of the largest.
 
-    The planes go through `point` (a voxel); without it through the one that `telling_point` finds. `vocabulary` is that
-    of a bundle with classes of its own. Raises `InvalidGridError` for volume and labels on different grids.
+    `mark` is a warning that is written across the top. The planes go through `point` (a voxel); without it through the
+    one that `telling_point` finds. `vocabulary` is that of a bundle with classes of its own. Raises `InvalidGridError`
+    for volume and labels on different grids.
     """
     if labels is not None and not labels.grid.is_close(volume.grid):
         raise InvalidGridError(f"volume and labels are not on one grid: {volume.grid} and {labels.grid}")
@@ -90,7 +93,7 @@ def preview(
                 for k, (g, ids) in enumerate(zip(greys, shown, strict=True))
             ]
         )
-    return _sheet(rows, title, _size_caption(volume.grid), legend, scale)
+    return _sheet(rows, title, _size_caption(volume.grid), legend, scale, mark)
 
 
 def comparison(
@@ -245,20 +248,29 @@ def _largest(planes: Sequence[np.ndarray], vocabulary: Vocabulary) -> list[Struc
 
 
 def _sheet(
-    rows: Sequence[Sequence[Panel]], title: str, caption: str, legend: Sequence[Structure], scale: float
+    rows: Sequence[Sequence[Panel]],
+    title: str,
+    caption: str,
+    legend: Sequence[Structure],
+    scale: float,
+    mark: str = "",
 ) -> Image.Image:
     widths = [max(row[k].image.width for row in rows) for k in range(3)]
     heights = [max(panel.image.height for panel in row) for row in rows]
     width = max(sum(widths) + 2 * _GAP, 520) + 2 * _MARGIN
     columns = max(1, (width - 2 * _MARGIN) // 190)
     legend_height = _LINE * -(-len(legend) // columns) + (_GAP if legend else 0)
-    bottom = _MARGIN + _TITLE + sum(heights) + _GAP * (len(rows) - 1)
+    top = _MARGIN + _TITLE + (_LINE if mark else 0)
+    bottom = top + sum(heights) + _GAP * (len(rows) - 1)
     sheet = Image.new("RGB", (width, bottom + legend_height + _MARGIN + _LINE), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN - 4), title, _INK, _font(19))
     draw.text((width - _MARGIN, _MARGIN), caption, _FAINT, _font(14), anchor="ra")
 
-    y = _MARGIN + _TITLE
+    if mark:
+        draw.text((_MARGIN, _MARGIN + 24), _shortened(mark, width - 2 * _MARGIN, 15), _ALARM, _font(15))
+
+    y = top
     for row, height in zip(rows, heights, strict=True):
         x = _MARGIN
         for panel, column in zip(row, widths, strict=True):
@@ -307,8 +319,8 @@ def _size_caption(grid: Grid) -> str:
     return f"{voxels} voxels, {spacing} mm"
 
 
-def _shortened(name: str, width: int = 164) -> str:
-    font = _font(13)
+def _shortened(name: str, width: int = 164, size: int = 13) -> str:
+    font = _font(size)
     while font.getlength(name) > width:
         name = name.rstrip(".")[:-1] + "..."
     return name

@@ -16,7 +16,7 @@ from maisi.errors import InvalidPlanError
 from maisi.pipelines.blend import Drawn
 from maisi.pipelines.codec import decode_tensor, encode_tensor, rehearse_both, volume_of_unit
 from maisi.pipelines.conditioning import shown_labels
-from maisi.pipelines.generate import Locked, OnStage, draw_unit, rehearse
+from maisi.pipelines.generate import Locked, OnStage, decode_latent, draw_latent, rehearse
 from maisi.pipelines.labels import Anatomy, NoLabels
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.windows import Window
@@ -64,7 +64,8 @@ class Redraw:
         locked = Locked(mean * bundle.scale_factor, touched, self.strength)
         seen = torch.from_numpy(shown_labels(resample(labels, grid).array, bundle.info.shown_as))
         anatomy = Anatomy(grid, self.span, None)
-        drawn = volume_of_unit(draw_unit(self.how, bundle, anatomy, seen, generator, on_stage, locked), grid)
+        latent = draw_latent(self.how, bundle, anatomy, seen, generator, on_stage, locked)
+        drawn = volume_of_unit(decode_latent(bundle, latent, on_stage), grid)
         target = window.inner_grid(volume.grid)
         return Drawn(resample(drawn, target).array, resample(as_it_was, target).array, max(grid.spacing))
 
@@ -73,7 +74,7 @@ def free_latent(mask: np.ndarray, grid: Grid, window: Grid, factor: int) -> Tens
     """Which voxels (u, v, w) of a window's latent a mask on `grid` touches, and those beside them."""
     soft: np.ndarray = resample(Volume(mask.astype(np.float32), grid), window).array > TOUCHED
     x, y, z = (n // factor for n in window.shape)
-    blocks: np.ndarray = soft.reshape(x, factor, y, factor, z, factor).any(axis=(1, 3, 5))
+    blocks = np.asarray(soft.reshape(x, factor, y, factor, z, factor).any(axis=(1, 3, 5)))
     return torch.from_numpy(morphology.dilate(blocks, 1.0, (1.0, 1.0, 1.0)))
 
 

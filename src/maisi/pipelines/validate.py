@@ -3,23 +3,30 @@ alike."""
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import torch
 
+from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import Vocabulary, extended, load_vocabulary
 from maisi.bundle.bundle import Bundle, find_bundle, load_bundle, packaged_names
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.fit import PROCESS_BYTES, check_format, check_scratch, precision_of
 from maisi.compute.machine import device_of, dtype_of, fill_defaults
 from maisi.data.door import open_labels, open_volume
+from maisi.data.label_maps import is_one_map
 from maisi.data.latents import Latent, read_latent
+from maisi.data.library import Library
 from maisi.errors import InvalidBundleError, InvalidPlanError, InvalidRequestError
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
+from maisi.pipelines.asked import asked
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
-from maisi.pipelines.label_codec import label_autoencoder_name, takes_labels
+from maisi.pipelines.guidance import check_guidance
+from maisi.pipelines.label_codec import channels_of, label_autoencoder_name, takes_labels
+from maisi.pipelines.label_generator import generated_source
 from maisi.pipelines.labels import (
     GridRules,
     LabelRules,
@@ -28,10 +35,17 @@ from maisi.pipelines.labels import (
     PhantomLabels,
     file_source,
     folder_sources,
-    is_one_map,
     region_grid,
 )
-from maisi.pipelines.requests import DEFAULT_REGION, DecodeRequest, EncodeRequest, GenerateRequest, PlanRequest
+from maisi.pipelines.library import library_source, people_source
+from maisi.pipelines.requests import (
+    DEFAULT_REGION,
+    DecodeRequest,
+    EncodeRequest,
+    GenerateLabelsRequest,
+    GenerateRequest,
+    PlanRequest,
+)
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.reading import FileReport
@@ -43,7 +57,7 @@ logger = logging.getLogger(__name__)
 MOST_VOXELS = 4_000_000_000
 """More than any scan has: 1600 voxels along each axis."""
 
-Request = TypeVar("Request", GenerateRequest, EncodeRequest, DecodeRequest, PlanRequest)
+Request = TypeVar("Request", GenerateRequest, GenerateLabelsRequest, EncodeRequest, DecodeRequest, PlanRequest)
 
 
 @dataclass(frozen=True)
@@ -155,26 +169,49 @@ def lasting_name(name: str, bundle: Bundle) -> str:
     return str(bundle.path.resolve())
 
 
+def lasting_name_of(name: str) -> str:
+    """The same of a bundle that is not loaded."""
+    return name if name in packaged_names() else str(find_bundle(name).resolve())
+
+
 # Generating -----------------------------------------------------------------------------------------------------------
 
 
 def label_sources(request: GenerateRequest, bundle: Bundle) -> list[LabelSource]:
     """The label sources that a request names, on grids that the bundle can make.
 
-    Raises `InvalidBundleError` for a bundle without autoencoder or U-Net; for labels, what `file_source` raises.
+    Raises `InvalidBundleError` for a bundle without autoencoder or U-Net; for labels, what `file_source` raises; for
+    anatomy that cannot be, `InvalidAnatomyError`.
     """
     missing = [kind for kind in ("autoencoder", "unet") if kind not in bundle.kinds]
     if missing:
         raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
+    is_asked = request.anatomy or request.library is not None  # whose lesions are asked for, or go
+    anatomy = AnatomyRequest.parse(request.anatomy, bundle_vocabulary(bundle)) if is_asked else None
+    sources = _plain_sources(request, bundle, anatomy)
+    return list(sources) if anatomy is None else [asked(source, anatomy) for source in sources]
+
+
+def _plain_sources(request: GenerateRequest, bundle: Bundle, anatomy: AnatomyRequest | None) -> Sequence[LabelSource]:
+    """The sources as they are, before anything is changed in what they draw."""
     rules = GridRules(bundle.limits, bundle.size_multiple, request.size, request.spacing, request.force)
     if request.labels is not None:
-        placed = LabelRules(rules, request.region, request.enclose, request.reading, bundle_vocabulary(bundle))
+        vocabulary = bundle_vocabulary(bundle)
+        placed = LabelRules(rules, request.region, request.enclose, request.reading, vocabulary, anatomy)
         if request.labels.is_dir() and not is_one_map(request.labels):
-            return list(folder_sources(request.labels, placed))
+            return folder_sources(request.labels, placed)
         return [file_source(request.labels, placed)]
     region = request.region or DEFAULT_REGION
+    if request.label_bundle is not None:
+        return [generated_source(request.label_bundle, region, rules, anatomy, request.compute)]
     grid = region_grid(region, rules)
-    return [NoLabels(region, grid) if request.unlabelled else PhantomLabels(region, grid)]
+    if request.library is not None:
+        library = Library.read(request.library)
+        return [library_source(library, region, grid, anatomy, request.min_distance, request.enclose)]
+    if request.unlabelled:
+        return [NoLabels(region, grid)]
+    people = None if request.phantom else people_source(region, grid, anatomy)
+    return [people or PhantomLabels(region, grid)]
 
 
 def bundle_vocabulary(bundle: Bundle) -> Vocabulary:
@@ -187,7 +224,7 @@ def _without_foreign_labels(request: GenerateRequest, bundle: Bundle) -> Generat
     """The request for a bundle that may have no ControlNet: it makes images only, and follows no labels."""
     if "controlnet" in bundle.kinds or "unet" not in bundle.kinds or request.unlabelled:
         return request
-    if request.labels is not None:
+    if request.labels is not None or request.library is not None or request.anatomy:
         raise InvalidBundleError(
             f"bundle {bundle.name!r} has no ControlNet and cannot follow labels; accepted: --unlabelled for images "
             "without labels, or a bundle with a ControlNet"
@@ -209,6 +246,7 @@ def _check_source(request: GenerateRequest, bundle: Bundle, source: LabelSource)
     config = cast(UNetConfig, bundle.configs["unet"])
     encode_conditioning(Conditioning(source.span, source.grid.spacing, request.modality), config)
     bundle.scheduler.timesteps(request.steps, num_voxels=math.prod(source.grid.shape))  # refuses too many
+    check_guidance(request, bundle)
     foreign = [r.name.lower() for r in source.span.regions if r.name.lower() not in bundle.limits.regions]
     if foreign and not request.force:
         raise InvalidRequestError(
@@ -225,6 +263,8 @@ def _filled(request: GenerateRequest, bundle: Bundle, sources: list[LabelSource]
         update={
             "bundle": lasting_name(request.bundle, bundle),
             "labels": request.labels and request.labels.resolve(),
+            "library": request.library and request.library.resolve(),
+            "label_bundle": request.label_bundle and lasting_name_of(request.label_bundle),
             "region": request.region or (None if request.labels else DEFAULT_REGION),
             "controlnet_scale": scale,
             "size": request.size if one_grid is None else one_grid.shape,
@@ -330,4 +370,4 @@ def validate_decode(request: DecodeRequest, bundle: Bundle | None = None) -> Val
 def encodes_labels(bundle: Bundle) -> bool:
     """Whether the autoencoder of a bundle is one of label maps."""
     config = bundle.configs.get("autoencoder", bundle.configs.get("label_autoencoder"))
-    return isinstance(config, AutoencoderConfig) and takes_labels(config)
+    return isinstance(config, AutoencoderConfig) and takes_labels(config, channels_of(bundle))

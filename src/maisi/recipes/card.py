@@ -22,6 +22,7 @@ from maisi.pipelines.codec import rehearse_both
 from maisi.pipelines.generate import generate, sample_generators
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import label_sources
+from maisi.recipes.realism import Realism, realism_tables
 from maisi.shapes import Frozen
 from maisi.space.label_files import read_labels
 
@@ -61,6 +62,7 @@ class BundleQuality(Frozen):
     samples: tuple[SampleQuality, ...]
     rendered: tuple[SampleQuality, ...] = ()
     references: tuple[ReferenceQuality, ...] = ()
+    realism: Realism | None = None
 
 
 def measure_bundle(
@@ -109,7 +111,7 @@ def _references(cases: Sequence[Case], told: OnCase) -> Iterator[ReferenceQualit
 def _samples(bundle: Bundle, count: int, steps: int, told: OnCase) -> Iterator[SampleQuality]:
     for seed in range(count):
         region = list(BodyRegion)[(seed + 1) % len(BodyRegion)].name.lower()
-        request = GenerateRequest(region=region, seed=seed, steps=steps)
+        request = GenerateRequest(region=region, seed=seed, steps=steps, phantom=True)
         (sample,) = generate(request, bundle)
         assert sample.labels is not None
         found = adherence(sample.volume, sample.labels)
@@ -119,7 +121,7 @@ def _samples(bundle: Bundle, count: int, steps: int, told: OnCase) -> Iterator[S
 
 def _rendered(bundle: Bundle, told: OnCase) -> Iterator[SampleQuality]:
     for region in (each.name.lower() for each in BodyRegion):
-        request = GenerateRequest(region=region, seed=0)
+        request = GenerateRequest(region=region, seed=0, phantom=True)
         rng, of_labels, _ = sample_generators(request.seed, 0)
         (source,) = label_sources(request, bundle)
         labels = source.draw(rng, of_labels).labels
@@ -208,7 +210,7 @@ with dark marrow, against label maps of their own.
 Made by `python benchmarks/bundle.py MANIFEST --bundle {bundle.name}`.
 
 {quality_tables(quality)}
-
+{_realism(quality.realism)}
 ## What to expect
 {expectations or "Nothing is promised beyond these numbers."}
 
@@ -219,6 +221,14 @@ the bundle to identify anybody.
 
 {_attribution(training)}
 """
+
+
+def _realism(found: Realism | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"\n## Likeness to real volumes\n{realism_tables(found)}\n\nMade by `python benchmarks/realism.py MANIFEST`.\n"
+    )
 
 
 def _or(names: Sequence[str]) -> str:

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.diffusion.denoiser import predict
 from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.discriminator import PatchDiscriminator
+from maisi.networks.segmenter import SegmentationUNet
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.recipes.recipe import BundleRecipe
 from maisi.shapes import Size3
@@ -14,6 +16,7 @@ from maisi.training.autoencoder import AutoencoderTraining
 from maisi.training.controlnet import ControlNetTraining, controlnet_like
 from maisi.training.diffusion import DiffusionTraining
 from maisi.training.memory import StepMemory, step_memory
+from maisi.training.segmenter import SegmenterTraining
 
 
 def training_memory(recipe: BundleRecipe) -> dict[str, StepMemory]:
@@ -26,6 +29,8 @@ def training_memory(recipe: BundleRecipe) -> dict[str, StepMemory]:
             found["diffusion"] = _of_unet(recipe, recipe.diffusion)
         if recipe.controlnet is not None:
             found["controlnet"] = _of_controlnet(recipe, recipe.controlnet)
+        if recipe.segmenter is not None:
+            found["segmenter"] = _of_segmenter(recipe.segmenter)
     return found
 
 
@@ -92,3 +97,9 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining) -> StepMemo
 
     learning = [controlnet, *([unet] if config.train_unet else [])]
     return step_memory([controlnet, unet], learning, loss, config.optimization)
+
+
+def _of_segmenter(config: SegmenterTraining) -> StepMemory:
+    network = SegmentationUNet(config.network(load_vocabulary()))
+    hu = torch.empty((config.batch_size, 1, *config.patch))
+    return step_memory([network], [network], lambda: network(hu).log_softmax(1).mean(), config.optimization)

@@ -15,7 +15,16 @@ import torch
 from torch import nn
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, RectifiedFlowSpec, build_scheduler, load_bundle, save_bundle
+from maisi.bundle.bundle import (
+    Bundle,
+    BundleInfo,
+    Condition,
+    RectifiedFlowSpec,
+    build_scheduler,
+    load_bundle,
+    save_bundle,
+)
+from maisi.bundle.digest import weights_digest
 from maisi.data.dataset import PatchSource
 from maisi.data.latents import LatentEntry, LatentSource, LatentStore, latent_scale
 from maisi.data.manifest import Case, read_manifest
@@ -24,14 +33,15 @@ from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.controlnet import check_levels, check_occupancies
 from maisi.networks.unet import UNetConfig
 from maisi.recipes.card import measure_bundle, model_card, write_quality
+from maisi.recipes.realism import measure_realism
 from maisi.recipes.recipe import BundleRecipe
-from maisi.recipes.variations import as_shown, make_latents, patches_of
+from maisi.recipes.variations import as_shown, labelled_of, make_latents, patches_of
 from maisi.training.autoencoder import train_autoencoder
 from maisi.training.controlnet import ControlNetTraining, controlnet_like, train_controlnet
 from maisi.training.diffusion import DiffusionTraining, check_unet, train_unet
 from maisi.training.loop import step_generators
-from maisi.training.lora import base_digest
 from maisi.training.new_classes import numbered
+from maisi.training.segmenter import train_segmenter
 from maisi.training.validation import HeldOut
 
 logger = logging.getLogger(__name__)
@@ -72,7 +82,8 @@ def all_stages(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> B
     bundle = autoencoder_stage(lesson, folder, on_step)
     latents = encoded(lesson, bundle, folder / "latents")
     bundle = unet_stage(lesson, bundle, latents, folder, on_step)
-    return controlnet_stage(lesson, bundle, latents, folder, on_step)
+    bundle = controlnet_stage(lesson, bundle, latents, folder, on_step)
+    return bundle if lesson.recipe.segmenter is None else segmenter_stage(lesson, bundle, folder, on_step)
 
 
 def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = None) -> Bundle:
@@ -83,7 +94,10 @@ def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = Non
     """
     recipe = lesson.recipe
     source, config = patches_of(recipe, lesson.training), recipe.for_autoencoder()
-    held_out = patches_of(recipe, lesson.validation) if lesson.validation and config.loop.validate_every else None
+    watched = [case for case in lesson.validation if recipe.shows(case)] if config.loop.validate_every else []
+    if config.loop.validate_every and not watched:
+        logger.warning("no case is for validation: the autoencoder learns unwatched")
+    held_out = patches_of(recipe, watched) if watched else None
     start = None if config.start_from is None else load_bundle(config.start_from)
     first = None if start is None else start.autoencoder
     told = _named(on_step, "autoencoder")
@@ -93,6 +107,20 @@ def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = Non
     if start is None:
         network = centred_autoencoder(network, source, config.batch_size, config.patch, config.loop.seed)
     return Bundle.of(_info(recipe), {"autoencoder": network})
+
+
+def segmenter_stage(lesson: Lesson, bundle: Bundle | None, folder: Path, on_step: OnStep | None = None) -> Bundle:
+    """The bundle given with a segmenter, or one of the segmenter alone."""
+    recipe, config = lesson.recipe, lesson.recipe.for_segmenter()
+    watched = [case for case in lesson.validation if case.labels is not None or case.labels_maisi is not None]
+    held_out = labelled_of(recipe, watched, is_training=False) if watched and config.loop.validate_every else None
+    if held_out is None and config.loop.validate_every:
+        logger.warning("no case for validation has labels: the segmenter learns unwatched")
+    source, told = labelled_of(recipe, lesson.training), _named(on_step, "segmenter")
+    network = train_segmenter(config, source, folder / "segmenter", told, validation=held_out).cpu()
+    if bundle is None:
+        return Bundle.of(_info(recipe), {"segmenter": network})
+    return with_networks(bundle, bundle.info, {"segmenter": network})
 
 
 @dataclass(frozen=True)
@@ -162,7 +190,12 @@ def unet_stage(lesson: Lesson, bundle: Bundle, latents: Encoded, folder: Path, o
         start=None if start is None else start.unet,
         held_out=held_out(bundle, config, latents, folder / "diffusion", None, multiple),
     )
-    update = {"scheduler": spec, "scale_factor": scale_factor, "classes": _classes(bundle, config)}
+    update = {
+        "scheduler": spec,
+        "scale_factor": scale_factor,
+        "classes": _classes(bundle, config),
+        "dropped": ("labels", *_dropped(config, unet.config)),  # it never saw any
+    }
     info = bundle.info.model_copy(update=update)
     stale = () if start is not None else ("controlnet",)  # one that steers another U-Net
     return with_networks(bundle, info, {"unet": unet.cpu()}, without=stale)
@@ -201,8 +234,20 @@ def controlnet_stage(
         "limits": recipe.limits if start is None else start.limits,
         "classes": _classes(bundle, config),
     }
+    if config.train_unet:
+        update["dropped"] = ("labels",) * (config.drop_labels > 0) + _dropped(config, unet.config)
     info = bundle.info.model_copy(update=update)
     return with_networks(bundle, info, {"unet": unet.cpu(), "controlnet": controlnet.cpu()})
+
+
+def _dropped(config: DiffusionTraining, network: UNetConfig) -> tuple[Condition, ...]:
+    """The conditions that a U-Net takes and that its training leaves out at times."""
+    chances: dict[Condition, float] = {
+        "region": config.drop.region * network.regions,
+        "spacing": config.drop.spacing * network.spacing,
+        "modality": config.drop.modality * (network.num_modalities is not None),
+    }
+    return tuple(name for name, chance in chances.items() if chance > 0)
 
 
 def starting_bundle(recipe: BundleRecipe, config: DiffusionTraining, bundle: Bundle, network: str) -> Bundle | None:
@@ -226,12 +271,16 @@ def starting_bundle(recipe: BundleRecipe, config: DiffusionTraining, bundle: Bun
     elif isinstance(config, ControlNetTraining):
         check_levels(bundle.unet.config, start.controlnet.config)
         check_occupancies(start.controlnet.config, config.seeing(config.controlnet or start.controlnet.config))
-    if "autoencoder" in start.names and base_digest(start.autoencoder) != base_digest(bundle.autoencoder):
+    if "autoencoder" in start.names and not _is_same(start.autoencoder, bundle.autoencoder):
         raise InvalidRequestError(
             f"bundle {start.name} has another autoencoder than {bundle.name}, so that its {network} knows other "
             f"latents; give --bundle {config.start_from}"
         )
     return start
+
+
+def _is_same(a: nn.Module, b: nn.Module) -> bool:
+    return weights_digest(a.state_dict()) == weights_digest(b.state_dict())
 
 
 def held_out(
@@ -309,6 +358,9 @@ def save_measured(bundle: Bundle, lesson: Lesson, folder: Path) -> Path:
     labelled = [*lesson.training, *lesson.validation]
     samples = lesson.recipe.measured_samples
     quality = measure_bundle(load_bundle(path), lesson.validation, labelled, samples, on_case=logger.info)
+    if lesson.recipe.measured_realism:
+        found = measure_realism(load_bundle(path), lesson.validation, lesson.training, on_case=logger.info)
+        quality = quality.model_copy(update={"realism": found})
     write_quality(quality, folder / "quality.json")
     licence = f"{bundle.info.licence}\nAttribution: see MODEL_CARD.md\n"
     loaded = load_bundle(path)

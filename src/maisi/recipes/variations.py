@@ -14,6 +14,14 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.augment import on_grid, vary_grid
 from maisi.data.cases import case_span, read_case
 from maisi.data.dataset import NamedVolumes, PatchSource, at_spacings, patch_source
+from maisi.data.labelled import (
+    LabelledArrays,
+    LabelledSource,
+    NamedLabelled,
+    labelled_arrays,
+    labelled_case,
+    labelled_source,
+)
 from maisi.data.latents import Latent, LatentStore, write_latent
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
@@ -67,17 +75,18 @@ def encode_labelled(
 def _vary(recipe: BundleRecipe, case: Case, autoencoder: Autoencoder, multiple: int, count: int) -> list[Latent]:
     rng = np.random.default_rng([recipe.seed, *case.id.encode()])
     volume, labels = read_case(case, recipe.latents.drop, recipe.vocabulary)
-    tissues = tissue_labels(volume)
+    tissues = tissue_labels(volume) if volume.modality == "ct" else None  # an MR shows none by its values
     made = []
     for i in range(count):
-        shown = tissues if rng.random() < recipe.latents.tissues_only else labels
+        shown = tissues if tissues is not None and rng.random() < recipe.latents.tissues_only else labels
         shown = _without_fat(shown) if rng.random() < recipe.latents.without_fat else shown
         grid = _grid(recipe, case, volume.grid, rng, multiple)
         part, part_labels = on_grid(volume, shown, grid)
-        part_labels = redrawn_tissues(part_labels, part)
+        if tissues is not None:
+            part_labels = redrawn_tissues(part_labels, part)
         span = case_span(case, labels)
         name = f"case {case.id}, variation {i}, autoencoder of recipe {recipe.name}"
-        made.append(encode_labelled(autoencoder, part, part_labels, span, "ct", case.group, name))
+        made.append(encode_labelled(autoencoder, part, part_labels, span, case.modality, case.group, name))
     return made
 
 
@@ -126,6 +135,22 @@ def _phantom(recipe: BundleRecipe, multiple: int, index: int) -> tuple[Volume, L
 
 def patches_of(recipe: BundleRecipe, cases: Sequence[Case]) -> PatchSource:
     """Patches of the volumes of cases and of phantoms, groups drawn by the recipe's weights, else all cases alike."""
+    return patch_source(volumes_of(recipe, cases), recipe.kept_volume_bytes)
+
+
+def volumes_of(recipe: BundleRecipe, cases: Sequence[Case]) -> list[tuple[float, list[NamedVolumes]]]:
+    """What the autoencoder sees: the weight and the volumes of each group.
+
+    Raises `InvalidRequestError` where the recipe weighs groups of cases and there is none of them.
+    """
+    shown = [case for case in cases if recipe.shows(case)]
+    groups = recipe.groups or {group: sum(case.group == group for case in cases) for group in {c.group for c in cases}}
+    weighed = sorted(name for name, weight in groups.items() if weight > 0)
+    if not shown and cases and weighed != [PHANTOM]:
+        there = ", ".join(sorted({case.group for case in cases}))
+        raise InvalidRequestError(
+            f"groups of the recipe weighs {', '.join(weighed)} and no case is of them; the cases are of {there}"
+        )
 
     def volumes(group: str) -> list[NamedVolumes]:
         if group == PHANTOM:
@@ -133,13 +158,48 @@ def patches_of(recipe: BundleRecipe, cases: Sequence[Case]) -> PatchSource:
             return [NamedVolumes(f"phantom {index}", partial(_phantom_volumes, recipe, index)) for index in indices]
         return [
             NamedVolumes(case.id, partial(at_spacings, case, recipe.spacings_mm), case.modality)
-            for case in cases
+            for case in shown
             if case.group == group
         ]
 
-    groups = recipe.groups or {group: sum(case.group == group for case in cases) for group in {c.group for c in cases}}
-    return patch_source(((groups[name], volumes(name)) for name in sorted(groups)), recipe.kept_volume_bytes)
+    return [(groups[name], volumes(name)) for name in weighed]
 
 
 def _phantom_volumes(recipe: BundleRecipe, index: int) -> list[Volume]:
     return [_phantom(recipe, recipe.for_autoencoder().network.factor, index)[0]]
+
+
+def labelled_of(recipe: BundleRecipe, cases: Sequence[Case], is_training: bool = True) -> LabelledSource:
+    """Labelled cases and phantoms, groups drawn by the recipe's weights, else all cases alike.
+
+    Without `is_training` all cases count alike, and there are no phantoms.
+    """
+    config = recipe.for_segmenter()
+    classes = config.network(recipe.vocabulary).classes
+    named = partial(
+        labelled_case,
+        classes=classes,
+        spacing_mm=config.spacing_mm,
+        vocabulary=recipe.vocabulary,
+        drop=recipe.latents.drop,
+    )
+    cases = [case for case in cases if case.modality == "ct"]
+    if not is_training:
+        return labelled_source([(1.0, [named(case) for case in cases])], recipe.kept_volume_bytes)
+    weights = recipe.groups or {group: sum(c.group == group for c in cases) for group in {c.group for c in cases}}
+    members = {name: [named(case) for case in cases if case.group == name] for name in weights}
+    if PHANTOM in weights:
+        members[PHANTOM] = [_labelled_phantom(recipe, index) for index in range(recipe.latents.num_phantoms)]
+    groups = [(weights[name], members[name]) for name in sorted(weights) if members[name]]
+    return labelled_source(groups, recipe.kept_volume_bytes)
+
+
+def _labelled_phantom(recipe: BundleRecipe, index: int) -> NamedLabelled:
+    return NamedLabelled(f"{PHANTOM} {index}", partial(_phantom_arrays, recipe, index))
+
+
+def _phantom_arrays(recipe: BundleRecipe, index: int) -> LabelledArrays:
+    config, vocabulary = recipe.for_segmenter(), recipe.vocabulary
+    volume, labels, _ = _phantom(recipe, 1, index)
+    classes = config.network(vocabulary).classes
+    return labelled_arrays(volume, labels, classes, config.spacing_mm, vocabulary.ids, vocabulary)

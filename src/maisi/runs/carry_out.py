@@ -1,7 +1,7 @@
 """One way to carry out every task: check, write piece by piece, record. For the command line, a service, a cluster."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,7 @@ from maisi.runs.record import (
 from maisi.runs.task import Checked, Output, Request, Run, Task, Watch
 from maisi.splitting.ranks import Ranks
 from maisi.storage.atomic import write_directory
-from maisi.storage.folders import OutputFolder, check_free, entries_of, open_beside, open_folder, storage_errors
+from maisi.storage.folders import FAILED, OutputFolder, check_free, entries_of, open_beside, open_folder, storage_errors
 from maisi.storage.settings import check_settings, read_settings, write_settings
 from maisi.storage.sums import sha256
 
@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 COMMAND = "command"
 RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
-FREE_IN_SHARED = ("sources", "across")  # settings in which runs that fill one folder may differ
+FREE_IN_SHARED = ("sources", "across", "count", "prepare.segmenter_minutes")
+"""Settings in which runs that fill one folder may differ."""
 
 
 def carry_out(
@@ -58,6 +59,7 @@ def carry_out(
     checked = task.check(request)
     place = Destination.of(task, checked.request, out)
     existing = place.check(task, checked.request, overwrite)
+    task.check_place(checked.request, out)
     bundle = None if checked.bundle is None else identity(checked.bundle)
     inputs = input_sums(task.inputs(checked.request))
     if repeats is not None:
@@ -128,7 +130,7 @@ class Destination:
                 "accepted: the same request to go on with it, another folder, or --overwrite"
             )
         logger.info("going on with the unfinished run in %s", self.folder)
-        return frozenset(names)
+        return frozenset(names) | {f"{FAILED}/{name}" for name in entries_of(self.folder / FAILED)}
 
     def _check_shared(self, task: Task[Any], request: BaseModel) -> None:
         """Nothing, or the refusal of a folder that other settings, or something else than this task, has filled."""
@@ -137,8 +139,9 @@ class Destination:
         records = sorted(self.path.glob(f"*{RUN_SETTINGS}")) if self.path.is_dir() else []
         if not records:
             check_free(self.folder)
+        free = (*FREE_IN_SHARED, *task.free)
         for record in records:
-            different = [name for name in settings_that_differ(task, request, record) if name not in FREE_IN_SHARED]
+            different = settings_that_differ(task, request, record, free)
             if different:
                 raise InvalidRequestError(
                     f"{self.folder} was filled with other settings ({', '.join(different)}, see {record.name}); "
@@ -166,8 +169,11 @@ class Destination:
                 yield folder
 
 
-def settings_that_differ(task: Task[Any], request: BaseModel, path: Path) -> list[str]:
-    """Names of the settings of a `run.yaml` that are not those of a request; "command" where it is of another task."""
+def settings_that_differ(task: Task[Any], request: BaseModel, path: Path, free: Sequence[str] = ()) -> list[str]:
+    """Names of the settings of a `run.yaml` that are not those of a request; "command" where it is of another task.
+
+    `free` are those that may differ, parts of parts with a dot: "prepare.spacing".
+    """
     command, settings = read_run_settings(path)
     if command != task.name:
         return [COMMAND]
@@ -175,7 +181,18 @@ def settings_that_differ(task: Task[Any], request: BaseModel, path: Path) -> lis
     if task.on_ranks and task.output is Output.STATE and there["compute"]["ranks"] != asked["compute"]["ranks"]:
         for compute in (there["compute"], asked["compute"]):  # state is of any number of processes, and their threads
             compute |= {"ranks": None, "threads": None}
-    return [name for name in asked if asked[name] != there.get(name)]
+    for name in free:
+        _drop(there, name)
+        _drop(asked, name)
+    return [name for name in {**asked, **there} if asked.get(name) != there.get(name)]
+
+
+def _drop(settings: dict[str, Any], name: str) -> None:
+    part, _, rest = name.partition(".")
+    if rest and part in settings:
+        _drop(settings[part], rest)
+    elif not rest:
+        settings.pop(part, None)
 
 
 def read_run_settings(path: Path) -> tuple[str, dict[str, Any]]:
@@ -219,6 +236,7 @@ def make_record(known: _Known, checked: Checked[Any], run: Run) -> RunRecord:
         inputs=known.inputs,
         files=checked.files,
         warnings=tuple(run.warnings),
+        failed=tuple(run.failed),
         outputs={name_in(path, run): sha256(path) for path in sorted(run.outputs)},
         stages=stages,
         seconds=round(sum(stage.seconds for stage in stages.values()), 3),

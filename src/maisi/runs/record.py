@@ -44,6 +44,7 @@ class RunRecord(Frozen):
     inputs: dict[str, str]
     files: tuple[FileReport, ...] = ()
     warnings: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()  # what was made but failed its check
     outputs: dict[str, str]
     stages: dict[str, Stage]
     seconds: float

@@ -1,6 +1,7 @@
 """Requests of tasks that are no pipeline. Imports no torch."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,3 +26,15 @@ class ConvertLatentsRequest(Frozen):
     """Folders of upstream's embeddings."""
 
     folders: tuple[Path, ...] = Field(description="Folders of upstream's embeddings, X_emb.nii.gz with side-cars.")
+
+
+class ExportRequest(Frozen):
+    """A manifest, or a folder that holds one, and what its cases are to become."""
+
+    source: Path = Field(description="Folder of maisi generate --requests or maisi prepare, or a manifest.")
+    to: Literal["monai", "msd", "nnunet"] = Field(description="monai, msd or nnunet.")
+    classes: tuple[str, ...] = Field(
+        default=(),
+        description="Structures or groups to keep, numbered from 1 in this order.",
+        json_schema_extra={"shown_default": "all that are there"},
+    )

@@ -54,7 +54,7 @@ class Run:
     partial: Path  # files are written here, and are moved by `publish`
     folder: Path  # where they are moved to
     name: str  # of the one file of a task with `Output.FILE`
-    existing: frozenset[str]  # names of files of an earlier part of this run
+    existing: frozenset[str]  # names of files of an earlier part of this run, such as failed/sample_000_ct.nii.gz
     writes: bool  # False on ranks besides the first
     ranks: Ranks | None
     watch: Watch
@@ -62,6 +62,7 @@ class Run:
     publish_files: Callable[[], list[Path]]
     outputs: set[Path] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # what came out, but is not good
 
     def on_stage(self, stage: str, done: int, total: int) -> None:
         """Tell how far a stage is; its end is measured."""
@@ -91,6 +92,10 @@ def no_inputs(request: Any) -> tuple[Path, ...]:
     return ()
 
 
+def anywhere(request: Any, out: Path) -> None:
+    """Nothing: a request whose files may lie wherever there is room."""
+
+
 def no_shard(request: Any) -> str | None:
     """No part of an array job."""
     return None
@@ -109,3 +114,5 @@ class Task(Generic[Request]):
     suffixes: tuple[str, ...] = ()  # accepted endings of the one file of `Output.FILE`
     on_ranks: bool = False  # whether several processes may carry it out together
     shard: Callable[[Request], str | None] = no_shard  # the part of `Output.SHARED` that a request is for, as 2/4
+    check_place: Callable[[Request, Path], None] = anywhere  # raises where the files may not lie there
+    free: tuple[str, ...] = ()  # settings in which runs that fill one `Output.SHARED` may differ, besides the usual

@@ -58,7 +58,7 @@ class LabelMap:
         return 0
 
 
-def check_same_grid(labels: LabelMap, volume: Volume) -> None:
+def check_same_grid(labels: LabelMap, volume: "Volume | LabelMap") -> None:
     """Nothing, or an `InvalidLabelsError` that tells both grids when they are not one."""
     if not labels.grid.is_close(volume.grid):
         raise InvalidLabelsError(

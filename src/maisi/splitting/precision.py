@@ -19,7 +19,12 @@ NARROW_CHANNELS = 16
 
 
 def kept_in_float32(network: nn.Module) -> set[str]:
-    """Names of the parameters that keep float32 where the network computes in half precision."""
+    """Names of the parameters that keep float32 where the network computes in half precision.
+
+    All do of a network that says so (`keeps_float32`).
+    """
+    if getattr(network, "keeps_float32", False):
+        return {name for name, _ in network.named_parameters()}
     return {
         f"{name}.{parameter}".lstrip(".")
         for name, module in network.named_modules()

@@ -9,6 +9,7 @@ order on every rank.
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
+from torch.distributed.distributed_c10d import _get_default_store
 
 from maisi.errors import InvalidPlanError, RankError
 from maisi.splitting.graph import MomentsOf, Node, Summary
@@ -24,6 +26,17 @@ from maisi.splitting.norm import Moments, merge
 from maisi.splitting.store import MemoryStore
 
 TIMEOUT_S = 120.0  # of a rank that is alive but silent; a dead one is noticed at once
+
+
+_FAILURE = "maisi/failure"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Which rank has failed first, and what it said."""
+
+    rank: int
+    message: str
 
 
 class Ranks:
@@ -81,6 +94,23 @@ class Ranks:
         for group in (self._halos, self._collectives):
             with contextlib.suppress(RuntimeError, ValueError, AssertionError):
                 dist.destroy_process_group(group)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """A tensor that is alike on all ranks; its gradient is the sum of what each rank makes from its own slabs."""
+        shared: Tensor = Shared.apply(self._collectives, x)
+        return shared
+
+    def first_failure(self, message: str | None = None) -> "Failure | None":
+        """The failure that was told first, which is this rank's `message` where no other was before; None for none."""
+        with contextlib.suppress(RuntimeError):  # the process that keeps what is told may be gone
+            store = _get_default_store()
+            if message is not None:
+                told = store.compare_set(_FAILURE, "", f"{self.rank}:{message}")
+            else:
+                told = store.get(_FAILURE) if store.check([_FAILURE]) else b""
+            rank, _, said = told.decode(errors="replace").partition(":")
+            return Failure(int(rank), said) if rank else None
+        return None
 
     def exchange(self, source: Node, rows: Callable[[int, int], Tensor], wanted: Sequence[Range]) -> MemoryStore:
         """Rows of other ranks that this one wants; `rows(start, stop)` gives own ones, `wanted` is of every rank."""
@@ -217,6 +247,22 @@ class Replicated(Function):
         return None, torch.zeros((), device=grads[0].device), grads[dist.get_rank()]
 
 
+class Shared(Function):
+    """A tensor that every rank has whole; backward sums what all ranks made of it."""
+
+    @staticmethod
+    def forward(ctx: Any, group: Any, x: Tensor) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        with failing_together():
+            dist.all_reduce(total, group=ctx.group)
+        return None, total
+
+
 def all_gather(own: Tensor, group: Any) -> list[Tensor]:
     """The tensors of all ranks."""
     own = own.detach().contiguous()
@@ -243,4 +289,22 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankError(f"another rank of this run died or no longer answers: {str(error).splitlines()[0]}") from error
+        raise RankError(_lost(error)) from error
+
+
+@contextlib.contextmanager
+def noticing_lost_ranks() -> Iterator[None]:
+    """The same around work that communicates within: only what torch raises of a broken connection."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and _GLOO not in str(error):
+            raise
+        raise RankError(_lost(error)) from error
+
+
+_GLOO = "gloo/transport"  # gloo raises no class of its own, but says where it failed
+
+
+def _lost(error: RuntimeError) -> str:
+    return f"another rank of this run died or no longer answers: {str(error).splitlines()[0]}"

@@ -11,8 +11,9 @@ from maisi.errors import InvalidRequestError, StorageError
 from maisi.storage.owners import is_abandoned, is_owned, owner_mark, remove_abandoned
 
 PARTIAL = ".partial-"
+FAILED = "failed"  # the folder in the folder of a run for what came out, but is not good
 _OURS = re.compile(
-    r"^(.*\.)?run\.(yaml|json)$|^(metrics\.json|(sample_\d{3,}|reconstruction)(_[a-z]+)?\.(nii|nii\.gz|png))$"
+    r"^(.*\.)?run\.(yaml|json)$|^(metrics\.json|(sample_\d{3,}|reconstruction)(_[a-z]+)?\.(nii|nii\.gz|png|json))$"
 )
 
 
@@ -29,9 +30,7 @@ class OutputFolder:
         with storage_errors(self.path):
             if self._clears and not self.published:
                 _remove_earlier(self.path)
-            for file in staged:
-                os.replace(file, self.path / file.name)
-        moved = [self.path / file.name for file in staged]
+            moved = [path for entry in staged for path in _move(entry, self.path / entry.name)]
         self.published += moved
         return moved
 
@@ -104,9 +103,21 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot write to {path}: {error.strerror or error}") from error
 
 
+def _move(source: Path, target: Path) -> list[Path]:
+    """Move a file or a folder, into a folder that is there already, and give where all that was moved is now."""
+    if not (source.is_dir() and target.is_dir()):
+        os.replace(source, target)
+        return [target]
+    moved = [path for entry in sorted(source.iterdir()) for path in _move(entry, target / entry.name)]
+    source.rmdir()
+    return moved
+
+
 def _remove_earlier(path: Path) -> None:
-    for name in [entry.name for entry in path.iterdir() if _OURS.match(entry.name)]:
-        (path / name).unlink(missing_ok=True)
+    for folder in (path, path / FAILED):
+        for name in [entry.name for entry in folder.iterdir() if _OURS.match(entry.name)] if folder.is_dir() else ():
+            (folder / name).unlink(missing_ok=True)
+    _remove_empty([path / FAILED])
 
 
 def _remove_empty(folders: list[Path]) -> None:

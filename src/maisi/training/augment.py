@@ -1,13 +1,23 @@
-"""Random changes of training patches (MAISI, arXiv 2409.11169, supplement B), by MONAI's transforms."""
+"""Random changes of training patches.
+
+Those of volumes alone are MONAI's transforms (MAISI, arXiv 2409.11169, supplement B); labelled volumes are turned and
+bent together with their labels in one interpolation.
+"""
 
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from pydantic import Field
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
+from maisi.data.labelled import LabelledArrays
 from maisi.errors import InvalidRequestError
-from maisi.shapes import Frozen, Modality
+from maisi.shapes import Frozen, Modality, Size3
+from maisi.space.volume import OUTSIDE
 
 Probability = Field(default=0.0, ge=0, le=1)
 
@@ -91,3 +101,80 @@ def _transforms(config: Augmentation, modality: Modality, planes: tuple[tuple[in
         of.RandShiftIntensity(prob=config.intensity_shift, offsets=0.05),
     ]
     return (*spatial, *(of_mr if modality == "mr" else []), *intensity)
+
+
+# Labelled volumes -----------------------------------------------------------------------------------------------------
+
+
+class Deformation(Frozen):
+    """How patches of labelled volumes are chosen and changed.
+
+    With `probability` each: turned by up to `rotation` (rad) about each axis and scaled by up to a factor 1 + `scale`
+    up or down; bent by displacements of `bend_mm` (standard deviation) at knots `knots_mm` apart; stretched about 0 HU
+    by up to a factor 1 + `stretch`, with a shift of up to `shift_hu`; blurred by up to `blur_voxels`; with noise of up
+    to `noise_hu` (standard deviations). Nothing is mirrored: left and right are classes of their own.
+    """
+
+    on_structure: float = Field(default=0.7, ge=0, le=1)  # how often a structure drawn at random is near the middle
+    probability: float = Field(default=0.7, ge=0, le=1)
+    rotation: float = Field(default=0.2, ge=0)
+    scale: float = Field(default=0.2, ge=0, lt=1)
+    bend_mm: float = Field(default=6.0, ge=0)
+    knots_mm: float = Field(default=60.0, gt=0)
+    stretch: float = Field(default=0.1, ge=0, lt=1)
+    shift_hu: float = Field(default=15.0, ge=0)
+    blur_voxels: float = Field(default=0.6, ge=0)
+    noise_hu: float = Field(default=30.0, ge=0)
+
+
+def deformed(
+    case: LabelledArrays, size: Size3, config: Deformation, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A changed patch of a case: HU, float32, and ids, uint8, both of `size` voxels; air where the case ends."""
+    middle = _middle(case.ids, size, config, rng)
+    places = np.indices(size, dtype=np.float32).reshape(3, -1) - (np.array(size, np.float32)[:, None] - 1) / 2
+    if rng.random() < config.probability:
+        angles = rng.uniform(-config.rotation, config.rotation, 3)
+        places = _zoom(config.scale, rng) * (Rotation.from_euler("xyz", angles).as_matrix().astype(np.float32) @ places)
+    if rng.random() < config.probability:
+        places = places + _bends(size, config, case.grid.spacing[0], rng)
+    places += middle[:, None]
+    hu = ndimage.map_coordinates(case.hu, places, np.float32, order=1, cval=OUTSIDE["ct"]).reshape(size)
+    ids = ndimage.map_coordinates(case.ids, places, np.uint8, order=0, cval=0).reshape(size)
+    return _as_another_scanner(hu, config, rng), ids
+
+
+def _middle(ids: np.ndarray, size: Size3, config: Deformation, rng: np.random.Generator) -> np.ndarray:
+    """The voxel in the middle of a patch, so that it leaves the case no further than it must."""
+    shape = np.array(ids.shape)
+    at = rng.uniform(0, shape - 1)
+    if rng.random() < config.on_structure and ids.any():
+        present = np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[1:]) + 1
+        voxels = np.flatnonzero(ids == rng.choice(present))
+        at = np.array(np.unravel_index(rng.choice(voxels), ids.shape)) + rng.uniform(-0.25, 0.25, 3) * size
+    half = (np.minimum(size, shape) - 1) / 2
+    return np.clip(at, half, shape - 1 - half).astype(np.float32)
+
+
+def _zoom(scale: float, rng: np.random.Generator) -> np.float32:
+    return np.float32(np.exp(rng.uniform(-1, 1) * np.log1p(scale)))
+
+
+def _bends(size: Size3, config: Deformation, spacing_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth displacements (3, voxels), in voxels."""
+    knots = [max(2, round(n * spacing_mm / config.knots_mm) + 1) for n in size]
+    coarse = rng.normal(0.0, config.bend_mm / spacing_mm, (1, 3, *knots)).astype(np.float32)
+    fine = F.interpolate(torch.from_numpy(coarse), size=size, mode="trilinear", align_corners=True)
+    return fine.reshape(3, -1).numpy()
+
+
+def _as_another_scanner(hu: np.ndarray, config: Deformation, rng: np.random.Generator) -> np.ndarray:
+    """Values of the body as another scanner, contrast medium or dose might show them; air stays."""
+    if rng.random() < config.probability:
+        changed = hu * _zoom(config.stretch, rng) + np.float32(rng.uniform(-1, 1) * config.shift_hu)
+        hu = np.where(hu > -900.0, changed, hu)
+    if rng.random() < config.probability:
+        hu = ndimage.gaussian_filter(hu, rng.uniform(0, config.blur_voxels))
+    if rng.random() < config.probability:
+        hu = hu + rng.normal(0.0, rng.uniform(0, config.noise_hu), hu.shape).astype(np.float32)
+    return hu

@@ -20,6 +20,7 @@ from maisi.pipelines.preview import comparison, write_png
 from maisi.shapes import Frozen, Size3
 from maisi.space.grid import Grid
 from maisi.space.intensity import from_unit
+from maisi.space.similarity import psnr, ssim
 from maisi.space.volume import Volume
 from maisi.training.augment import Augmentation, augmented
 from maisi.training.haar import check_haar, start_at_haar
@@ -35,10 +36,12 @@ from maisi.training.losses import (
     squeezenet_features,
 )
 from maisi.training.optimization import Optimization
+from maisi.training.slabs import WHOLE, Slabs, gathered
 from maisi.training.state import TrainingState
 from maisi.training.steering import SteeredWeight, Steering
 
 PICTURES = "pictures"
+MOST_PSNR = 120.0  # dB; that of equal patches is infinite, which no curve shows
 
 
 class AutoencoderTraining(Frozen):
@@ -90,6 +93,39 @@ class AutoencoderTraining(Frozen):
         return self.early_patch if early and self.early_patch is not None else self.patch
 
 
+def check_autoencoder_training(config: AutoencoderTraining, num_cases: int, has_start: bool) -> None:
+    """Nothing, or the refusal of a recipe that a step would refuse, be it the first or one long after.
+
+    Raises `InvalidRequestError` for patches that the autoencoder cannot halve or its critic cannot judge, and for an
+    encoder that would be frozen before it learned.
+    """
+    if config.decoder_only_after == 0 and not has_start:
+        raise InvalidRequestError(
+            "decoder_only_after 0 freezes an encoder that has learned nothing; accepted: a later step, or start_from a "
+            "bundle with an autoencoder"
+        )
+    steps = config.loop.counted(num_cases, config.batch_size * config.optimization.accumulate).steps
+    first_judged = config.adversarial_start if config.adversarial_weight > 0 else steps
+    early = round(config.early_share * steps) if config.early_patch is not None else 0
+    for name, size, is_judged in (
+        ("early_patch", config.early_patch, first_judged < early),
+        ("patch", config.patch, max(first_judged, early) < steps),
+    ):
+        if size is not None:
+            _check_patch(name, size, config, is_judged)
+
+
+def _check_patch(name: str, size: Size3, config: AutoencoderTraining, is_judged: bool) -> None:
+    factor, least = config.network.factor, config.discriminator.min_size
+    if any(n < 1 or n % factor for n in size):
+        raise InvalidRequestError(f"{name} {size} is not of multiples of {factor}, which the autoencoder needs")
+    if is_judged and min(size) < least:
+        raise InvalidRequestError(
+            f"{name} {size} is too small for the discriminator of {config.discriminator.num_layers} layers; accepted: "
+            f"at least {least} an axis, fewer layers, or a later adversarial_start"
+        )
+
+
 def train_autoencoder(
     config: AutoencoderTraining,
     source: PatchSource,
@@ -106,9 +142,10 @@ def train_autoencoder(
     are reconstructed, the same ones each time, and shown in `pictures/`. `decoder_only_after` freezes the encoder from
     that step on, so that latents made with it stay valid.
     """
+    check_autoencoder_training(config, source.num_cases, start is not None)
     training = _AutoencoderTraining(config, source, start)
     validate = partial(training.validate, validation, folder) if validation is not None else None
-    fit(training.state, training.step, training.loop, folder, on_step, until, validate)
+    fit(training.state, training.step, training.loop, folder, on_step, until, validate, training.cost)
     return training.average
 
 
@@ -131,10 +168,11 @@ class _AutoencoderTraining:
         if self.critic is not None:
             slower = config.optimization.learning_rate * 0.3
             settings = config.optimization.model_copy(
-                update={"learning_rate": slower, "betas": (0.5, 0.9), "sharded": False}
+                update={"learning_rate": slower, "betas": (0.5, 0.9), "sharded": False, "slabs": 1}
             )
             networks = {"discriminator": self.critic.to(self.device)}
-            self.judge = Learner(networks, settings, self.loop.steps, averaged=False)
+            alone = config.optimization.slabs > 1  # every process has the whole volumes that it judges
+            self.judge = Learner(networks, settings, self.loop.steps, averaged=False, alone=alone)
             self.judge.join(self.state)
         self.features: FeatureNetwork = (
             squeezenet_features(str(config.squeezenet)) if config.squeezenet else OrientedEdges()
@@ -164,6 +202,10 @@ class _AutoencoderTraining:
             losses["discriminator"] = self.judge.update(step, judging).get("loss", 0.0)
         return losses
 
+    def cost(self, step: int) -> float:
+        """How many voxels a patch of a step has."""
+        return float(math.prod(self.config.patch_at(step, self.loop.steps)))
+
     def _patches(self, step: int, part: int) -> tuple[Patches, torch.Generator]:
         draw, rng = step_generators(self.config.loop.seed, step * self.config.optimization.accumulate + part)
         change = None if self.config.augmentation.is_none else partial(_changed, self.config.augmentation)
@@ -177,7 +219,7 @@ class _AutoencoderTraining:
         def losses(precision: str) -> dict[str, Tensor]:
             draw.set_state(begin)
             real = patches.images.to(self.device)
-            fake, told = _reconstruct(config, self.network, real, self.features, draw, precision)
+            fake, told = _reconstruct(config, self.network, real, self.features, draw, precision, self.learner.slabs)
             total = told["reconstruction"] + self.weight.weight * told["kl"]
             total = total + config.perceptual_weight * told.get("perceptual", 0.0)
             if judged:
@@ -214,29 +256,35 @@ class _AutoencoderTraining:
 
     @torch.no_grad()
     def validate(self, source: PatchSource, folder: Path, step: int) -> dict[str, float]:
-        """Reconstruction of fixed patches by the averaged autoencoder: L1, PSNR (dB), spread of the latents."""
-        network = self.average
-        errors, squares, spreads = [], [], []
+        """Reconstruction of fixed patches by the averaged autoencoder, clipped to [0, 1]: means over the patches.
+
+        L1, PSNR (dB) and SSIM with a data range of 1, and the spread of the latents.
+        """
+        network, slabs, found = self.average, self.learner.slabs, []
         for k in range(self.config.validation_patches):
             draw, rng = step_generators(self.config.loop.seed + 1, k)
             real = source.draw(1, self.config.patch, rng).images.to(self.device)
-            mean, log_variance = network.encode(real)
-            fake = network.decode(mean).clamp(0, 1)
-            errors.append(float((fake - real).abs().mean()))
-            squares.append(max(float((fake - real).square().mean()), 1e-12))
-            spreads.append(float(draw_latent(mean, log_variance, draw).std()))
+            mean, log_variance = gathered(*network.encode(slabs.split(real)))
+            fake = gathered(network.decode(slabs.split(mean)))[0].clamp(0, 1)
+            spread = float(draw_latent(mean, log_variance, draw).std())
+            found.append({**_agreement(fake, real), "latent_std": spread})
             if k == 0 and self.learner.team.is_first:
                 picture = folder / PICTURES / f"step_{step:06d}.png"
                 picture.parent.mkdir(exist_ok=True)
                 write_png(comparison(_volume(real), _volume(fake), f"step {step}"), picture)
-        psnr = float(np.mean([-10 * math.log10(square) for square in squares]))
-        return {"loss": float(np.mean(errors)), "psnr_db": psnr, "latent_std": float(np.mean(spreads))}
+        return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
 def _changed(
     config: Augmentation, patch: np.ndarray, modality: Literal["ct", "mr"], rng: np.random.Generator
 ) -> np.ndarray:
     return augmented(patch, modality, config, rng)
+
+
+def _agreement(fake: Tensor, real: Tensor) -> dict[str, float]:
+    """L1, PSNR (dB, at most that of a mean squared error of 1e-12) and SSIM of a patch (1, 1, x, y, z) in [0, 1]."""
+    a, b = fake[0, 0].double().cpu().numpy(), real[0, 0].double().cpu().numpy()
+    return {"loss": float(np.abs(a - b).mean()), "psnr_db": min(psnr(a, b, 1.0), MOST_PSNR), "ssim": ssim(a, b, 1.0)}
 
 
 def _volume(unit: Tensor) -> Volume:
@@ -282,12 +330,14 @@ def _reconstruct(
     features: FeatureNetwork,
     draw: torch.Generator,
     precision: str,
+    slabs: Slabs = WHOLE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     least_planes = min(real.shape[2:]) // config.network.factor
     with mixed_precision(precision, real.device, least_planes):
-        mean, log_variance = network.encode(real.to(memory_format=torch.channels_last_3d))
+        mean, log_variance = gathered(*network.encode(slabs.split(real.to(memory_format=torch.channels_last_3d))))
         latent = draw_latent(mean, log_variance, draw)
-        fake = network.decode(latent).float()
+        fake = gathered(network.decode(slabs.split(latent)))[0]
+        fake = fake.float() if precision != "float32" else fake
     error = (fake - real).abs() if config.reconstruction == "l1" else (fake - real).square()
     losses = {
         "reconstruction": error.mean(),

@@ -22,6 +22,7 @@ from maisi.training.learner import TOTAL, Learner
 from maisi.training.loop import OnStep, fit, training_device
 from maisi.training.lora import add_adapters
 from maisi.training.partial_labels import LabelDropout, thinned_out
+from maisi.training.slabs import WHOLE, Slabs, gathered
 from maisi.training.state import TrainingState
 from maisi.training.validation import HeldOut, Steered
 
@@ -74,13 +75,14 @@ class ControlNetTraining(DiffusionTraining):
 
 
 @dataclass(frozen=True)
-class Steering:
+class SteeredAnswers:
     """How a ControlNet and its U-Net answer the batches of a training, and what their answers cost."""
 
     config: ControlNetTraining
     task: Denoising
     unet: DenoisingUNet
     controlnet: ControlNet
+    slabs: Slabs = WHOLE
 
     def losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """The losses of a batch; `loss` is to be made small."""
@@ -105,18 +107,19 @@ class Steering:
 
     def answer(self, batch: TrainingBatch, labels: Tensor | None, held: Tensor | None = None) -> Tensor:
         """The prediction for a batch under label maps (b, x, y, z), or without any, and what is held around holes."""
-        x, t, conditions = batch.noisy, batch.t, batch.conditions
+        x, t, conditions = self.slabs.split(batch.noisy), batch.t, batch.conditions
         if labels is None and self.config.train_unet:
-            return predict(self.unet, None, x, t, conditions=conditions)
-        embedding = self.silence(batch) if labels is None else self.embedded(labels)
+            return gathered(predict(self.unet, None, x, t, conditions=conditions))[0]
+        embedded = self.silence(batch) if labels is None else self.embedded(labels)
         if held is not None:
-            embedding = embedding + self.controlnet.embed_surroundings(held)
-        return predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding)
+            embedded = embedded + gathered(self.controlnet.embed_surroundings(self.slabs.split(held)))[0]
+        embedding = self.slabs.split(embedded)
+        return gathered(predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding))[0]
 
     def embedded(self, labels: Tensor) -> Tensor:
         """Label maps as the ControlNet sees them."""
         bits = label_bits(labels.to(self.task.device)).to(memory_format=torch.channels_last_3d)
-        return self.controlnet.embed_condition(bits)
+        return gathered(self.controlnet.embed_condition(self.slabs.split(bits)))[0]
 
     def surroundings(self, batch: TrainingBatch) -> Tensor:
         """The clean latents around the holes of a batch (b, c + 1, u, v, w); without any to learn, all is one hole."""
@@ -133,7 +136,7 @@ class Steering:
     def silence(self, batch: TrainingBatch) -> Tensor:
         """An embedding that says nothing."""
         size = batch.noised.clean.shape[2:]
-        return batch.noised.clean.new_zeros((1, self.controlnet.config.channels[0], *size))
+        return batch.noised.clean.new_zeros((len(batch.examples), self.controlnet.config.channels[0], *size))
 
     def contrast(
         self,
@@ -188,10 +191,10 @@ def train_controlnet(
     average = cast(ControlNet, learner.averages["controlnet"])
     average_unet = cast(DenoisingUNet, learner.averages.get("unet", unet))
     task = Denoising(config, unet.config, source, scheduler, scale_factor)
-    steering = Steering(config, task, unet, controlnet)
+    steered = SteeredAnswers(config, task, unet, controlnet, learner.slabs)
 
     def take_step(step: int) -> dict[str, float]:
-        return learner.update(step, task.batches(step, learner.parts, steering.losses))
+        return learner.update(step, task.batches(step, learner.parts, steered.losses))
 
     networks = Steered(average_unet, average)
     look = None if held_out is None else held_out.looks(networks, task.judged, loop.validate_every)

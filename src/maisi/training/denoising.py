@@ -10,27 +10,31 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from maisi.anatomy.slots import OPEN, full_volumes, measured_sizes
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.data.latents import LatentExample
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.unet import UNetConfig
-from maisi.pipelines.conditioning import condition_tensors, general_code
+from maisi.pipelines.conditioning import UNKNOWN_MODALITY, condition_tensors, general_code
 from maisi.shapes import Frozen, LatentBatch, PredictionBatch
-
-UNKNOWN_MODALITY = 0
+from maisi.space.grid import Grid
+from maisi.space.volume import LabelMap
 
 
 class ConditionDropout(Frozen):
     """How often an example is told less than is known of it, so that guidance has something to compare with.
 
     Each is dropped by itself. A region span or a spacing that is dropped becomes zeros, which none has; a modality the
-    code 0. With `general_modality` a kind of CT or MR (with contrast, T1, ...) is told as CT or MR alone.
+    code 0. With `general_modality` a kind of CT or MR (with contrast, T1, ...) is told as CT or MR alone. The size of
+    each structure that a label generator is told of is left open by itself, and all of them at once with `all_sizes`.
     """
 
     region: float = Field(default=0.0, ge=0, le=1)
     spacing: float = Field(default=0.0, ge=0, le=1)
     modality: float = Field(default=0.1, ge=0, le=1)
     general_modality: float = Field(default=0.1, ge=0, le=1)
+    size: float = Field(default=0.0, ge=0, le=1)
+    all_sizes: float = Field(default=0.0, ge=0, le=1)
 
 
 def told(
@@ -50,9 +54,21 @@ def told(
                 None if no_spacing else example.spacing,
                 UNKNOWN_MODALITY if no_modality else code,
                 config,
+                () if config.context_channels is None else told_sizes(example, dropout, rng),
             )
         )
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def told_sizes(example: LatentExample, dropout: ConditionDropout, rng: np.random.Generator) -> list[float]:
+    """The sizes of structures in the labels of an example, as far as they are told."""
+    assert example.labels is not None, "sources of labelled latents give labels"
+    labels = LabelMap(example.labels.numpy(), Grid.centered(example.labels.shape, example.spacing))
+    none = rng.random() < dropout.all_sizes
+    return [
+        OPEN if none or rng.random() < dropout.size else size
+        for size in measured_sizes(labels, tuple(full_volumes())).values()
+    ]
 
 
 @dataclass(frozen=True)

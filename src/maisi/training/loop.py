@@ -22,7 +22,8 @@ from maisi.errors import InvalidRequestError, RunError
 from maisi.shapes import Frozen
 from maisi.splitting.cpu.heap import freed_slabs
 from maisi.training.distributed import Team, local_device
-from maisi.training.state import TrainingState, has_checkpoint, load_checkpoint, save_checkpoint
+from maisi.training.pace import Cost, Pace, alike
+from maisi.training.state import TrainingState, has_checkpoint, load_averages, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ Validate = Callable[[int], Mapping[str, float]]
 OnStep = Callable[[int, Mapping[str, float]], None]
 
 CHECKPOINT, BEST, METRICS, CURVES = "checkpoint.safetensors", "best.safetensors", "metrics.jsonl", "tensorboard"
+VALIDATION, SAVING = "validation", "saving"
 CRITERION = "loss"  # of a validation: the least is the best
 
 
@@ -95,13 +97,15 @@ def fit(
     on_step: OnStep | None = None,
     until: int | None = None,
     validate: Validate | None = None,
+    cost: Cost = alike,
 ) -> None:
     """Run `take_step(n)` until `num_steps` are done, resuming from `folder/checkpoint.safetensors` where there is one.
 
     Writes `metrics.jsonl`, curves for TensorBoard where it is installed, and the checkpoint; with `validate`, every
     `validate_every` steps its numbers too, and `best.safetensors` at the least `loss` so far, after which `patience`
-    counts. `until` stops early (the run can be continued). Raises `RunError` at the first step whose metrics are not
-    finite, so that no checkpoint holds what came of it.
+    counts: with it, the averages at the end are those of the best validation. `until` stops early (the run can be
+    continued). `on_step` is told the pace too, see `pace`, for which `cost` tells how long a step takes beside others.
+    Raises `RunError` at the first step whose metrics are not finite, so that no checkpoint holds what came of it.
     """
     team = Team.here()
     if team.is_first:
@@ -116,15 +120,39 @@ def fit(
         _cut_metrics(folder / METRICS, state.step)
     team.wait()
     last = min(config.steps, until or config.steps)
-    with freed_slabs(kept=True), _Told.of(folder, state.step, on_step, team.is_first) as told:
+    every = {VALIDATION: 0 if validate is None else config.validate_every, SAVING: config.save_every}
+    pace = Pace(config.steps, cost, every)
+    with freed_slabs(kept=True), _Told.of(folder, state.step, on_step, team.is_first, pace) as told:
         # the system would spend a good part of every step on clearing fresh memory
         while state.step < last and not validations.stopped:
             _step(state, take_step, folder, told)
             if validate is not None and config.validate_every and state.step % config.validate_every == 0:
                 _validated(state, validate, validations, config, folder, told)
             if state.step % config.save_every == 0 or state.step == last or validations.stopped:
-                told.flush()  # first: what the checkpoint lacks is cut again
-                save_checkpoint(state, folder / CHECKPOINT)
+                _saved(state, folder, told)
+    if config.patience is not None and (validations.stopped or state.step >= config.steps):
+        _give_best(state, folder)
+
+
+def _give_best(state: TrainingState, folder: Path) -> None:
+    """Make the averages those of the best validation, where there was one; all else stays as it is at the end."""
+    if not has_checkpoint(folder / BEST):
+        return
+    step = load_averages(state, folder / BEST)
+    if step < state.step and Team.here().is_first:
+        logger.warning(
+            "%s gives its weights of step %d, the best validated, and not those of its last step, %d",
+            folder,
+            step,
+            state.step,
+        )
+
+
+def _saved(state: TrainingState, folder: Path, told: "_Told") -> None:
+    started = time.perf_counter()
+    told.flush()  # first: what the checkpoint lacks is cut again
+    save_checkpoint(state, folder / CHECKPOINT)
+    told.pace.took(SAVING, time.perf_counter() - started)
 
 
 def _step(state: TrainingState, take_step: StepFunction, folder: Path, told: "_Told") -> None:
@@ -132,7 +160,9 @@ def _step(state: TrainingState, take_step: StepFunction, folder: Path, told: "_T
     metrics = dict(take_step(state.step))
     state.step += 1
     _check_finite(metrics, state.step, folder)
-    told.tell(state.step, metrics, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    told.pace.stepped(state.step - 1, seconds)
+    told.tell(state.step, metrics, seconds)
 
 
 def _validated(
@@ -141,7 +171,9 @@ def _validated(
     started = time.perf_counter()
     metrics = Team.here().agree(dict(validate(state.step)))
     _check_finite(metrics, state.step, folder)
-    told.tell(state.step, metrics, time.perf_counter() - started, "validation")
+    seconds = time.perf_counter() - started
+    told.pace.took(VALIDATION, seconds)
+    told.tell(state.step, metrics, seconds, VALIDATION)
     if metrics[CRITERION] < kept.best:
         kept.best, kept.since = metrics[CRITERION], 0
         save_checkpoint(state, folder / BEST)
@@ -166,19 +198,20 @@ class _Told:
     on_step: OnStep | None
     curves: Any  # a SummaryWriter, or None where TensorBoard is not installed
     is_first: bool  # of the processes that train together: the one that tells
+    pace: Pace
     pending: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, folder: Path, step: int, on_step: OnStep | None, is_first: bool) -> "_Told":
+    def of(cls, folder: Path, step: int, on_step: OnStep | None, is_first: bool, pace: Pace) -> "_Told":
         """To a folder, from that step on."""
         if not is_first:
-            return cls(folder / METRICS, None, None, False)
+            return cls(folder / METRICS, None, None, False, pace)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            return cls(folder / METRICS, on_step, None, True)
+            return cls(folder / METRICS, on_step, None, True, pace)
         curves = SummaryWriter(str(folder / CURVES), purge_step=step + 1)
-        return cls(folder / METRICS, on_step, curves, True)
+        return cls(folder / METRICS, on_step, curves, True, pace)
 
     def __enter__(self) -> "_Told":
         return self
@@ -198,7 +231,7 @@ class _Told:
                 self.curves.add_scalar(f"{split}/{name}", value, step)
         if self.on_step is not None:
             named = metrics if split == "training" else {f"{split} {name}": value for name, value in metrics.items()}
-            self.on_step(step, named)
+            self.on_step(step, {**named, **self.pace.facts(step)})
 
     def flush(self) -> None:
         """Write what is pending."""

@@ -4,7 +4,6 @@ They are put on from outside, as parametrizations of the weights of linear layer
 nothing of them, and `merge_adapters` leaves plain networks behind.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from maisi.bundle.digest import weights_digest
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.shapes import Frozen
 from maisi.storage.atomic import write_atomically
@@ -125,12 +125,8 @@ def load_adapters(network: nn.Module, path: Path) -> LoraConfig:
 
 
 def base_digest(network: nn.Module) -> str:
-    """SHA-256 of the names and values of a network's weights, those under adapters as they were before."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_base_state(network).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """The digest of a network's weights, those under adapters as they were before."""
+    return weights_digest(_base_state(network))
 
 
 def _base_state(network: nn.Module) -> dict[str, Tensor]:

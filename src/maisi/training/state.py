@@ -18,6 +18,9 @@ from maisi.storage.atomic import write_atomically
 from maisi.training.distributed import Team
 from maisi.training.shards import cut_like, folders_of, read_about, read_shards, remove_others, save_shards
 
+AVERAGE = "average"
+"""How the names of moving averages begin."""
+
 
 @runtime_checkable
 class Keeper(Protocol):
@@ -96,6 +99,17 @@ def load_checkpoint(state: TrainingState, path: Path) -> None:
     for name, keeper in state.keepers.items():
         keeper.resume(facts[name])
     state.step = step
+
+
+def load_averages(state: TrainingState, path: Path) -> int:
+    """Fill the moving averages of `state` alone from a checkpoint of its run, and give the step it was written at."""
+    tensors, metadata = _read(path, state)
+    for name, module in state.modules.items():
+        if name.startswith(AVERAGE):
+            found = _under(tensors, f"module/{name}/")
+            _check_parameters(path, name, module.state_dict(), found)
+            module.load_state_dict(found)
+    return int(metadata["step"])
 
 
 def _read(path: Path, state: TrainingState) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -18,9 +18,10 @@ from maisi.shapes import Spacing3
 from maisi.space.volume import LabelMap, id_counts
 
 _TRIES = 40  # for one tumour; the last ones hardly change it
-_POINTS, _ROUGH_POINTS = 44, 18  # along each axis of the field of a changed tumour
-_ROUGHNESS = 0.08  # by which the share that lies inside may differ on the few points
-_SURFACE_POINTS = 250_000
+_POINTS, _ROUGH_POINTS = (30, 100), 24  # along each axis of the field of a changed tumour
+_ROUGHNESS = 0.4  # by which the share that lies inside may differ on the few points, in the last try
+_SLACK = 0.25  # of its reach, by which a tumour may spread beyond its form where it is hemmed in
+_SURFACE_POINTS = 1_000_000
 _BEND_PERIOD = 0.6  # of the bends, in half widths of the tumour
 
 
@@ -62,10 +63,8 @@ def _chosen(labels: LabelMap, tumours: Iterable[str | int] | None, vocabulary: V
         wanted = sorted({vocabulary.id(tumour_named(each, vocabulary).name) for each in tumours})
     missing = [vocabulary.name(id) for id in wanted if id not in present]
     if missing or not wanted:
-        has = ", ".join(vocabulary.name(id) for id in growths) or "no tumour"
-        raise InvalidRequestError(
-            f"no {' and no '.join(missing) or 'tumour'} in this label map to vary; it holds {has}"
-        )
+        has = f"it holds {', '.join(vocabulary.name(id) for id in growths)}" if growths else "new ones can be planted"
+        raise InvalidRequestError(f"this label map holds no {' and no '.join(missing) or 'tumour'} to vary; {has}")
     return wanted
 
 
@@ -128,19 +127,21 @@ def _three(values: Iterable[int]) -> tuple[int, int, int]:
 def _placed(ground: Ground, part: _Part, strength: float, rng: np.random.Generator) -> tuple[Box, np.ndarray] | None:
     """The voxels of a part after a change, in a box; with every try that does not fit the changes get smaller."""
     surface, moves, num = _Surface.of(part), ground.row.moves, int(np.count_nonzero(part.mask))
+    num_points = round(float(np.clip(2 * surface.reach_mm / max(surface.detail_mm, *ground.grid.spacing), *_POINTS)))
     for attempt in range(_TRIES):
         change = _Change.drawn(moves, strength * (1 - attempt / _TRIES), rng)
         count = max(1, round(change.growth * num))
         x, y, z = (np.array(part.box.centre_mm) + change.shift).tolist()
-        rough = change.applied(surface, _ROUGH_POINTS)
-        if _share_inside(ground, part.ids, rough, (x, y, z), count) < moves.keep - _ROUGHNESS:
+        volume = count * float(np.prod(ground.grid.spacing))
+        rough = _share_inside(ground, part.ids, change.applied(surface, _ROUGH_POINTS), (x, y, z), volume)
+        if rough < moves.keep - _ROUGHNESS * attempt / _TRIES:
             continue
-        field = change.applied(surface, _POINTS)
-        box = Box.around(ground.grid, (x, y, z), float(field.axes[0][-1]))
+        field = change.applied(surface, num_points)
+        low, high = field.extent(field.level(volume) + _SLACK * surface.reach_mm)
+        box = Box.spanning(ground.grid, (x, y, z), low, high).clipped()
         values = field.at(box.axes)
-        unhindered = first_reached(values, np.isfinite(values), count)
         allowed = ground.allowed(box, part.ids)
-        if unhindered is None or np.count_nonzero(unhindered & allowed) < moves.keep * count:
+        if np.count_nonzero(allowed & (values <= _lowest(values, count))) < moves.keep * count:
             continue
         found = first_reached(values, allowed, count)
         if found is not None:
@@ -148,31 +149,36 @@ def _placed(ground: Ground, part: _Part, strength: float, rng: np.random.Generat
     return None
 
 
-def _share_inside(ground: Ground, ids: tuple[int, ...], field: Field, centre_mm: Spacing3, count: int) -> float:
-    """About how much of a tumour of `count` voxels would lie in these structures, seen on the points of its field."""
-    grid, step = ground.grid, field.axes[0][1] - field.axes[0][0]
-    earliest = max(1, min(field.values.size, round(count * float(np.prod(grid.spacing)) / step**3)))
-    chosen = np.unravel_index(np.argpartition(field.values.ravel(), earliest - 1)[:earliest], field.values.shape)
-    points = np.stack([axis[k] for axis, k in zip(field.axes, chosen, strict=True)], axis=-1) + centre_mm
-    index = np.rint(grid.index(points)).astype(int)
-    index = index[((index >= 0) & (index < grid.shape)).all(axis=1)]
-    return float(np.isin(ground.labels.array[tuple(index.T)], ids).sum() / earliest)
+def _lowest(values: np.ndarray, count: int) -> float:
+    """The largest of the `count` lowest values; of all, where there are fewer."""
+    return float(np.partition(values.ravel(), min(count, values.size) - 1)[min(count, values.size) - 1])
+
+
+def _share_inside(ground: Ground, ids: tuple[int, ...], field: Field, centre_mm: Spacing3, volume_mm3: float) -> float:
+    """About how much of a tumour of this volume would lie in these structures, seen on the points of its field."""
+    reached = field.values <= field.level(volume_mm3)
+    inside = ground.allowed_at(field.axes, centre_mm, ids)
+    return float(np.count_nonzero(reached & inside) / np.count_nonzero(reached))
 
 
 @dataclass(frozen=True, eq=False)
 class _Surface:
-    """How far (mm) the points around a part are from its surface, less than 0 inside, and how far it reaches."""
+    """How far (mm) the points around a part are from its surface, less than 0 inside.
+
+    Also how far it reaches from its middle, and the distance of points that show its form.
+    """
 
     distance: np.ndarray
     axes: Axes
     reach_mm: float
+    detail_mm: float
 
     @classmethod
     def of(cls, part: _Part) -> "_Surface":
         spacing = np.array(part.box.grid.spacing)
         voxels = np.argwhere(part.mask) * spacing + [axis[0] for axis in part.box.axes]
         reach = float(np.linalg.norm(voxels, axis=1).max()) + float(spacing.max())
-        rim = (np.ceil(reach / 2 / spacing) + 1).astype(int)
+        rim = (np.ceil(_SLACK * reach / spacing) + 1).astype(int)
         padded = np.pad(part.mask, [(n, n) for n in rim.tolist()])
         steps = np.full(3, max(1, round((padded.size / _SURFACE_POINTS) ** (1 / 3))))
         mask = padded[tuple(slice(None, None, n) for n in steps.tolist())]
@@ -183,7 +189,7 @@ class _Surface:
             axis[0] + s * (k * np.arange(n) - r)
             for axis, s, k, n, r in zip(part.box.axes, spacing, steps, mask.shape, rim, strict=True)
         )
-        return cls(outside - inside, (x, y, z), reach)
+        return cls(outside - inside, (x, y, z), reach, float(inside[mask].mean()) / 2)
 
     def at(self, points: np.ndarray) -> np.ndarray:
         """The distance at points (3, ...) in mm from the part's middle; beyond what is known, that at its border."""

@@ -9,10 +9,12 @@ from scipy import ndimage
 
 from maisi.anatomy.lesions import healthy_ids, lesion_ids
 from maisi.anatomy.morphology import dilate, erode
+from maisi.anatomy.tumours.lattice import Axes
 from maisi.anatomy.tumours.shapes import Box
 from maisi.anatomy.tumours.table import Tumour
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.errors import InvalidRequestError
+from maisi.shapes import Spacing3
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, id_counts
 
@@ -75,18 +77,45 @@ class Ground:
         """The mask of structures of the host and of all that grows in them."""
         return self._table({*ids, *self._guests})[array]
 
-    def allowed(self, box: Box, ids: Iterable[int], array: np.ndarray | None = None) -> np.ndarray:
+    def allowed(self, box: Box, ids: Iterable[int]) -> np.ndarray:
         """The voxels of a box that a tumour in these structures may take: host, off its border and off other lesions.
 
-        `array` is the label map to look at, else this one's. The box should reach the margin further than the tumour.
+        The host goes on beyond the box as it is there: it should reach the margin further than the tumour.
         """
-        part = (self.labels.array if array is None else array)[box.slices]
+        part = self.labels.array[box.slices]
         organ, spacing = self.organ(part, ids), self.grid.spacing
         free = self._table(ids)[part] & erode(organ, self.row.margin, spacing)
         if self.row.bulge:
             free |= self._table(self._soft)[part] & dilate(organ, self.row.bulge, spacing)
         lesions = self._table(self._lesions)[part]
         return free & ~ndimage.binary_dilation(lesions, _TOUCHING) if lesions.any() else free
+
+    def allowed_at(self, axes: Axes, centre_mm: Spacing3, ids: Iterable[int]) -> np.ndarray:
+        """About the same at points whose axes are in mm from a centre, from the nearest voxels; False outside."""
+        part, known = self._nearest(axes, centre_mm)
+        organ, step = self.organ(part, ids) | ~known, [axis[1] - axis[0] for axis in axes]
+        free = self._table(ids)[part]
+        if self.row.margin and not organ.all():
+            free &= ndimage.distance_transform_edt(organ, sampling=step) > self.row.margin
+        if self.row.bulge:
+            free |= self._table(self._soft)[part] & dilate(organ, self.row.bulge, step)
+        return free & known
+
+    def organ_at(self, axes: Axes, centre_mm: Spacing3, ids: Iterable[int]) -> np.ndarray:
+        """The mask of an organ at points, from the nearest voxels; False outside."""
+        part, known = self._nearest(axes, centre_mm)
+        return self.organ(part, ids) & known
+
+    def _nearest(self, axes: Axes, centre_mm: Spacing3) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of the voxels nearest to points, and which of these lie in the volume."""
+        places = [
+            np.rint((axis + c - o) / s).astype(int)
+            for axis, c, o, s in zip(axes, centre_mm, self.grid.origin, self.grid.spacing, strict=True)
+        ]
+        inside = [(p >= 0) & (p < n) for p, n in zip(places, self.grid.shape, strict=True)]
+        nearest = [np.clip(p, 0, n - 1) for p, n in zip(places, self.grid.shape, strict=True)]
+        known = inside[0][:, None, None] & inside[1][:, None] & inside[2]
+        return self.labels.array[np.ix_(*nearest)], known
 
     @cached_property
     def _lesions(self) -> tuple[int, ...]:

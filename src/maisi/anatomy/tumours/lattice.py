@@ -37,6 +37,33 @@ class Field:
             weight = _along_all(known, weights)
         return np.divide(total, weight, out=np.full_like(total, np.inf), where=weight > 1e-3)
 
+    @property
+    def step_mm(self) -> tuple[float, float, float]:
+        """The distance of neighbouring points along each axis."""
+        x, y, z = (float(axis[1] - axis[0]) for axis in self.axes)
+        return x, y, z
+
+    def restricted(self, allowed: np.ndarray) -> "Field":
+        """The field, inf where a mask of its points is False."""
+        return Field(self.axes, np.where(allowed, self.values, np.inf))
+
+    def level(self, volume_mm3: float) -> float:
+        """The value below which about this volume lies; inf where so much is never reached."""
+        count = max(1, round(volume_mm3 / float(np.prod(self.step_mm))))
+        if count > self.values.size:
+            return float("inf")
+        return float(np.partition(self.values.ravel(), count - 1)[count - 1])
+
+    def extent(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """The corners (mm) of a box that holds all points with values up to a level, and their neighbours."""
+        reached = self.values <= level
+        low, high = [], []
+        for k, (axis, step) in enumerate(zip(self.axes, self.step_mm, strict=True)):
+            along = np.flatnonzero(reached.any(axis=tuple(other for other in range(3) if other != k)))
+            low.append(axis[along[0]] - step)
+            high.append(axis[along[-1]] + step)
+        return np.array(low), np.array(high)
+
 
 def lattice_axes(half_mm: float, num: int) -> Axes:
     """The axes of a cubic lattice of `num` points on each, mm from its centre."""

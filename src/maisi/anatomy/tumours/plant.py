@@ -6,10 +6,8 @@ import numpy as np
 
 from maisi.anatomy.tumours.ground import Ground, Piece, coarse_depth
 from maisi.anatomy.tumours.lattice import Field
-from maisi.anatomy.tumours.lumen import lumen_field, lumen_reach
+from maisi.anatomy.tumours.lumen import lumen_field
 from maisi.anatomy.tumours.shapes import (
-    ELASTIC_REACH,
-    GROWTH_REACH,
     Box,
     ball_ml,
     ball_mm,
@@ -22,15 +20,18 @@ from maisi.anatomy.tumours.shapes import (
     num_voxels,
     shown_mm,
 )
-from maisi.anatomy.tumours.table import Tumour, tumour_named
+from maisi.anatomy.tumours.table import tumour_named
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.errors import InvalidRequestError
 from maisi.shapes import Spacing3
 from maisi.space.volume import LabelMap
 
 _TRIES = 24  # places for one tumour
-_DEPTH = {"elastic": 0.8, "growth": 0.0, "lumen": 0.0}  # of a place, in radii, where the host is so thick
+_DEPTH = {"elastic": 0.8, "growth": 0.45, "lumen": 0.0}  # of a place, in radii, where the host is so thick
 _DEEPEST = 0.85  # and else this share of its thickness
+_ROUGHLY = 0.85  # of its volume must be free on the points of its field
+_SLACK = 1.4  # by which the field may be passed where voxels are fewer than points say
+_COMPACT = 1.35  # radii that a tumour may reach at first; one more when places run short
 _LARGEST_SHARE = 0.3  # of its host, where no size is asked for
 
 
@@ -99,7 +100,7 @@ def _check_fits(ground: Ground, diameter: float | None) -> None:
 def _somewhere(ground: Ground, diameter: float | None, rng: np.random.Generator) -> tuple[Box, np.ndarray] | None:
     """The voxels of a tumour at a drawn place, None where it found none."""
     places: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, tuple[int, int, int]]] = {}
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         size = diameter if diameter is not None else _drawn_diameter(ground, rng)
         able = [piece for piece in ground.pieces if piece.num_voxels >= num_voxels(ground.grid, size)]
         weights = np.array([piece.num_voxels for piece in able], float)
@@ -107,7 +108,7 @@ def _somewhere(ground: Ground, diameter: float | None, rng: np.random.Generator)
         if piece.ids not in places:
             places[piece.ids] = coarse_depth(ground, piece)
         centre = _drawn_place(ground, piece, places[piece.ids], size, rng)
-        found = None if centre is None else _grown(ground, piece.ids, centre, size, rng)
+        found = None if centre is None else _grown(ground, piece.ids, centre, size, rng, _COMPACT + attempt / _TRIES)
         if found is not None:
             return found
     return None
@@ -193,32 +194,37 @@ def _nearest(ground: Ground, at_mm: Spacing3, ids: tuple[int, ...] | None) -> st
 
 
 def _grown(
-    ground: Ground, ids: tuple[int, ...], centre: Spacing3, diameter: float, rng: np.random.Generator
+    ground: Ground,
+    ids: tuple[int, ...],
+    centre: Spacing3,
+    diameter: float,
+    rng: np.random.Generator,
+    furthest: float = np.inf,
 ) -> tuple[Box, np.ndarray] | None:
-    """The voxels of a tumour about a centre, in a box; None where there is too little room."""
-    row, radius = ground.row, drawn_radius(ground.grid, diameter)
-    box = Box.around(ground.grid, centre, _reach(row, radius) + row.margin + max(ground.grid.spacing))
-    allowed = ground.allowed(box, ids)
-    values = _field(ground, box, ids, allowed, radius, rng).at(box.axes)
-    found = first_reached(values, allowed, num_voxels(ground.grid, diameter))
+    """The voxels of a tumour about a centre, in a box; None where there is too little room.
+
+    That is also where it would have to reach further than so many radii.
+    """
+    grid, count = ground.grid, num_voxels(ground.grid, diameter)
+    field = _field(ground, centre, ids, drawn_radius(grid, diameter), rng)
+    room = field.restricted(ground.allowed_at(field.axes, centre, ids))
+    level = room.level(_ROUGHLY * count * float(np.prod(grid.spacing)))
+    if not np.isfinite(level) or (level > furthest and ground.row.shape != "lumen"):
+        return None
+    rim = ground.row.margin + max(grid.spacing)
+    low, high = room.extent(_SLACK * level)
+    box = Box.spanning(grid, centre, low - rim, high + rim).clipped()
+    found = first_reached(field.at(box.axes), ground.allowed(box, ids), count)
     return None if found is None else (box, found)
 
 
-def _reach(row: Tumour, radius: float) -> float:
-    if row.shape == "lumen":
-        return lumen_reach(radius)
-    return radius * (ELASTIC_REACH if row.shape == "elastic" else GROWTH_REACH)
-
-
-def _field(
-    ground: Ground, box: Box, ids: tuple[int, ...], allowed: np.ndarray, radius: float, rng: np.random.Generator
-) -> Field:
-    """How early a tumour of this row reaches the points about the centre of a box."""
+def _field(ground: Ground, centre: Spacing3, ids: tuple[int, ...], radius: float, rng: np.random.Generator) -> Field:
+    """How early a tumour of this row reaches the points about a centre."""
     if ground.row.shape == "elastic":
         return elastic_field(radius, rng)
     if ground.row.shape == "growth":
-        return growth_field(radius, box.mask(allowed), rng)
-    return lumen_field(radius, box.mask(ground.organ(ground.labels.array[box.slices], ids)), rng)
+        return growth_field(radius, lambda axes: ground.allowed_at(axes, centre, ids), rng)
+    return lumen_field(radius, lambda axes: ground.organ_at(axes, centre, ids), rng)
 
 
 def _ml(ground: Ground, voxels: int) -> float:

@@ -31,16 +31,27 @@ class Box:
     centre_mm: Spacing3
 
     @classmethod
-    def around(cls, grid: Grid, centre_mm: Spacing3, half_mm: float, clip: bool = True) -> "Box":
-        """The voxels within `half_mm` of the centre along each axis; clipped to the grid or not."""
-        middle = grid.index(np.asarray(centre_mm))
-        half = half_mm / np.array(grid.spacing)
-        low, high = np.floor(middle - half).astype(int), np.ceil(middle + half).astype(int) + 1
-        if clip:
-            low, high = np.maximum(low, 0), np.minimum(high, grid.shape)
+    def around(cls, grid: Grid, centre_mm: Spacing3, half_mm: float) -> "Box":
+        """The voxels of the grid within `half_mm` of the centre along each axis."""
+        return cls.spanning(grid, centre_mm, np.full(3, -half_mm), np.full(3, half_mm)).clipped()
+
+    @classmethod
+    def spanning(cls, grid: Grid, centre_mm: Spacing3, low_mm: np.ndarray, high_mm: np.ndarray) -> "Box":
+        """The voxels between two corners, mm from the centre; it may reach outside the grid."""
+        middle, spacing = grid.index(np.asarray(centre_mm)), np.array(grid.spacing)
+        low = np.floor(middle + low_mm / spacing).astype(int)
+        high = np.ceil(middle + high_mm / spacing).astype(int) + 1
         x, y, z = low.tolist()
-        a, b, c = np.maximum(high - low, 1).tolist()
+        a, b, c = (high - low).tolist()
         return cls(grid, (x, y, z), (a, b, c), centre_mm)
+
+    def clipped(self) -> "Box":
+        """The part of the box that lies in the grid, at least a voxel."""
+        low = np.clip(self.start, 0, np.array(self.grid.shape) - 1)
+        high = np.clip(np.add(self.start, self.shape), low + 1, self.grid.shape)
+        x, y, z = low.tolist()
+        a, b, c = (high - low).tolist()
+        return Box(self.grid, (x, y, z), (a, b, c), self.centre_mm)
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
@@ -59,20 +70,6 @@ class Box:
         )
         return x, y, z
 
-    def mask(self, inside: np.ndarray) -> Mask:
-        """What a mask of this box says at points between its voxels: the nearest voxel, False outside."""
-
-        def at(axes: Axes) -> np.ndarray:
-            places = [
-                np.rint((points - own[0]) / step).astype(int)
-                for points, own, step in zip(axes, self.axes, self.grid.spacing, strict=True)
-            ]
-            within = [(p >= 0) & (p < n) for p, n in zip(places, self.shape, strict=True)]
-            clipped = [np.clip(p, 0, n - 1) for p, n in zip(places, self.shape, strict=True)]
-            return np.asarray(inside[np.ix_(*clipped)] & np.logical_and.outer(np.outer(*within[:2]) > 0, within[2]))
-
-        return at
-
 
 def lesion_shape(grid: Grid, centre_mm: Spacing3, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
     """A plausible irregular blob on a grid, bool `[x y z]`, of the volume of a ball of this diameter (mm).
@@ -84,16 +81,14 @@ def lesion_shape(grid: Grid, centre_mm: Spacing3, diameter_mm: float, rng: np.ra
     check_diameter(diameter_mm)
     check_inside(grid, centre_mm)
     radius = drawn_radius(grid, diameter_mm)
-    box = Box.around(grid, centre_mm, ELASTIC_REACH * radius, clip=False)
     field = elastic_field(radius, rng)
+    box = Box.spanning(grid, centre_mm, *field.extent(np.inf))
     values = field.at(box.axes)
     found = first_reached(values, np.isfinite(values), num_voxels(grid, diameter_mm))
     assert found is not None  # the whole ball lies within its reach
-    result = np.zeros(grid.shape, bool)
-    low = np.maximum(box.start, 0)
-    high = np.minimum(np.add(box.start, box.shape), grid.shape)
-    inner = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, box.start, strict=True))
-    result[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = found[inner]
+    result, seen = np.zeros(grid.shape, bool), box.clipped()
+    offset = np.subtract(seen.start, box.start)
+    result[seen.slices] = found[tuple(slice(a, a + n) for a, n in zip(offset, seen.shape, strict=True))]
     return result
 
 

@@ -1,15 +1,29 @@
 """The cases of a source, whatever its layout is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from maisi.data.sources.dicom_tree import is_dicom_tree, read_dicom_tree
 from maisi.data.sources.lists import is_datalist, is_manifest, read_datalist, read_our_manifest
+from maisi.data.sources.names import files_below
 from maisi.data.sources.nifti_folder import is_nifti_folder, read_nifti_folder
 from maisi.data.sources.nnunet import is_nnunet, read_nnunet
-from maisi.data.sources.raw import Found
+from maisi.data.sources.raw import Found, PassedOver
 from maisi.data.sources.totalsegmentator import is_totalsegmentator, read_totalsegmentator
 from maisi.errors import InvalidRequestError, InvalidVolumeError
+
+UNREAD = {
+    ".nrrd": "NRRD",
+    ".nhdr": "NRRD",
+    ".mha": "MetaImage",
+    ".mhd": "MetaImage",
+    ".mgz": "FreeSurfer",
+    ".mgh": "FreeSurfer",
+    ".hdr": "Analyze",
+    ".mnc": "MINC",
+}
+"""Formats of images that are told and not read, by the ends of names."""
 
 Layout = tuple[Callable[[Path], bool], Callable[[Path], Found]]
 
@@ -41,13 +55,37 @@ def find_cases(path: Path, layout: str | None = None) -> Found:
         raise InvalidRequestError(f"unknown layout {layout!r}; accepted: {', '.join(LAYOUTS)}")
     for name, (has, read) in LAYOUTS.items():
         if name == layout or (layout is None and _asked(has, path)):
-            found = read(path)
+            found = _with_unread(read(path), path)
             if found.cases:
                 return found
             passed = [f"{each.path.name} ({each.why})" for each in found.passed_over[:3]]
             why = f"; passed over: {', '.join(passed)}" if passed else ""
             raise InvalidRequestError(f"no case in {path}, a {found.layout}{why}; accepted: {accepted}")
+    unread = unread_in(path)
+    if unread:
+        raise InvalidRequestError(f"no case in {path}: {unread[0].path.name} is {unread[0].why}")
     raise InvalidRequestError(f"{path} has no layout that is known here; accepted: {accepted}")
+
+
+def _with_unread(found: Found, path: Path) -> Found:
+    """What was found, with the files in the same folder whose format is not read."""
+    known = {each.path for each in found.passed_over}
+    more = tuple(each for each in unread_in(path) if each.path not in known)
+    return replace(found, passed_over=found.passed_over + more)
+
+
+def unread_in(path: Path) -> tuple[PassedOver, ...]:
+    """The images in a folder, or the file itself, whose format is not read here."""
+    files = files_below(path, lambda name: _format(name) is not None) if path.is_dir() else [path]
+    return tuple(
+        PassedOver(file, f"{format}, which is not read; accepted: NIfTI (.nii, .nii.gz) or DICOM", is_unread=True)
+        for file in files
+        if (format := _format(file.name)) is not None
+    )
+
+
+def _format(name: str) -> str | None:
+    return UNREAD.get(Path(name).suffix.lower())
 
 
 def _asked(has: Callable[[Path], bool], path: Path) -> bool:

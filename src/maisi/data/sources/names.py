@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from maisi.space.nifti import suffix_of
@@ -28,7 +28,12 @@ def stem_of(path: Path) -> str:
 
 
 def nifti_files(folder: Path) -> Iterator[Path]:
-    """The NIfTI files in a folder and those below, in order; hidden ones and droppings of macOS are not looked at.
+    """The NIfTI files in a folder and those below, see `files_below`."""
+    return files_below(folder, lambda name: suffix_of(Path(name)) is not None)
+
+
+def files_below(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
+    """The files of some names in a folder and those below, in order; hidden ones and droppings of macOS are not seen.
 
     Links to folders are followed; a folder that is reached twice is looked at once.
     """
@@ -39,8 +44,8 @@ def nifti_files(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not (name.startswith(".") or name == "__MACOSX"))
-        paths = [Path(root) / name for name in names if not name.startswith(".")]
-        files += [path for path in paths if suffix_of(path) is not None and path.is_file()]
+        paths = [Path(root) / name for name in names if wanted(name) and not name.startswith(".")]
+        files += [path for path in paths if path.is_file()]
     yield from sorted(files)
 
 

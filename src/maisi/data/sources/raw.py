@@ -52,6 +52,7 @@ class PassedOver:
 
     path: Path
     why: str
+    is_unread: bool = False  # an image, but of a format that is not read here
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,16 @@ from maisi.shapes import Frozen, Spacing3
 from maisi.space.reading import ReadOptions
 
 
+def check_segmenter(command: str | None) -> None:
+    """Nothing, or a `ValueError` for what is no command with places for the CT and the label map."""
+    if command is not None and not ("{image}" in command and "{labels}" in command):
+        raise ValueError("segmenter needs {image} and {labels}, where it reads the CT and writes the label map")
+    try:
+        shlex.split(command or "")
+    except ValueError as error:
+        raise ValueError(f"segmenter {command!r} is no command: {error}") from error
+
+
 class PrepareSettings(Frozen):
     """The grid of prepared cases, where labels come from, and how patients are divided."""
 
@@ -36,12 +46,7 @@ class PrepareSettings(Frozen):
     def _possible(self) -> "PrepareSettings":
         if self.validation + self.testing >= 1:
             raise ValueError(f"validation {self.validation:g} and testing {self.testing:g} leave nothing for training")
-        if self.segmenter is not None and not ("{image}" in self.segmenter and "{labels}" in self.segmenter):
-            raise ValueError("segmenter needs {image} and {labels}, where it reads the CT and writes the label map")
-        try:
-            shlex.split(self.segmenter or "")
-        except ValueError as error:
-            raise ValueError(f"segmenter {self.segmenter!r} is no command: {error}") from error
+        check_segmenter(self.segmenter)
         if self.spacing is not None and not all(0 < each < math.inf for each in self.spacing):
             raise ValueError(f"spacing {self.spacing} is not three positive numbers of millimetres")
         return self

@@ -8,19 +8,33 @@ from maisi.runs.task import Task
 
 HOMES = {
     "generate": "generate.GENERATE",
+    "generate many": "many.MANY",
     "inpaint": "inpaint.INPAINT",
     "refine": "refine.REFINE",
     "encode": "codec.ENCODE",
     "encode cases": "encode_cases.ENCODE_CASES",
     "decode": "codec.DECODE",
     "reconstruct": "codec.RECONSTRUCT",
+    "segment": "segment.SEGMENT",
+    "segment file": "segment.SEGMENT_FILE",
     "convert": "convert.CONVERT",
     "convert latents": "convert.CONVERT_LATENTS",
+    "evaluate images": "evaluate_images.EVALUATE_IMAGES",
+    "evaluate memorization": "evaluate_memorization.EVALUATE_MEMORIZATION",
+    "labels augment": "augment_labels.AUGMENT_LABELS",
+    "labels register": "register.REGISTER",
+    "export": "export.EXPORT",
+    "labels generate": "labels_generate.LABELS_GENERATE",
     "prepare": "prepare.PREPARE",
+    "labels prepare": "labels_prepare.PREPARE_LABELS",
+    "labels library add": "labels_library.ADD",
+    "labels library draw": "labels_library.DRAW",
     "train autoencoder": "train.AUTOENCODER",
     "train diffusion": "train.DIFFUSION",
     "train controlnet": "train.CONTROLNET",
+    "train segmenter": "train.SEGMENTER",
     "train recipe": "train.RECIPE",
+    "train labels": "train.LABELS",
 }
 
 

@@ -7,8 +7,21 @@ from maisi.compute.fit import fit
 from maisi.data.latents import write_latent
 from maisi.errors import InvalidRequestError
 from maisi.evaluation.reconstruction import METRICS, as_decoded, measure, reconstruct
-from maisi.pipelines.codec import decode, encode, rehearse_both, rehearse_decode, rehearse_encode
-from maisi.pipelines.label_codec import decode_labels, encode_labels, label_autoencoder, label_autoencoder_name
+from maisi.pipelines.codec import (
+    decode,
+    encode,
+    rehearse_both,
+    rehearse_decode,
+    rehearse_decode_labels,
+    rehearse_encode,
+)
+from maisi.pipelines.label_codec import (
+    channels_of,
+    decode_labels,
+    encode_labels,
+    label_autoencoder,
+    label_autoencoder_name,
+)
 from maisi.pipelines.preview import comparison, write_png
 from maisi.pipelines.requests import DecodeRequest, EncodeRequest
 from maisi.pipelines.validate import ValidImage, ValidLatent, validate_decode, validate_encode
@@ -55,7 +68,7 @@ def encode_file(checked: Checked[EncodeRequest], run: Run) -> None:
     assert given.request.source is not None
     made_from = f"{given.request.source.name}, bundle {bundle.name} {bundle.info.version}"
     if isinstance(image, LabelMap):
-        latent = encode_labels(label_autoencoder(bundle), image, made_from=made_from)
+        latent = encode_labels(label_autoencoder(bundle), image, channels=channels_of(bundle), made_from=made_from)
     else:
         latent = encode(bundle.autoencoder, image, made_from=made_from)
     run.on_stage("encode", 1, 1)
@@ -69,10 +82,14 @@ def decode_file(checked: Checked[DecodeRequest], run: Run) -> None:
     given: ValidLatent = checked.subject
     latent, is_map = given.latent, given.latent.content == "labels"
     name = label_autoencoder_name(given.bundle) if is_map else "autoencoder"
-    work = partial(rehearse_decode, latent.grid.shape, name=name)
+    rehearsal = rehearse_decode_labels if is_map else rehearse_decode
+    work = partial(rehearsal, latent.grid.shape, name=name)
     bundle = fit(given.bundle, given.request.compute, work, run.ranks)
     run.on_stage("load", 1, 1)
-    decoded = decode_labels(label_autoencoder(bundle), latent) if is_map else decode(bundle.autoencoder, latent)
+    if is_map:
+        decoded: LabelMap | Volume = decode_labels(label_autoencoder(bundle), latent, channels_of(bundle))
+    else:
+        decoded = decode(bundle.autoencoder, latent)
     run.on_stage("decode", 1, 1)
     if not run.writes:
         return

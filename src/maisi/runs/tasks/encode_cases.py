@@ -1,12 +1,12 @@
 """`maisi encode --manifest`: the cases of a manifest as latents that training takes, a file a case."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 from maisi.bundle.bundle import Bundle, load_bundle
+from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute
 from maisi.compute.fit import fit
 from maisi.data.cases import case_span, read_case
@@ -15,7 +15,7 @@ from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.codec import rehearse_encode
 from maisi.pipelines.requests import EncodeCasesRequest, EncodeRequest
-from maisi.pipelines.validate import check_takes_ct, compute_for, lasting_name, load_for
+from maisi.pipelines.validate import bundle_vocabulary, check_takes_ct, compute_for, lasting_name, load_for
 from maisi.recipes.variations import encode_labelled
 from maisi.runs.spread import spread
 from maisi.runs.task import Checked, Output, Run, Task
@@ -64,7 +64,7 @@ def work(checked: Checked[EncodeCasesRequest], run: Run) -> None:
     run.publish()  # the settings, by which a later run knows that it goes on
     request, cases, folder = checked.request, checked.subject, run.folder
     assert checked.bundle is not None
-    weights = weights_sum(checked.bundle)
+    weights = weights_digest(checked.bundle.autoencoder.state_dict())
     own = [EncodeWork(case, request.bundle, request.compute, folder, weights) for case in request.across.own(cases)]
     items = [item for item in own if not _file(folder, item.case).is_file()]
     threads = request.compute.threads or 1  # the same in every process: last bits depend on it
@@ -72,7 +72,8 @@ def work(checked: Checked[EncodeCasesRequest], run: Run) -> None:
         spread(encode_case, items, request.across, threads), start=1 + len(own) - len(items)
     ):
         if outcome.error is not None:
-            run.warnings.append(f"{items[outcome.place].case.id}: {outcome.error}")
+            id = items[outcome.place].case.id
+            run.warnings.append(f"case {id}: {outcome.error.removeprefix(f'case {id}: ')}")
         run.on_stage("encode", done, len(own))
     there = [case for case in cases if _file(folder, case).is_file()]
     index = folder / LATENTS
@@ -94,9 +95,10 @@ def _file(folder: Path, case: Case) -> Path:
 
 def encode_case(work: EncodeWork) -> str:
     """The id of a case whose latent is on disk: mean, log-variance, labels, region, spacing, modality, group."""
-    volume, labels = read_case(work.case)
+    whole = _bundle(work.bundle, work.compute)
+    volume, labels = read_case(work.case, vocabulary=bundle_vocabulary(whole))
     span = case_span(work.case, labels)
-    bundle = fit(_bundle(work.bundle, work.compute), work.compute, partial(rehearse_encode, volume.grid.shape))
+    bundle = fit(whole, work.compute, partial(rehearse_encode, volume.grid.shape))
     name = f"case {work.case.id}, bundle {bundle.name} {bundle.info.version}, autoencoder {work.autoencoder[:12]}"
     modality = work.case.modality
     latent = encode_labelled(bundle.autoencoder, volume, labels, span, modality, work.case.group, name)
@@ -107,15 +109,6 @@ def encode_case(work: EncodeWork) -> str:
 @lru_cache(maxsize=1)
 def _bundle(name: str, compute: Compute) -> Bundle:
     return load_for(EncodeRequest(bundle=name, compute=compute))
-
-
-def weights_sum(bundle: Bundle) -> str:
-    """SHA-256 of the weights of a bundle's autoencoder, in whatever format they are stored."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(bundle.autoencoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 ENCODE_CASES = Task("encode cases", EncodeCasesRequest, check, work, inputs, Output.SHARED, shard=shard_of)

@@ -1,8 +1,10 @@
-"""`maisi generate`: volumes with their labels, a preview each."""
+"""`maisi generate`: volumes with their labels, a report and a preview each; what fails its check is kept apart."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from maisi.bundle.bundle import Bundle
+from maisi.bundle.bundle import Bundle, find_bundle
+from maisi.data.library import INDEX
 from maisi.pipelines.generate import Sample, draw_one, fit_to
 from maisi.pipelines.labels import LabelSource
 from maisi.pipelines.preview import preview, write_png
@@ -10,6 +12,7 @@ from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import ValidRequest, bundle_vocabulary, validate_generate
 from maisi.runs.task import Checked, Run, Task
 from maisi.space.files import write_labels, write_volume
+from maisi.storage.folders import FAILED
 
 
 def check(request: GenerateRequest) -> Checked[GenerateRequest]:
@@ -19,8 +22,10 @@ def check(request: GenerateRequest) -> Checked[GenerateRequest]:
 
 
 def inputs(request: GenerateRequest) -> tuple[Path, ...]:
-    """The label map, or the folder of them."""
-    return () if request.labels is None else (request.labels,)
+    """The label map or folder of them, the index of a library (with sums of its maps), the bundle of a generator."""
+    index = None if request.library is None else request.library / INDEX
+    generator = None if request.label_bundle is None else find_bundle(request.label_bundle)
+    return tuple(path for path in (request.labels, index, generator) if path is not None)
 
 
 def work(checked: Checked[GenerateRequest], run: Run) -> None:
@@ -33,14 +38,30 @@ def work(checked: Checked[GenerateRequest], run: Run) -> None:
     run.on_stage("load", 1, 1)
     for source, each in zip(valid.sources, bundles, strict=True):
         for index in range(request.count):
-            names = file_names(request, source, index)
+            stem, names = stem_of(request, source, index), file_names(request, source, index)
             if run.has(names.values()):
                 continue
+            if run.has(set_apart(names).values()):
+                run.failed.append(stem)
+                continue
             sample = draw_one(request, each, source, index, run.on_stage)
-            run.warnings += [f"{stem_of(request, source, index)}: {problem}" for problem in sample.problems]
+            run.warnings += [f"{stem}: {problem}" for problem in sample.problems]
+            if is_set_apart(sample, request):
+                run.failed.append(stem)
+                names = set_apart(names)
             if run.writes:
                 write_sample(sample, request, bundle, {kind: run.partial / name for kind, name in names.items()})
                 run.publish()
+
+
+def is_set_apart(sample: Sample, request: GenerateRequest) -> bool:
+    """Whether a sample is not to lie among the good ones."""
+    return not sample.quality.passed and request.quality.sets_apart
+
+
+def set_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """The names of the files of a sample that failed."""
+    return {kind: f"{FAILED}/{name}" for kind, name in names.items()}
 
 
 def stem_of(request: GenerateRequest, source: LabelSource, index: int) -> str:
@@ -54,19 +75,27 @@ def file_names(request: GenerateRequest, source: LabelSource, index: int) -> dic
     """The files of a sample by what they hold, such as sample_000_ct.nii.gz for its volume."""
     stem, modality = stem_of(request, source, index), request.modality.partition(" ")[0]
     image = "mr" if modality == "mr" else "ct"
-    names = {"volume": f"{stem}_{image}.{request.format}", "preview": f"{stem}_preview.png"}
+    names = {
+        "volume": f"{stem}_{image}.{request.format}",
+        "preview": f"{stem}_preview.png",
+        "quality": f"{stem}_quality.json",
+    }
     return names if request.unlabelled else {**names, "labels": f"{stem}_labels.{request.format}"}
 
 
 def write_sample(sample: Sample, request: GenerateRequest, bundle: Bundle, files: dict[str, Path]) -> None:
-    """Write the volume, its labels if it follows any, and a picture."""
+    """Write the volume, its labels if it follows any, its report and a picture, which says so where it fails."""
+    for folder in {path.parent for path in files.values()}:
+        folder.mkdir(exist_ok=True)
     write_volume(sample.volume, files["volume"])
     if "labels" in files and sample.labels is not None:
         write_labels(sample.labels, files["labels"])
     ends = dict.fromkeys(region.name.lower() for region in (sample.span.top, sample.span.bottom))
     title = f"{bundle.name} · {' to '.join(ends)} · seed {request.seed} · sample {sample.index}"
-    picture = preview(sample.volume, sample.labels, title, vocabulary=bundle_vocabulary(bundle))
+    mark = "" if sample.quality.passed else f"FAILED: {'; '.join(sample.problems)}"
+    picture = preview(sample.volume, sample.labels, title, vocabulary=bundle_vocabulary(bundle), mark=mark)
     write_png(picture, files["preview"])
+    files["quality"].write_text(sample.quality.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 GENERATE = Task("generate", GenerateRequest, check, work, inputs, on_ranks=True)

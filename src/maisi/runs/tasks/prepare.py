@@ -75,10 +75,10 @@ def _sum(case: RawCase) -> str:
     return hashlib.sha256(f"{case.image} {case.series}".encode()).hexdigest()[:8]
 
 
-def _check_apart(sources: Sequence[Path], store: Path) -> None:
+def check_apart(request: PrepareRequest, store: Path) -> None:
     """Nothing, or the refusal of a store in one of its sources, whose cases a later run would take for scans."""
     store = store.resolve()
-    for source in sources:
+    for source in request.sources:
         if store.is_relative_to(source) or source.is_relative_to(store):
             raise InvalidRequestError(
                 f"the source {source} and --out {store} lie within each other; accepted: an --out beside the sources"
@@ -87,7 +87,6 @@ def _check_apart(sources: Sequence[Path], store: Path) -> None:
 
 def work(checked: Checked[PrepareRequest], run: Run) -> None:
     """Prepare the cases of this part, then write the manifest and the report of all that is in the folder."""
-    _check_apart(checked.request.sources, run.folder)
     run.publish()  # the settings, by which a later run knows that it goes on
     request, sources, store = checked.request, checked.subject, run.folder
     own = [CaseWork(raw, request.prepare, request.reading, store) for raw in request.across.own(sources.cases)]
@@ -106,10 +105,18 @@ def work(checked: Checked[PrepareRequest], run: Run) -> None:
     run.on_stage("report", 1, 1)
     run.outputs.add(store / STORED)
     run.warnings += [f"{each.id}: {each.refused}" for each in content.refused]
+    run.warnings += unread_told(sources.passed_over)
     if not content.count("validation"):
         run.warnings.append("no case for validation; a larger --validation or another --split-seed gives some")
     if request.across.shard is None or len(content.cases) + len(content.refused) >= len(sources.cases):
         check_can_train(content, store)  # by the last part, once all are done
+
+
+def unread_told(passed: Sequence[PassedOver]) -> list[str]:
+    """A line on the files of formats that are not read, where there are some."""
+    unread = [each for each in passed if each.is_unread]
+    more = f", and {len(unread) - 1} more such" if len(unread) > 1 else ""
+    return [f"not read: {unread[0].path} is {unread[0].why}{more}"] if unread else []
 
 
 def shard_of(request: PrepareRequest) -> str | None:
@@ -117,4 +124,4 @@ def shard_of(request: PrepareRequest) -> str | None:
     return request.across.shard
 
 
-PREPARE = Task("prepare", PrepareRequest, check, work, output=Output.SHARED, shard=shard_of)
+PREPARE = Task("prepare", PrepareRequest, check, work, output=Output.SHARED, shard=shard_of, check_place=check_apart)

@@ -1,11 +1,15 @@
 """`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
 from pydantic import Field
 
+from maisi.anatomy.slots import full_volumes
 from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
+from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.machine import fill_defaults, num_ranks
 from maisi.data.latents import LATENTS, read_entries
@@ -13,6 +17,8 @@ from maisi.data.manifest import read_manifest
 from maisi.errors import InvalidPlanError, InvalidRequestError
 from maisi.pipelines.validate import lasting_name
 from maisi.recipes.dry_run import DryRun, dry_run
+from maisi.recipes.labels import LabelLesson, labels_stage
+from maisi.recipes.load import with_classes
 from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.stages import (
@@ -23,15 +29,19 @@ from maisi.recipes.stages import (
     controlnet_stage,
     encoded,
     save_measured,
+    segmenter_stage,
     starting_bundle,
     stored_latents,
     unet_stage,
 )
+from maisi.recipes.variations import volumes_of
 from maisi.runs.task import Checked, Output, Run, Task
-from maisi.runs.tasks.encode_cases import weights_sum
 from maisi.shapes import Frozen
+from maisi.storage.settings import check_settings
+from maisi.training.autoencoder import check_autoencoder_training
 from maisi.training.distributed import Team
 from maisi.training.optimization import Optimization
+from maisi.training.pace import PACE, STEPS, spelled
 
 OnStep = Callable[[str, int, Mapping[str, float]], None]
 Stage = Callable[[Checked["TrainRequest"], Lesson, Path, OnStep | None], Bundle]
@@ -54,17 +64,24 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
     if (request.manifest is None) == (request.latents is None):
         raise InvalidRequestError("a training needs cases: give either --manifest or --latents")
     _check_memory(request)
-    update: dict[str, object] = {"compute": fill_defaults(request.compute)}
+    settings = with_classes(request.recipe.model_dump(mode="json"), request.bundle)
+    update: dict[str, object] = {"recipe": check_settings(BundleRecipe, settings)}
     if request.manifest is not None:
         read_manifest(request.manifest)
         update["manifest"] = request.manifest.resolve()
     if request.latents is not None:
         read_entries(request.latents)
         update["latents"] = request.latents.resolve()
+    return _checked_bundle(request.model_copy(update=update))
+
+
+def _checked_bundle(request: TrainRequest) -> Checked[TrainRequest]:
+    """The request with its bundle found, if it names one."""
+    request = request.model_copy(update={"compute": fill_defaults(request.compute)})
     if request.bundle is None:
-        return Checked(request.model_copy(update=update))
+        return Checked(request)
     bundle = load_bundle(request.bundle)
-    return Checked(request.model_copy(update=update | {"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
+    return Checked(request.model_copy(update={"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
 
 
 def _check_memory(request: TrainRequest) -> None:
@@ -82,10 +99,19 @@ def _check_memory(request: TrainRequest) -> None:
 
 def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how an autoencoder is trained."""
-    Team(0, num_ranks()).parts(request.recipe.for_autoencoder().optimization.accumulate)
+    _check_shares(request.recipe.for_autoencoder().optimization)
     if request.manifest is None:
         raise InvalidRequestError("an autoencoder learns from volumes; give --manifest")
-    return check(request)
+    return _check_volumes(check(request))
+
+
+def _check_volumes(checked: Checked[TrainRequest]) -> Checked[TrainRequest]:
+    """The request, from whose cases its recipe can train an autoencoder to the end."""
+    lesson = _lesson(checked.request)
+    num_cases = sum(len(volumes) for _, volumes in volumes_of(lesson.recipe, lesson.training))
+    config = lesson.recipe.for_autoencoder()
+    check_autoencoder_training(config, num_cases, has_start=config.start_from is not None)
+    return checked
 
 
 def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
@@ -111,25 +137,45 @@ def _before(checked: Checked[TrainRequest]) -> Bundle:
     return checked.bundle
 
 
+def check_segmenter(request: TrainRequest) -> Checked[TrainRequest]:
+    """The request, whose recipe says how a segmenter is trained."""
+    Team(0, num_ranks()).parts(request.recipe.for_segmenter().optimization.accumulate)
+    if request.manifest is None:
+        raise InvalidRequestError("a segmenter learns from volumes with labels; give --manifest")
+    return check(request)
+
+
 def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how every network is trained."""
     if num_ranks() > 1:
         raise InvalidRequestError(
-            "several processes train one network at a time; accepted: autoencoder, diffusion, controlnet"
+            "several processes train one network at a time; accepted: torchrun with `maisi train autoencoder`, then "
+            "`maisi train diffusion` and `maisi train controlnet` with --latents of `maisi encode --manifest`, or "
+            "`maisi train recipe` without torchrun"
         )
     if request.manifest is None:
         raise InvalidRequestError("a whole recipe starts from volumes; give --manifest")
     for part in (request.recipe.for_autoencoder, request.recipe.for_unet, request.recipe.for_controlnet):
         part()
-    return check(request)
+    return _check_volumes(check(request))
 
 
 def _check_ranks(request: TrainRequest, optimization: Optimization) -> None:
     """Raise `InvalidRequestError` where several processes cannot share the work."""
-    Team(0, num_ranks()).parts(optimization.accumulate)
+    _check_shares(optimization)
     if num_ranks() > 1 and request.latents is None:
         raise InvalidRequestError(
             "several processes learn from latents that are there; give --latents of `maisi encode --manifest`"
+        )
+
+
+def _check_shares(optimization: Optimization) -> None:
+    """Raise `InvalidRequestError` where there are no slabs, or no batches, for every process."""
+    if optimization.slabs == 1:
+        Team(0, num_ranks()).parts(optimization.accumulate)
+    elif optimization.slabs < num_ranks():
+        raise InvalidRequestError(
+            f"{num_ranks()} processes cannot share {optimization.slabs} slabs; accepted: slabs {num_ranks()} or more"
         )
 
 
@@ -170,6 +216,11 @@ def controlnet_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, 
     return controlnet_stage(lesson, checked.bundle, latents, folder, on_step)
 
 
+def segmenter_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
+    """The bundle given with a segmenter, or one of the segmenter alone."""
+    return segmenter_stage(lesson, checked.bundle, folder, on_step)
+
+
 def whole_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_step: OnStep | None) -> Bundle:
     """The bundle of all networks of a recipe, not measured yet."""
     return all_stages(lesson, folder, on_step)
@@ -190,6 +241,11 @@ def train_controlnet(checked: Checked[TrainRequest], run: Run) -> None:
     _train(checked, run, controlnet_of)
 
 
+def train_segmenter(checked: Checked[TrainRequest], run: Run) -> None:
+    """The bundle given with a segmenter, or one of the segmenter alone, in `bundle`."""
+    _train(checked, run, segmenter_of)
+
+
 def train_recipe(checked: Checked[TrainRequest], run: Run) -> None:
     """The whole bundle, measured, in `bundle`."""
     _train(checked, run, whole_of, is_measured=True)
@@ -204,7 +260,7 @@ def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path
     """Latents that are there already, made by the bundle's autoencoder, or variations of the cases, encoded now."""
     if request.latents is None:
         return encoded(lesson, bundle, folder / "latents")
-    entries, weights = read_entries(request.latents), weights_sum(bundle)
+    entries, weights = read_entries(request.latents), weights_digest(bundle.autoencoder.state_dict())
     foreign = [entry.id for entry in entries if entry.autoencoder != weights]
     if foreign:
         raise InvalidRequestError(
@@ -219,15 +275,23 @@ def _lesson(request: TrainRequest) -> Lesson:
     return Lesson(recipe, ()) if manifest is None else Lesson.of(recipe, manifest)
 
 
+def telling(run: Run) -> OnStep:
+    """Tells whoever watches a run of its steps: "NAME: pace, numbers", the steps done, the steps in all."""
+
+    def on_step(name: str, step: int, metrics: Mapping[str, float]) -> None:
+        numbers = [f"{key} {value:.4g}" for key, value in metrics.items() if key not in PACE]
+        said = ", ".join(filter(None, [spelled(metrics), *numbers]))
+        run.watch.on_stage(f"{name}: {said}", step, int(metrics.get(STEPS, 0)))
+
+    return on_step
+
+
 def _train(checked: Checked[TrainRequest], run: Run, stage: Stage, is_measured: bool = False) -> None:
     """Work in the folder itself, where every stage leaves its state."""
     run.publish()  # the settings, by which a later run knows that it goes on
 
-    def on_step(name: str, step: int, metrics: Mapping[str, float]) -> None:
-        run.watch.on_stage(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), step, 0)
-
     lesson = _lesson(checked.request)
-    bundle = stage(checked, lesson, run.folder, on_step)
+    bundle = stage(checked, lesson, run.folder, telling(run))
     run.on_stage("train", 1, 1)
     if is_measured:
         path = save_measured(bundle, lesson, run.folder)
@@ -238,10 +302,44 @@ def _train(checked: Checked[TrainRequest], run: Run, stage: Stage, is_measured: 
     run.outputs |= {file for file in path.rglob("*") if file.is_file()}
 
 
+def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
+    """The request, whose recipe says how a label generator is trained; without a manifest it learns from phantoms."""
+    recipe = request.recipe.for_labels()
+    if num_ranks() > 1:
+        raise InvalidRequestError("a label generator is trained by one process; start it without torchrun")
+    if request.latents is not None:
+        raise InvalidRequestError("a label generator learns from label maps; give --manifest")
+    network, num_slots = recipe.diffusion.network, len(full_volumes())
+    if network is None or network.context_channels != num_slots:
+        raise InvalidRequestError(
+            f"labels.diffusion.network of recipe {request.recipe.name} must have context_channels {num_slots}, a "
+            "number for each structure of anatomy/slots.yaml"
+        )
+    if request.manifest is None and not recipe.maps.num_phantoms:
+        raise InvalidRequestError("nothing to learn from; accepted: --manifest, or labels.maps.num_phantoms above 0")
+    return check(request) if request.manifest is not None else _checked_bundle(request)
+
+
+def train_labels(checked: Checked[TrainRequest], run: Run) -> None:
+    """The bundle given, or a new one, with a label generator, in `bundle`; states beside it."""
+    run.publish()
+    told = telling(run)
+
+    def on_part(name: str) -> Callable[[int, Mapping[str, float]], None]:
+        return partial(told, name)
+
+    request = checked.request
+    bundle = labels_stage(LabelLesson.of(request.recipe, request.manifest), checked.bundle, run.folder, on_part)
+    run.on_stage("train", 1, 1)
+    path = save_bundle(bundle, run.folder / "bundle", dtype=torch.float16, overwrite=True)
+    run.outputs |= {file for file in path.rglob("*") if file.is_file()}
+
+
 STAGES: dict[str, Stage] = {
     "autoencoder": autoencoder_of,
     "diffusion": unet_of,
     "controlnet": controlnet_of,
+    "segmenter": segmenter_of,
     "recipe": whole_of,
 }
 """What is trained, by the last word of the command."""
@@ -253,4 +351,6 @@ DIFFUSION = Task("train diffusion", TrainRequest, check_diffusion, train_unet, i
 CONTROLNET = Task(
     "train controlnet", TrainRequest, check_controlnet, train_controlnet, inputs, Output.STATE, on_ranks=True
 )
+SEGMENTER = Task("train segmenter", TrainRequest, check_segmenter, train_segmenter, inputs, Output.STATE, on_ranks=True)
 RECIPE = Task("train recipe", TrainRequest, check_recipe, train_recipe, inputs, Output.STATE)
+LABELS = Task("train labels", TrainRequest, check_labels, train_labels, inputs, Output.STATE)

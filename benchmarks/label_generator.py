@@ -1,0 +1,124 @@
+"""How far maps that a label generator draws are from those it learned from, and how well it obeys sizes.
+
+    python benchmarks/label_generator.py runs/labels --count 12 --out pictures
+
+RUN is the folder of `maisi train labels`: its bundle, and its training maps in `maps`. Each generated map is compared
+with every training map (one less the mean Dice of its structures, shift and scale of each axis taken out); beside that
+stands how far each training map is from the nearest one of another person. Sizes are asked for at random, without the
+change that `--anatomy` makes afterwards: what is told is the network's own obedience. Pictures of all maps go to
+`--out`, numbers to benchmarks/results/label_generator.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maisi.anatomy.likeness import Likeness
+from maisi.anatomy.regions import BodyRegion
+from maisi.anatomy.slots import ABSENT, measured_sizes
+from maisi.bundle.bundle import Bundle, load_bundle
+from maisi.compute.compute import Compute
+from maisi.pipelines.label_generator import GeneratedLabels, generator_info
+from maisi.pipelines.preview import write_png
+from maisi.runs.tasks.labels_generate import labels_preview
+from maisi.space.grid import Grid
+from maisi.space.label_files import read_labels
+from maisi.space.volume import LabelMap
+
+ASKED = ("liver", "stomach", "pancreas", "colon", "gallbladder")
+COMPUTE = Compute(precision="float32")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=Path("label_maps"))
+    arguments = parser.parse_args()
+    bundle, paths = load_bundle(arguments.run / "bundle"), sorted((arguments.run / "maps").glob("*.nii.gz"))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    learned = {path.name.removesuffix(".nii.gz"): Likeness.of(read_labels(path)) for path in paths}
+    drawn = [draw(bundle, index, arguments.steps, arguments.out) for index in range(arguments.count)]
+    nearest = [to_nearest(Likeness.of(labels), learned) for labels, _, _ in drawn]
+    between = between_people(learned)
+    results = {
+        "maps": len(drawn),
+        "seconds_a_map": round(float(np.median([seconds for _, _, seconds in drawn])), 2),
+        "structures_a_map": [int(len(np.unique(labels.array)) - 1) for labels, _, _ in drawn],
+        "to_nearest_training_map": spread([distance for distance, _ in nearest]),
+        "nearest": [name for _, name in nearest],
+        "between_training_maps_of_two_people": spread(between),
+        "obedience": obedience([(asked, labels) for labels, asked, _ in drawn]),
+    }
+    print(json.dumps(results, indent=1))
+    path = Path(__file__).parent / "results" / "label_generator.json"
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def draw(bundle: Bundle, index: int, steps: int, out: Path) -> tuple[LabelMap, dict[str, float], float]:
+    """Map `index`, regions in turn, with sizes asked for where a trunk is shown; what was asked, and the seconds."""
+    region, rng = list(BodyRegion)[index % len(BodyRegion)].name.lower(), np.random.default_rng([7, index])
+    asked = {name: float(rng.uniform(0.15, 0.85)) for name in ASKED} if region == "abdomen" else {}
+    told = generator_info(bundle)
+    grid = Grid.centered(told.size, told.spacing_mm)
+    source = GeneratedLabels(bundle, region, grid, asked, steps, compute=COMPUTE)
+    started = time.perf_counter()
+    labels = source.draw_mended(torch.Generator().manual_seed(index))
+    seconds = time.perf_counter() - started
+    write_png(labels_preview(labels, f"{bundle.name} · {region} · map {index}"), out / f"map_{index:02d}_{region}.png")
+    return labels, asked, seconds
+
+
+def to_nearest(one: Likeness, others: dict[str, Likeness]) -> tuple[float, str]:
+    """The distance to the nearest map, and its name."""
+    return min((one.distance(other), name) for name, other in others.items())
+
+
+def between_people(learned: dict[str, Likeness], most: int = 24) -> list[float]:
+    """How far some of the maps are from the nearest one of another person."""
+    chosen = [list(learned)[int(i)] for i in np.linspace(0, len(learned) - 1, min(most, len(learned)))]
+    return [
+        to_nearest(learned[name], {k: v for k, v in learned.items() if person(k) != person(name)})[0] for name in chosen
+    ]
+
+
+def person(name: str) -> str:
+    """Whose map it is: a case in several variations, or a phantom."""
+    return name.split("__")[0]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Least, median and greatest."""
+    return {
+        "least": round(min(values), 3),
+        "median": round(float(np.median(values)), 3),
+        "greatest": round(max(values), 3),
+    }
+
+
+def obedience(maps: Sequence[tuple[dict[str, float], LabelMap]]) -> dict[str, dict[str, float]]:
+    """By structure: in how many maps it is, the correlation of asked and obtained sizes, and the mean difference."""
+    told = {}
+    for name in ASKED:
+        pairs = [(asked[name], measured_sizes(labels, [name])[name]) for asked, labels in maps if name in asked]
+        there = [(a, b) for a, b in pairs if b != ABSENT]
+        if len(there) < 3:
+            continue
+        a, b = np.array(there).T
+        told[name] = {
+            "asked": len(pairs),
+            "there": len(there),
+            "correlation": round(float(np.corrcoef(a, b)[0, 1]), 2),
+            "bias": round(float((b - a).mean()), 3),
+        }
+    return told
+
+
+if __name__ == "__main__":
+    main()

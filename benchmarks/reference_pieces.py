@@ -1,0 +1,76 @@
+"""Which structures are of one piece, by real label maps.
+
+    python benchmarks/reference_pieces.py DATA
+
+DATA holds label_maps/index.json and manifest.json. For each structure that the field of view does not cut, in the maps
+of the training split, the share of its largest piece is measured at the map's own spacing and on a grid of 5 mm, as
+coarse as generated maps are. Writes src/maisi/anatomy/reference_pieces.yaml: number of maps, least of these shares.
+"""
+
+import argparse
+import json
+import logging
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from maisi.anatomy import references
+from maisi.anatomy.measure import extents, pieces
+from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.data.cases import own_labels
+from maisi.data.manifest import Case, read_manifest
+from maisi.space.resample import resample, with_spacing
+
+COARSE_MM = 5.0
+LEAST_VOXELS = 30
+LEFT_OUT = ("targets", "tumours", "cysts", "dummies", "bowel")
+"""Groups that may have several pieces; bowel is labelled in stretches."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    data = parser.parse_args().data
+    logging.disable(logging.WARNING)
+    rows = json.loads((data / "label_maps" / "index.json").read_text(encoding="utf-8"))
+    cases = [
+        *(Case(id=row["id"], labels_maisi=data / row["labels"]) for row in rows if row["split"] == "training"),
+        *(case for case in read_manifest(data / "manifest.json") if case.labels_maisi and case.split == "training"),
+    ]
+    vocabulary = load_vocabulary()
+    left_out = {id for name in LEFT_OUT for id in vocabulary.group(name)}
+    shares: dict[str, list[float]] = defaultdict(list)
+    for case in cases:
+        labels = own_labels(case)
+        assert labels is not None
+        whole = {id for id, extent in extents(labels).items() if not extent.is_cut} - left_out
+        least = dict.fromkeys(whole, 1.0)
+        for each in (labels, resample(labels, with_spacing(labels.grid, (COARSE_MM,) * 3))):
+            for id, extent in extents(each).items():
+                if id in whole and extent.voxels >= LEAST_VOXELS:
+                    least[id] = min(least[id], pieces(each, id, extent.box).largest)
+        for id, share in least.items():
+            shares[vocabulary.name(id)].append(share)
+        print(f"{case.id}: {len(whole)} structures", flush=True)
+    write({name: shares[name] for name in vocabulary.names if name in shares}, len(cases))
+
+
+def write(shares: dict[str, list[float]], maps: int) -> None:
+    head = [
+        "# The share of the largest piece of each structure that is not cut by the field of view: number of real maps,",
+        "# and the least share in them (from 20 maps on their 5th percentile). Made by benchmarks/reference_pieces.py.",
+        f"source: {maps} label maps (TotalSegmentator, BTCV, TCIA head and neck, VerSe, SPL; training split)",
+        "structures:",
+    ]
+    rows = [
+        f"  {name}: [{len(found)}, {np.percentile(found, 5) if len(found) >= 20 else min(found):.3f}]"
+        for name, found in shares.items()
+    ]
+    path = Path(references.__file__).with_name("reference_pieces.yaml")
+    path.write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
+    print(f"{len(rows)} structures: {path}")
+
+
+if __name__ == "__main__":
+    main()

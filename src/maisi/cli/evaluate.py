@@ -1,0 +1,83 @@
+"""`maisi evaluate`: what generated volumes are worth, with an interval on every number."""
+
+from typing import Annotated
+
+import typer
+
+from maisi.cli.console import complain, give_json, give_table, tell
+from maisi.cli.options import AsJson, Out, Overwrite, takes
+from maisi.cli.run import run_task
+from maisi.evaluation.requests import EvaluateImagesRequest, EvaluateMemorizationRequest
+
+evaluate = typer.Typer(help="Measure what generated volumes are worth.", no_args_is_help=True)
+
+
+@evaluate.callback()
+def _group() -> None:
+    pass
+
+
+@evaluate.command()
+@takes(EvaluateImagesRequest, arguments={"real": "REAL", "synthetic": "SYNTHETIC"})
+def images(request: EvaluateImagesRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False) -> None:
+    """Compare two sets of volumes: 2.5-D Frechet and kernel distance, precision and recall, with intervals.
+
+    Beside them the distance between two halves of the real set. Writes images.json and images.html.
+    """
+    from maisi.evaluation.images import ImageReport
+    from maisi.runs.tasks.evaluate_images import REPORT
+
+    record = run_task("evaluate images", request, out, overwrite, quiet=True)
+    assert record is not None
+    found = ImageReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    if as_json:
+        give_json(found.model_dump())
+        return
+    rows = [
+        (name, f"{m.value:.3f}", f"{m.low:.3f} to {m.high:.3f}", f"{d.kernel.value:.4f}")
+        for name, d in (("synthetic against real", found.synthetic), ("halves of the real ones", found.halves))
+        for m in (d.frechet_mean,)
+    ]
+    give_table(rows, ("", "Frechet", "interval", "kernel"))
+    give_table([(f"{found.synthetic.precision:.3f}", f"{found.synthetic.recall:.3f}")], ("precision", "recall"))
+    for note in found.notes:
+        tell(f"note: {note}")
+    tell(f"{out}: {', '.join(record.outputs)}, in {record.seconds:.1f} s")
+
+
+@evaluate.command()
+@takes(EvaluateMemorizationRequest, arguments={"generated": "GENERATED", "real": "REAL"})
+def memorization(
+    request: EvaluateMemorizationRequest,
+    out: Out,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit 1 where a generated volume is a copy.")] = False,
+) -> None:
+    """Look for copies of training volumes: the nearest of every generated volume, beside that of held-out ones.
+
+    Writes memorization.json and pictures of the nearest pairs. A volume is close where it is nearer to a training
+    volume than every held-out one is, and a copy where it is nearer than half of that.
+    """
+    from maisi.evaluation.memorization import MemorizationReport
+    from maisi.runs.tasks.evaluate_memorization import REPORT
+
+    record = run_task("evaluate memorization", request, out, overwrite, quiet=True)
+    assert record is not None
+    found = MemorizationReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    close = sum(each.is_close for each in found.generated)
+    if as_json:
+        give_json({**found.model_dump(), "close": close, "copies": [each.name for each in found.copies]})
+    else:
+        rows = [
+            (each.name, each.nearest, f"{each.image:.3f}", "copy" if each.is_copy else "close" if each.is_close else "")
+            for each in found.generated[:20]
+        ]
+        give_table(rows, ("generated", "nearest training volume", "apart", ""))
+        tell(
+            f"{close} of {len(found.generated)} are nearer than every held-out volume ({found.least_image:.3f}); "
+            f"{found.expected_close:.1f} would be by chance"
+        )
+    if gate and found.copies:
+        complain(f"{len(found.copies)} copies: {', '.join(each.name for each in found.copies)}")
+        raise typer.Exit(1)

@@ -1,0 +1,18 @@
+"""`maisi labels generate`: label maps drawn by a network."""
+
+from maisi.cli.options import Out, Overwrite, takes
+from maisi.cli.run import run_task, tell_cost
+from maisi.pipelines.requests import GenerateLabelsRequest
+
+
+@takes(GenerateLabelsRequest, leave_out=("compute.ranks",))
+def generate(request: GenerateLabelsRequest, out: Out, overwrite: Overwrite = False) -> None:
+    """Draw label maps by a network, from a region and the sizes of organs.
+
+    What --anatomy does not say is as the network likes, and tumours are absent. What it says is measured, and put right
+    where the network missed it; tumours that it has not learned are planted. Writes sample_000_labels, a preview and
+    the volumes asked for and obtained.
+    """
+    record = run_task("labels generate", request, out, overwrite)
+    if record is not None:
+        tell_cost(f"{request.count}", record)

@@ -1,0 +1,85 @@
+"""Pages of evaluation: tables and bars that open without a network."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from maisi.evaluation.images import ImageReport, Interval
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --faint: #66707e; --paper: #fff; --line: #d8dde4; --bar: #3f7fb5 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --faint: #9aa5b3; --paper: #14181e; --line: #323a45;
+  --bar: #6ea8dc } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
+  max-width: 60rem; padding: 0 1rem }
+table { border-collapse: collapse } th, td { text-align: left; padding: .3rem 1.2rem .3rem 0;
+  border-bottom: 1px solid var(--line) } .faint { color: var(--faint) }
+svg text { fill: var(--ink); font: 13px system-ui, sans-serif } rect { fill: var(--bar) } line { stroke: var(--ink) }
+"""
+_WIDTH, _ROW, _LEFT = 640, 34, 190
+
+
+def images_page(found: ImageReport) -> str:
+    """The page of a comparison of images."""
+    rows = [
+        (words, *(f"{each.frechet[k]:.3f}" for k in ("sagittal", "coronal", "axial")), _told(each.frechet_mean))
+        for words, each in (("synthetic against real", found.synthetic), ("halves of the real ones", found.halves))
+    ]
+    shares = found.synthetic
+    parts = [
+        f"<h1>{found.num_synthetic} synthetic volumes against {found.num_real} real ones</h1>",
+        f"<p class='faint'>Features: {escape(found.features)} ({found.num_features}). Planes: every "
+        f"{found.protocol.every}. of three orientations at {found.protocol.spacing_mm:g} mm, {found.protocol.size} "
+        "pixels. Intervals: 95 %, over volumes; of halves: the range over ten divisions of the patients.</p>",
+        "<h2>Frechet distance</h2>",
+        _bars(
+            [("synthetic against real", shares.frechet_mean), ("halves of the real ones", found.halves.frechet_mean)]
+        ),
+        _table(("", "sagittal", "coronal", "axial", "mean"), rows),
+        "<h2>Kernel distance, precision, recall</h2>",
+        _table(
+            ("", "kernel distance", "precision", "recall"),
+            [
+                ("synthetic against real", _told(shares.kernel), _share(shares.precision), _share(shares.recall)),
+                ("halves of the real ones", _told(found.halves.kernel), "", ""),
+            ],
+        ),
+        *(f"<p>{escape(note)}.</p>" for note in found.notes),
+    ]
+    return page("Images", parts)
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A page that needs no network."""
+    policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    head = f"<meta charset='utf-8'>{policy}<title>{escape(title)}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _told(interval: Interval) -> str:
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _bars(rows: Sequence[tuple[str, Interval]]) -> str:
+    """A bar a row, from 0, with its interval as a line."""
+    most = max(max(interval.high, interval.value) for _, interval in rows) or 1.0
+    scale, shapes = (_WIDTH - _LEFT - 20) / most, []
+    for k, (name, interval) in enumerate(rows):
+        y = k * _ROW
+        x = [_LEFT + scale * max(0.0, v) for v in (interval.value, interval.low, interval.high)]
+        shapes += [
+            f"<text x='0' y='{y + 21}'>{escape(name)}</text>",
+            f"<rect x='{_LEFT}' y='{y + 8}' width='{x[0] - _LEFT:.1f}' height='18' opacity='.6'/>",
+            f"<line x1='{x[1]:.1f}' x2='{x[2]:.1f}' y1='{y + 17}' y2='{y + 17}' stroke-width='2'/>",
+        ]
+    height = len(rows) * _ROW
+    return f"<svg viewBox='0 0 {_WIDTH} {height}' width='{_WIDTH}' height='{height}'>{''.join(shapes)}</svg>"

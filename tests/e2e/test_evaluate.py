@@ -1,0 +1,122 @@
+"""`maisi evaluate` as a user runs it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Maisi, files_in
+
+from maisi.evaluation.fidelity import box_blur
+from maisi.evaluation.images import precision_recall
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
+from maisi.space.files import write_volume
+from maisi.space.grid import Grid
+from maisi.space.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rendered abdomens: six as real, six others as synthetic, and the real ones blurred."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name in ("real", "other", "blurred"):
+        (folder / name).mkdir()
+    for k in range(12):
+        rng = np.random.default_rng(k)
+        volume = render_phantom(draw_phantom("abdomen", Grid.centered((48, 40, 12), (8, 8, 8)), rng), rng)
+        write_volume(volume, folder / ("real" if k < 6 else "other") / f"{k}_ct.nii.gz")
+        if k < 6:
+            write_volume(box_blur(volume), folder / "blurred" / f"{k}_ct.nii.gz")
+            write_volume(volume, folder / "real" / f"{k}_labels.nii.gz")  # by its name no image
+    return folder
+
+
+def evaluate(maisi: Maisi, sets: Path, synthetic: str, out: Path, *more: object) -> dict:
+    done = maisi("evaluate", "images", sets / "real", sets / synthetic, "--out", out, "--draws", 5, "--json", *more)
+    assert done.code == 0, done.err
+    return done.json
+
+
+def test_what_is_blurred_is_further_away_than_other_volumes_and_both_stand_beside_halves(
+    maisi: Maisi, sets: Path, tmp_path: Path
+) -> None:
+    other, blurred = (evaluate(maisi, sets, name, tmp_path / name) for name in ("other", "blurred"))
+    assert other["num_real"] == other["num_synthetic"] == 6
+    assert blurred["synthetic"]["frechet_mean"]["low"] > other["synthetic"]["frechet_mean"]["high"]
+    assert blurred["synthetic"]["precision"] < other["synthetic"]["precision"]
+    assert other["halves"]["frechet_mean"]["value"] < blurred["synthetic"]["frechet_mean"]["value"]
+    assert any("singular" in note for note in other["notes"])
+    assert {"images.json", "images.html"} <= set(files_in(tmp_path / "other"))
+    assert "<script" not in (tmp_path / "other" / "images.html").read_text()
+
+
+def test_the_same_seed_gives_the_same_intervals(maisi: Maisi, sets: Path, tmp_path: Path) -> None:
+    first, again, other = (
+        evaluate(maisi, sets, "other", tmp_path / str(k), "--seed", seed) for k, seed in enumerate((1, 1, 2))
+    )
+    assert first["synthetic"] == again["synthetic"] != other["synthetic"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--features", "inception"), "unknown features 'inception'; accepted: scattering, a TorchScript file"),
+        (("--features", "none.pt"), "no features at none.pt; accepted: a TorchScript file"),
+        (("--features", "maisi:nothing"), "cannot be imported"),
+        (("--real-split", "training"), "a folder of files, which knows no split training; accepted: a manifest"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    maisi: Maisi, sets: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    out = tmp_path / "out"
+    done = maisi("evaluate", "images", sets / "real", sets / "other", "--out", out, *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert not out.exists()
+
+
+def test_an_empty_set_is_refused(maisi: Maisi, sets: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = maisi("evaluate", "images", sets / "real", tmp_path / "empty", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "has 0 images; a comparison needs at least 2" in done.err
+
+
+def test_precision_and_recall_tell_what_is_missing_from_what_is_wrong() -> None:
+    rng = np.random.default_rng(0)
+    wide, narrow, far = (
+        [{"axial": rng.normal(centre, scale, (200, 3))}] for centre, scale in ((0, 1), (0, 0.2), (50, 1))
+    )
+    precision, recall = precision_recall(wide, narrow, rng)
+    assert precision > 0.95
+    assert recall < 0.2
+    assert precision_recall(wide, far, rng) == (0.0, 0.0)
+
+
+def test_a_planted_copy_is_found_whether_shifted_or_mirrored(maisi: Maisi, tmp_path: Path) -> None:
+    for name in ("training", "held_out", "made"):
+        (tmp_path / name).mkdir()
+    volumes = []
+    for k in range(9):
+        rng = np.random.default_rng(k)
+        volumes.append(render_phantom(draw_phantom("abdomen", Grid.centered((48, 40, 16), (8, 8, 8)), rng), rng))
+    for k, volume in enumerate(volumes[:8]):
+        write_volume(volume, tmp_path / ("training" if k < 4 else "held_out") / f"{k}_ct.nii.gz")
+    noise = np.random.default_rng(9).normal(0, 20, volumes[0].array.shape).astype(np.float32)
+    mirrored = Volume(volumes[1].array[::-1] + noise, volumes[1].grid)
+    shifted = Volume(np.roll(volumes[2].array, (3, -2, 1), (0, 1, 2)) + noise, volumes[2].grid)
+    for name, volume in (("mirrored", mirrored), ("shifted", shifted), ("new", volumes[8])):
+        write_volume(volume, tmp_path / "made" / f"{name}_ct.nii.gz")
+    ask = ("evaluate", "memorization", tmp_path / "made", tmp_path / "training", "--held-out", tmp_path / "held_out")
+    done = maisi(*ask, "--out", tmp_path / "out", "--json", "--gate")
+    assert done.code == 1, done.err
+    assert done.out, done.err
+    assert set(done.json["copies"]) == {"mirrored_ct.nii.gz", "shifted_ct.nii.gz"}
+    found = {each["name"].partition("_")[0]: each for each in done.json["generated"]}
+    assert (found["mirrored"]["nearest"], found["mirrored"]["mirrored"]) == ("1_ct.nii.gz", True)
+    assert found["shifted"]["nearest"] == "2_ct.nii.gz"
+    assert not found["new"]["is_copy"]
+    assert {"memorization.json", "pair_00.png"} <= set(files_in(tmp_path / "out"))
+    honest = maisi(*ask, "--out", tmp_path / "again")
+    assert honest.code == 0

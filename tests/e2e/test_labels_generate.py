@@ -1,0 +1,98 @@
+"""`maisi train labels` and `maisi labels generate`, small."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Maisi, files_in
+
+from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.bundle.bundle import load_bundle
+from maisi.space.label_files import read_labels
+
+SHORT = (
+    "labels.maps.size=[16, 16, 16]",
+    "labels.maps.spacing_mm=[20, 20, 20]",
+    "labels.maps.num_phantoms=4",
+    "labels.autoencoder.loop.num_steps=60",
+    "labels.autoencoder.patch=[16, 16, 16]",
+    "labels.autoencoder.optimization.learning_rate=0.01",
+    "labels.diffusion.loop.num_steps=3",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a short training on phantoms."""
+    from maisi.cli import main
+
+    run = tmp_path_factory.mktemp("labels") / "run"
+    settings = [part for setting in SHORT for part in ("--set", setting)]
+    assert main(["train", "labels", "tiny", "--out", str(run), "--threads", "1", *settings]) == 0
+    return run / "bundle"
+
+
+def test_a_trained_label_generator_draws_maps_and_goes_on_where_it_stopped(
+    maisi: Maisi, trained: Path, tmp_path: Path
+) -> None:
+    given = ("labels", "generate", "--bundle", trained, "--region", "abdomen", "--steps", "2", "--seed", "5")
+    done = maisi(*given, "--count", "2", "--out", tmp_path / "two")
+    assert done.code == 0, done.err
+    assert files_in(tmp_path / "two") == [
+        "run.json",
+        "run.yaml",
+        *(f"sample_{i:03d}_{kind}" for i in range(2) for kind in ("labels.nii.gz", "preview.png", "volumes.json")),
+    ]
+    maps = [read_labels(tmp_path / "two" / f"sample_{i:03d}_labels.nii.gz") for i in range(2)]
+    assert maps[0].grid.shape == (16, 16, 16)
+    assert not np.array_equal(maps[0].array, maps[1].array)
+    told = json.loads((tmp_path / "two" / "sample_000_volumes.json").read_text())
+    body = (maps[0].array == load_vocabulary().id("body")).sum() * 8.0
+    assert told["body"]["obtained_ml"] == pytest.approx(body)
+
+    assert maisi(*given, "--out", tmp_path / "one").code == 0
+    assert np.array_equal(read_labels(tmp_path / "one" / "sample_000_labels.nii.gz").array, maps[0].array)
+    assert maisi("reproduce", tmp_path / "one" / "run.yaml", "--out", tmp_path / "again").code == 0
+    assert np.array_equal(read_labels(tmp_path / "again" / "sample_000_labels.nii.gz").array, maps[0].array)
+
+
+def test_the_networks_can_be_added_to_a_bundle_and_encode_maps(trained: Path) -> None:
+    bundle = load_bundle(trained)
+    assert set(bundle.names) == {"label_autoencoder", "label_unet"}
+    assert bundle.info.label_generator is not None
+    assert bundle.info.label_generator.open_sizes
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("--bundle", "ct-small"), "'ct-small' draws no label maps"),
+        (("--region", "chset"), "did you mean 'chest'"),
+        (("--anatomy", "livver=0.5"), "did you mean 'liver'"),
+        (("--anatomy", "brain=0.5"), "outside of abdomen"),
+        (("--size", "64", "64", "64"), "is larger than the 320 x 320 x 320 mm"),
+        (("--spacing", "90", "90", "900"), "not between 0 and 100 mm"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(
+    maisi: Maisi, trained: Path, tmp_path: Path, asked: tuple[str, ...], message: str
+) -> None:
+    bundle = () if "--bundle" in asked else ("--bundle", trained)
+    region = () if "--region" in asked else ("--region", "abdomen")
+    refused = maisi("labels", "generate", *bundle, *region, *asked, "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert message in refused.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ct_follows_labels_that_a_generator_drew(maisi: Maisi, trained: Path, tmp_path: Path) -> None:
+    given = ("generate", "--label-bundle", trained, "--region", "abdomen", "--size", "32", "32", "32")
+    done = maisi(*given, "--spacing", "6", "6", "6", "--steps", "1", "--force", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    labels = read_labels(tmp_path / "out" / "sample_000_labels.nii.gz")
+    assert labels.grid.shape == (32, 32, 32)
+    assert labels.array.any()
+    refused = maisi(*given, "--unlabelled", "--out", tmp_path / "other")
+    assert refused.code == 2
+    assert "labels come from one place" in refused.err

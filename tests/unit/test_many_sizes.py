@@ -1,0 +1,51 @@
+"""Sizes of structures in a request file, as requests for anatomy take them."""
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maisi.errors import InvalidConfigError
+from maisi.pipelines.many.sizes import check_sizes, draw_sizes
+
+
+def sizes(value: Any, seed: int = 0) -> list[str]:
+    check_sizes(value, "anatomy")
+    return draw_sizes(value, lambda name: np.random.default_rng([seed, zlib.crc32(name.encode())]), "anatomy")
+
+
+def test_sizes_are_written_as_a_request_takes_them() -> None:
+    value = {"liver": 0.6, "gallbladder": "none", "spleen": {"uniform": [180, 180], "unit": "ml"}, "colon": "any"}
+    assert sizes(value) == ["liver=0.6", "gallbladder=none", "spleen=180ml", "colon=any"]
+
+
+def test_a_share_of_the_samples_asks_for_a_structure() -> None:
+    value = {"hepatic tumor": {"uniform": [5, 30], "unit": "mm", "share": 0.25}, "liver": 0.5}
+    found = [sizes(value, seed) for seed in range(400)]
+    with_tumour = [each for each in found if len(each) == 2]
+    assert 0.18 < len(with_tumour) / 400 < 0.32
+    assert all(5 <= float(each[0].removeprefix("hepatic tumor=").removesuffix("mm")) <= 30 for each in with_tumour)
+    assert [each[-1] for each in found] == ["liver=0.5"] * 400
+
+
+def test_a_choice_between_mappings_keeps_together_what_belongs_together() -> None:
+    value = {"choice": [{"hepatic tumor": "20mm", "liver": 0.7}, {}]}
+    assert {tuple(sizes(value, seed)) for seed in range(40)} == {("hepatic tumor=20mm", "liver=0.7"), ()}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.5, "anatomy is 0.5; accepted: sizes by names"),
+        ({"liver": {"unifrom": [0, 1]}}, r"anatomy.liver: unknown distribution 'unifrom'; did you mean 'uniform'\?"),
+        ({"liver": {"uniform": [0, 1], "share": 2}}, "anatomy.liver.share: 2 is not accepted"),
+        ({"liver": {"uniform": [0, 1], "unit": 3}}, "anatomy.liver.unit: 3 is not accepted"),
+        ({"liver": None}, "anatomy.liver is None; accepted: a size"),
+        ({"uniform": [0, 1]}, "accepted: sizes by names of structures, or a choice"),
+        ({"choice": [{"liver": True}]}, "anatomy.liver is True"),
+    ],
+)
+def test_what_are_no_sizes_is_refused_with_its_place(value: Any, message: str) -> None:
+    with pytest.raises(InvalidConfigError, match=message):
+        check_sizes(value, "anatomy")
