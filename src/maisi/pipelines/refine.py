@@ -100,13 +100,23 @@ def draw_again(valid: ValidRefine, on_stage: OnStage) -> Refined:
         finer = finer_labels(labels, window.grid)
         drawn = redraw.window(window, volume, finer, window.mask, generator, on_stage)
         ct, weight = window.inner(volume.array), soft_edge(window.inner(window.mask))
-        values = np.clip(at_level(ct, drawn, weight, grid.spacing), array.min(), array.max())
+        values = _with_levels(at_level(ct, drawn, weight, grid.spacing), ct, window.inner(labels.array), valid.ids)
+        values = np.clip(values, array.min(), array.max())
         array[window.box] = np.where(weight > 0, np.rint(ct + weight * (values - ct)), ct)
         changed[window.box] |= (weight > 0).astype(np.uint8)
     volume = replace(valid.volume, array=array)
     vocabulary = bundle_vocabulary(valid.bundle)
     told = tuple(_told(valid, volume, id, vocabulary) for id in valid.ids)
     return Refined(valid.volume, volume, valid.labels, LabelMap(changed, grid), told)
+
+
+def _with_levels(values: np.ndarray, ct: np.ndarray, ids: np.ndarray, structures: tuple[int, ...]) -> np.ndarray:
+    """What was drawn, with the median of each structure that it had: a zoom is to sharpen what is there."""
+    for id in structures:
+        inside = ids == id
+        if inside.any():
+            values = values + soft_edge(inside) * (np.median(ct[inside]) - np.median(values[inside]))
+    return values
 
 
 def finer_labels(labels: LabelMap, grid: Grid) -> LabelMap:
