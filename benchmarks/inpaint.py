@@ -21,7 +21,7 @@ from maisi.anatomy import morphology
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.manifest import Case, read_manifest
-from maisi.pipelines.inpaint import carry_in, scene_of, validate_scene, with_bundle
+from maisi.pipelines.inpaint import RIM_MM, carry_in, scene_of, validate_scene, with_bundle
 from maisi.pipelines.inpaint_request import InpaintRequest
 from maisi.pipelines.preview import lesion_preview, write_png
 from maisi.space.volume import Volume
@@ -31,8 +31,8 @@ PUT_IN = (
     ("totalseg_example_ct", "kidney tumor", 25.0, 1),
     ("lidc0001_totalseg", "lung tumor", 22.0, 2),
     ("lidc0001_totalseg", "bone lesion", 14.0, 1),
-    ("spl_abdomen_atlas", "pancreatic tumor", 18.0, 1),
-    ("spl_abdomen_atlas", "hepatic tumor", 20.0, 3),
+    ("totalseg_example_ct", "pancreatic tumor", 16.0, 3),
+    ("totalseg_s0009", "colon cancer primaries", 25.0, 1),
     ("pancreas_cb_001", "lung tumor", 15.0, 4),
     ("totalseg_aorta_crop", "bone lesion", 12.0, 5),
 )
@@ -74,7 +74,8 @@ def done(case: Case, bundle: str, pictures: Path | None, **asked: Any) -> dict[s
     result = carry_in(valid, lambda stage, done, total: None)
     drawn = time.perf_counter()
     mask = result.mask.array > 0
-    away = ~ndimage.binary_dilation(mask, iterations=4 if asked.get("remove") else 3)
+    rim = max(RIM_MM, 1.01 * max(volume.grid.spacing)) if asked.get("remove") else 0.0
+    away = ~ndimage.binary_dilation(morphology.dilate(mask, rim, volume.grid.spacing), np.ones((3, 3, 3)), 2)
     if pictures is not None:
         name = f"{case.id}_{asked.get('tumor', 'removed').replace(' ', '_')}"
         write_png(lesion_preview(volume, result.volume, result.mask, name), pictures / f"{name}.png")
@@ -132,6 +133,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=None)
     arguments = parser.parse_args()
     cases = {case.id: case for case in read_manifest(arguments.manifest)}
+    for folder in sorted((arguments.manifest.parent / "label_maps").glob("*/ct.nii.gz")):
+        name, labels = folder.parent.name, folder.parent / "labels_maisi.nii.gz"
+        cases[name] = Case(id=name, image=folder, labels_maisi=labels)
     if arguments.pictures is not None:
         arguments.pictures.mkdir(parents=True, exist_ok=True)
     rows = []

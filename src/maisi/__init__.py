@@ -36,7 +36,11 @@ _HOMES = {
     "maisi.pipelines.codec": ("decode", "encode"),
     "maisi.pipelines.dataset": ("MixedDataset", "SyntheticDataset", "Synthesized"),
     "maisi.pipelines.generate": ("Sample", "generate"),
+    "maisi.pipelines.inpaint": ("Inpainted", "inpaint"),
+    "maisi.pipelines.inpaint_request": ("InpaintRequest",),
     "maisi.pipelines.preview": ("preview",),
+    "maisi.pipelines.refine": ("Refined", "refine"),
+    "maisi.pipelines.refine_request": ("RefineRequest",),
     "maisi.runs.carry_out": ("carry_out",),
     "maisi.phantom.draw": ("draw_phantom",),
     "maisi.phantom.render": ("render_phantom",),
@@ -81,7 +85,11 @@ if TYPE_CHECKING:
     from maisi.pipelines.codec import decode, encode
     from maisi.pipelines.dataset import MixedDataset, Synthesized, SyntheticDataset
     from maisi.pipelines.generate import Sample, generate
+    from maisi.pipelines.inpaint import Inpainted, inpaint
+    from maisi.pipelines.inpaint_request import InpaintRequest
     from maisi.pipelines.preview import preview
+    from maisi.pipelines.refine import Refined, refine
+    from maisi.pipelines.refine_request import RefineRequest
     from maisi.pipelines.requests import DecodeRequest, EncodeRequest, GenerateRequest
     from maisi.runs.carry_out import carry_out
     from maisi.space.files import read_volume, write_labels, write_volume

@@ -79,6 +79,7 @@ def test_what_it_did_is_told_for_each_structure(result: Refined) -> None:
     assert told.ml == pytest.approx(5 * 5 * 4 * 64 / 1000, abs=0.01)
     assert told.before.contrast_hu == pytest.approx(0, abs=10)
     assert told.before.expected_hu < -40
+    assert told.after.contrast_hu == pytest.approx(told.before.contrast_hu, abs=15)  # a zoom keeps the level
 
 
 def test_adherence_is_whole_where_the_image_shows_the_table() -> None:

@@ -39,6 +39,7 @@ class ControlNetConfig(BackboneConfig):
     embedding_widths: tuple[int, ...] = (8, 32, 64)  # one level each; every further level halves the label map
     occupancy_bits: bool = False  # also sees how much of a latent voxel each bit fills
     occupancy_ids: tuple[int, ...] = ()  # and how much of it each of these structures fills
+    sees_surroundings: bool = False  # also sees the clean latent around a hole that it is to fill
 
     @property
     def occupancy_channels(self) -> int:
@@ -120,6 +121,8 @@ class ControlNet(nn.Module):
         self.time_embedding = embed_vector(config.channels[0], config.time_channels)
         self.modality_embedding = make_modality_embedding(config)
         self.condition_embedding = ConditionEmbedding(config)
+        width = config.channels[0]
+        self.surroundings = zero_init(conv3(config.in_channels + 1, width)) if config.sees_surroundings else None
         self.conv_in = conv3(config.in_channels, config.channels[0])
         self.down = make_down(config)
         self.middle = Middle(config)
@@ -158,6 +161,16 @@ class ControlNet(nn.Module):
             )
         return self.condition_embedding(bits)
 
+    def embed_surroundings(self, held: VoxelBatch) -> Tensor:
+        """What is around a hole as the network sees it, (b, channels[0], u, v, w), to be added to the embedded labels.
+
+        `held` is what `around_hole` gives. Raises `InvalidRequestError` where the network sees no surroundings.
+        """
+        if self.surroundings is None:
+            raise InvalidRequestError("this ControlNet sees no surroundings of a hole (sees_surroundings)")
+        embedded: Tensor = self.surroundings(held)
+        return embedded
+
     def forward(
         self,
         latent: LatentBatch,
@@ -193,8 +206,17 @@ class ControlNet(nn.Module):
         return Residuals(residuals, self.zero_middle(h) * scale)
 
 
+def around_hole(clean: LatentBatch, hole: Tensor) -> Tensor:
+    """The clean latents (b, c, u, v, w), 0 in the hole (b or 1, u, v, w), and the hole itself: (b, c + 1, u, v, w).
+
+    It is what MAISI's ControlNet for tumour inpainting sees (arXiv 2409.11169): the masked image and its mask.
+    """
+    inside = hole[:, None].to(clean).expand(clean.shape[0], 1, *clean.shape[2:])
+    return torch.cat([clean * (1 - inside), inside], dim=1)
+
+
 def with_occupancies(controlnet: ControlNet, config: ControlNetConfig) -> ControlNet:
-    """The same ControlNet with the occupancies of `config`; what it did not see before it answers nothing to.
+    """The same ControlNet with the occupancies and surroundings of `config`; to what is new it answers nothing yet.
 
     Raises `InvalidRequestError` where the configurations differ in anything else, or some occupancy would be lost.
     """
@@ -215,7 +237,8 @@ def check_occupancies(ours: ControlNetConfig, config: ControlNetConfig) -> None:
     """Raise `InvalidRequestError` where a ControlNet of ours could not become one of `config` by seeing more."""
     unlike = [name for name in type(ours).model_fields if getattr(ours, name) != getattr(config, name)]
     lost = set(ours.occupancy_ids) - set(config.occupancy_ids) or (ours.occupancy_bits and not config.occupancy_bits)
-    other = [name for name in unlike if not name.startswith("occupancy_")]
+    gained = {"sees_surroundings"} if config.sees_surroundings else set()
+    other = [name for name in unlike if not name.startswith("occupancy_") and name not in gained]
     if other or lost:
         name = other[0] if other else "occupancy_ids"
         raise InvalidRequestError(

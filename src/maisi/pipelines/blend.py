@@ -136,7 +136,7 @@ def with_contrast(
     if made_by == "reference":
         level = found if abs(found - expected) <= tolerance else expected
         texture = (values - found) * min(1.0, TEXTURE * tolerance / max(uneven, 1e-6))
-        values = np.clip(texture, -2 * tolerance, 2 * tolerance) + noise
+        values = np.clip(texture, -2 * TEXTURE * tolerance, 2 * TEXTURE * tolerance) + noise
         values += level - np.median(values[core])
     else:
         values = values + noise

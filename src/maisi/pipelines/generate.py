@@ -18,6 +18,7 @@ from maisi.compute.fit import between_calls, fit
 from maisi.data.library import Origin
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import NoiseScheduler
+from maisi.networks.controlnet import around_hole
 from maisi.pipelines.codec import volume_of_unit
 from maisi.pipelines.conditioning import Conditioning, modality_of, shown_labels
 from maisi.pipelines.guidance import guided_denoiser
@@ -60,10 +61,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Locked:
-    """A clean latent (1, c, u, v, w), times the scale factor, that is to stay but where `free` (u, v, w) is true."""
+    """A clean latent (1, c, u, v, w), times the scale factor, that is to stay but where `free` (u, v, w) is true.
+
+    With `strength` below 1 sampling starts from it with that share of the noise, so that what is free keeps its outline
+    (SDEdit; Meng et al., 2022).
+    """
 
     clean: Tensor
     free: Tensor
+    strength: float = 1.0
+
+    def start(self, scheduler: NoiseScheduler, num_voxels: int) -> float | None:
+        """The time that sampling starts at; None for that of noise."""
+        if self.strength >= 1:
+            return None
+        first, last = scheduler.timesteps(1, num_voxels).tolist()
+        return float(round(last + self.strength * (first - last)))
 
     def kept(self, noise: Tensor, scheduler: NoiseScheduler, x: Tensor, t: float) -> Tensor:
         """The latent of time `t` with all that is not free as the clean latent is at that time, with its own noise.
@@ -71,7 +84,11 @@ class Locked:
         RePaint (Lugmayr et al., 2022), equation 8, with one noise for all times, so that what is kept walks the path
         that the sampler would lead it.
         """
-        return torch.where(self.free.to(x.device), x, scheduler.add_noise(self.clean.to(x), noise.to(x), t))
+        return torch.where(self.free.to(x.device), x, self.noisy(noise.to(x), scheduler, t))
+
+    def noisy(self, noise: Tensor, scheduler: NoiseScheduler, t: float) -> Tensor:
+        """The clean latent at time `t`."""
+        return scheduler.add_noise(self.clean.to(noise), noise, t)
 
 
 def generate(
@@ -180,13 +197,15 @@ def draw_latent(
     noise = noise.to(next(bundle.unet.parameters()).device).contiguous(memory_format=torch.channels_last_3d)
     conditioning = Conditioning(anatomy.span, anatomy.grid.spacing, request.modality)
     with between_calls(request.compute):
+        start = None if locked is None else locked.start(bundle.scheduler, noise[0, 0].numel())
         return sample(
-            guided_denoiser(request, bundle, conditioning, seen),
+            guided_denoiser(request, bundle, conditioning, seen, around(bundle, noise, locked)),
             bundle.scheduler,
-            noise,
+            noise if start is None or locked is None else locked.noisy(noise, bundle.scheduler, start),
             request.steps,
             solver=request.solver,
             generator=generator,
+            start=start,
             on_step=lambda done, total: on_stage("sample", done, total),
             after_step=None if locked is None else partial(locked.kept, noise, bundle.scheduler),
         )
@@ -199,6 +218,15 @@ def decode_latent(bundle: Bundle, latent: Tensor, on_stage: OnStage) -> Tensor:
         unit: Tensor = bundle.autoencoder.decode(latent / bundle.scale_factor)
     on_stage("decode", 1, 1)
     return unit
+
+
+def around(bundle: Bundle, noise: Tensor, locked: Locked | None) -> Tensor | None:
+    """What is locked, as a ControlNet sees it that knows the surroundings of holes; without any, all is one hole."""
+    if "controlnet" not in bundle.kinds or not bundle.controlnet.config.sees_surroundings:
+        return None
+    if locked is None:
+        return around_hole(torch.zeros_like(noise), torch.ones_like(noise[:, 0]))
+    return around_hole(locked.clean.to(noise), locked.free[None].to(noise.device))
 
 
 def fit_to(valid: ValidRequest, source: LabelSource, ranks: Ranks | None = None) -> Bundle:

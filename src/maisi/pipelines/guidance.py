@@ -1,5 +1,6 @@
 """What the sampler is led by: labels and conditions, each with a scale of its own."""
 
+import torch
 from torch import Tensor
 
 from maisi.anatomy.bits import label_bits
@@ -8,6 +9,7 @@ from maisi.compute.machine import dtype_of
 from maisi.diffusion.denoiser import denoiser, guide_apart
 from maisi.diffusion.sampler import Denoise
 from maisi.errors import InvalidRequestError
+from maisi.networks.controlnet import ControlNet
 from maisi.pipelines.conditioning import UNKNOWN_MODALITY, Conditioning, condition_tensors, modality_code
 from maisi.pipelines.requests import GenerateRequest
 
@@ -15,12 +17,17 @@ CONDITIONS = ("region", "spacing", "modality")
 
 
 def guided_denoiser(
-    request: GenerateRequest, bundle: Bundle, conditioning: Conditioning, seen: Tensor | None
+    request: GenerateRequest,
+    bundle: Bundle,
+    conditioning: Conditioning,
+    seen: Tensor | None,
+    held: Tensor | None = None,
 ) -> Denoise:
     """The prediction under labels `seen` (x, y, z), ids, if any, and conditions, guided as the request says.
 
     Guidance by labels compares with the U-Net alone, guidance by conditions with the U-Net that is told none of those
-    that its training dropped. A scale of 1 asks the networks nothing more.
+    that its training dropped. A scale of 1 asks the networks nothing more. `held` (1, c + 1, u, v, w) is what a
+    ControlNet sees that knows the surroundings of holes.
     """
     told = conditions_of(request, bundle, conditioning)
     plain = denoiser(bundle.unet, conditions=told)
@@ -32,11 +39,18 @@ def guided_denoiser(
         bundle.unet,
         bundle.controlnet,
         conditions=told,
-        bits=label_bits(seen.to(device), dtype)[None],
+        embedding=embedded(bundle.controlnet, label_bits(seen.to(device), dtype)[None], held),
         controlnet_scale=controlnet_scale(request, bundle),
     )
     by_labels, by_conditions = request.guidance_labels, request.guidance_conditions
     return guide_apart(labelled, plain, unconditioned, labels=by_labels, conditions=by_conditions)
+
+
+@torch.no_grad()
+def embedded(controlnet: ControlNet, bits: Tensor, held: Tensor | None) -> Tensor:
+    """Labels as the ControlNet sees them, with what is held around a hole."""
+    embedding = controlnet.embed_condition(bits)
+    return embedding if held is None else embedding + controlnet.embed_surroundings(held.to(embedding.dtype))
 
 
 def conditions_of(

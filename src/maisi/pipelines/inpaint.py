@@ -19,7 +19,6 @@ from maisi.anatomy.region_estimator import estimate_span
 from maisi.anatomy.regions import RegionSpan, region_span
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.bundle.bundle import Bundle
-from maisi.compute.fit import fit
 from maisi.data.door import open_labels, open_volume
 from maisi.errors import InvalidBundleError, InvalidLabelsError, InvalidRequestError, InvalidVolumeError
 from maisi.pipelines.blend import (
@@ -38,7 +37,7 @@ from maisi.pipelines.blend import (
 from maisi.pipelines.generate import OnStage, sample_generators
 from maisi.pipelines.inpaint_request import InpaintRequest
 from maisi.pipelines.lesion_masks import Lesion, Scene, check_in_body, find_lesion
-from maisi.pipelines.redraw import Redraw, rehearse_redraw
+from maisi.pipelines.redraw import Redraw, fitted_to
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import bundle_of, bundle_vocabulary, check_modality, compute_for, lasting_name
 from maisi.pipelines.windows import Window, windows_of
@@ -52,6 +51,10 @@ logger = logging.getLogger(__name__)
 
 RIM_MM = 3.0
 """How far beyond its mask a lesion is healed: masks end where the eye sees a lesion end, and its blur does not."""
+
+
+HELD_BYTES = 16
+"""What a CT, its file, its result and its labels take in memory, a voxel."""
 
 
 class LesionReport(Frozen):
@@ -225,7 +228,8 @@ def validate_scene(
     nearby = [scene.near(window.outer) for window in windows]
     for window, labels in zip(windows, nearby, strict=True):
         check_in_body(window.mask, labels)
-    fitted = [fit(bundle, request.compute, partial(rehearse_redraw, sampling(request), each.grid)) for each in windows]
+    held = HELD_BYTES * scene.volume.grid.num_voxels
+    fitted = [fitted_to(each.grid, bundle, sampling(request), held) for each in windows]
     parts = tuple(zip(windows, nearby, fitted, strict=True))
     original = open_original(request.source, scene.volume, request.reading)
     return ValidInpaint(request, bundle, scene, _span(scene, vocabulary), lesion, parts, original, reports)

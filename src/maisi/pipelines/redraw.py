@@ -1,6 +1,7 @@
 """A window of a CT drawn anew by the networks, held to the CT everywhere but where it is to change."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from maisi.anatomy import morphology
 from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle
+from maisi.compute.compute import format_bytes
+from maisi.compute.fit import fit
+from maisi.errors import InvalidPlanError
 from maisi.pipelines.blend import Drawn
 from maisi.pipelines.codec import decode_tensor, encode_tensor, rehearse_both, volume_of_unit
 from maisi.pipelines.conditioning import shown_labels
@@ -27,11 +31,15 @@ TOUCHED = 0.05
 
 @dataclass(frozen=True)
 class Redraw:
-    """What draws windows anew: how the sampler runs, the networks, and the regions that the CT shows."""
+    """What draws windows anew: how the sampler runs, the networks, and the regions that the CT shows.
+
+    `strength` below 1 keeps the outline of what is there.
+    """
 
     how: GenerateRequest
     bundle: Bundle
     span: RegionSpan
+    strength: float = 1.0
 
     def window(
         self,
@@ -52,7 +60,8 @@ class Redraw:
         mean, _ = encode_tensor(bundle.autoencoder, unit)
         as_it_was = decode_tensor(bundle.autoencoder, mean, grid)
         on_stage("encode", 1, 1)
-        locked = Locked(mean * bundle.scale_factor, free_latent(free, volume.grid, grid, bundle.autoencoder.factor))
+        touched = free_latent(free, volume.grid, grid, bundle.autoencoder.factor)
+        locked = Locked(mean * bundle.scale_factor, touched, self.strength)
         seen = torch.from_numpy(shown_labels(resample(labels, grid).array, bundle.info.shown_as))
         anatomy = Anatomy(grid, self.span, None)
         latent = draw_latent(self.how, bundle, anatomy, seen, generator, on_stage, locked)
@@ -67,6 +76,29 @@ def free_latent(mask: np.ndarray, grid: Grid, window: Grid, factor: int) -> Tens
     x, y, z = (n // factor for n in window.shape)
     blocks = np.asarray(soft.reshape(x, factor, y, factor, z, factor).any(axis=(1, 3, 5)))
     return torch.from_numpy(morphology.dilate(blocks, 1.0, (1.0, 1.0, 1.0)))
+
+
+def fitted_to(grid: Grid, bundle: Bundle, how: GenerateRequest, held_bytes: int) -> Bundle:
+    """The bundle fitted to a window, within the memory that a CT leaves, of which `held_bytes` are taken.
+
+    Raises `InvalidPlanError` with the least memory that would do.
+    """
+    work, memory = partial(rehearse_redraw, how, grid), how.compute.memory
+    if memory is None:
+        return fit(bundle, how.compute, work)
+    left = how.compute.model_copy(update={"memory": max(1, memory - held_bytes)})
+    try:
+        return fit(bundle, left, work)
+    except InvalidPlanError as error:
+        if error.least_bytes is None:
+            raise
+        megabytes = -(-(error.least_bytes + held_bytes) // 10**6)
+        size = " x ".join(map(str, grid.shape))
+        raise InvalidPlanError(
+            f"drawing {size} voxels does not fit into {format_bytes(memory)}, of which {format_bytes(held_bytes)} go "
+            f"to the CT and its labels; accepted: --memory {megabytes}MB or more",
+            megabytes * 10**6,
+        ) from error
 
 
 def rehearse_redraw(how: GenerateRequest, grid: Grid, bundle: Bundle) -> None:

@@ -6,7 +6,6 @@ is put back into the volume.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from scipy import ndimage
@@ -15,12 +14,11 @@ from maisi.anatomy import morphology
 from maisi.anatomy.regions import RegionSpan, region_span
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.bundle.bundle import Bundle
-from maisi.compute.fit import fit
 from maisi.data.door import open_labels, open_volume
 from maisi.errors import InvalidBundleError, InvalidGridError, InvalidLabelsError, InvalidRequestError
 from maisi.pipelines.blend import at_level, soft_edge
 from maisi.pipelines.generate import OnStage, sample_generators
-from maisi.pipelines.redraw import Redraw, rehearse_redraw
+from maisi.pipelines.redraw import Redraw, fitted_to
 from maisi.pipelines.refine_request import RefineRequest
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import bundle_of, bundle_vocabulary, compute_for, lasting_name
@@ -34,6 +32,10 @@ from maisi.space.volume import LabelMap, Volume, check_same_grid
 
 AROUND_MM = 8.0
 """How far from a structure its surroundings are measured."""
+
+
+HELD_BYTES = 16
+"""What a CT, its file, its result and its labels take in memory, a voxel."""
 
 
 class Adherence(Frozen):
@@ -94,17 +96,27 @@ def draw_again(valid: ValidRefine, on_stage: OnStage) -> Refined:
     for window, bundle in valid.windows:
         outer = grid.window([part.start for part in window.outer], window.mask.shape)
         volume, labels = Volume(array[window.outer], outer), LabelMap(valid.labels.array[window.outer], outer)
-        redraw = Redraw(sampling(valid.request), bundle, valid.span)
+        redraw = Redraw(sampling(valid.request), bundle, valid.span, valid.request.strength)
         finer = finer_labels(labels, window.grid)
         drawn = redraw.window(window, volume, finer, window.mask, generator, on_stage)
         ct, weight = window.inner(volume.array), soft_edge(window.inner(window.mask))
-        values = np.clip(at_level(ct, drawn, weight, grid.spacing), array.min(), array.max())
+        values = _with_levels(at_level(ct, drawn, weight, grid.spacing), ct, window.inner(labels.array), valid.ids)
+        values = np.clip(values, array.min(), array.max())
         array[window.box] = np.where(weight > 0, np.rint(ct + weight * (values - ct)), ct)
         changed[window.box] |= (weight > 0).astype(np.uint8)
     volume = replace(valid.volume, array=array)
     vocabulary = bundle_vocabulary(valid.bundle)
     told = tuple(_told(valid, volume, id, vocabulary) for id in valid.ids)
     return Refined(valid.volume, volume, valid.labels, LabelMap(changed, grid), told)
+
+
+def _with_levels(values: np.ndarray, ct: np.ndarray, ids: np.ndarray, structures: tuple[int, ...]) -> np.ndarray:
+    """What was drawn, with the median of each structure that it had: a zoom is to sharpen what is there."""
+    for id in structures:
+        inside = ids == id
+        if inside.any():
+            values = values + soft_edge(inside) * (np.median(ct[inside]) - np.median(values[inside]))
+    return values
 
 
 def finer_labels(labels: LabelMap, grid: Grid) -> LabelMap:
@@ -182,8 +194,8 @@ def validate_refine(request: RefineRequest, bundle: Bundle | None = None) -> Val
     border = 1.01 * max(volume.grid.spacing)
     mask = morphology.dilate(np.isin(labels.array, ids), border, volume.grid.spacing) & (labels.array > 0)
     windows = windows_of(mask, volume.grid, bundle.limits, bundle.size_multiple, zoom)
-    how = sampling(request)
-    fitted = tuple((each, fit(bundle, request.compute, partial(rehearse_redraw, how, each.grid))) for each in windows)
+    held = HELD_BYTES * volume.grid.num_voxels
+    fitted = tuple((each, fitted_to(each.grid, bundle, sampling(request), held)) for each in windows)
     scale = bundle.info.controlnet_scale if request.controlnet_scale is None else request.controlnet_scale
     update = {
         "bundle": lasting_name(request.bundle, bundle),

@@ -25,6 +25,9 @@ class RefineRequest(Frozen):
     spacing: Spacing = Field(
         default=None, description="Voxel size in mm of the result.", json_schema_extra={"shown_default": "the CT's"}
     )
+    strength: float = Field(
+        default=0.5, gt=0, le=1, description="1 draws from noise; less keeps more of what is there."
+    )
     bundle: BundleName = DEFAULT_BUNDLE
     seed: int = Field(default=0, ge=0, description="Same seed, same result.")
     steps: int = Field(default=10, ge=1, description="Steps of the sampler.")

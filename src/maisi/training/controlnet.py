@@ -13,10 +13,11 @@ from maisi.anatomy.bits import label_bits
 from maisi.data.latents import LatentSource
 from maisi.diffusion.denoiser import predict
 from maisi.diffusion.scheduler import NoiseScheduler
-from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels, with_occupancies
+from maisi.networks.controlnet import ControlNet, ControlNetConfig, around_hole, check_levels, with_occupancies
 from maisi.networks.unet import BackboneConfig, DenoisingUNet, UNetConfig
 from maisi.training.contrastive import ContrastiveConfig, differing, labels_without, region_contrast
 from maisi.training.diffusion import Denoising, DiffusionTraining, TrainingBatch, plain
+from maisi.training.holes import Inpainting, hole_of
 from maisi.training.learner import TOTAL, Learner
 from maisi.training.loop import OnStep, fit, training_device
 from maisi.training.lora import add_adapters
@@ -31,7 +32,8 @@ class ControlNetTraining(DiffusionTraining):
 
     `drop_labels` is the share of batches that see no label map: with `train_unet` the U-Net learns them alone, else the
     ControlNet is given a map that says nothing, an embedding of zeros. `thin_labels` leaves out the names of some
-    structures. `occupancy` lists structures and groups whose fraction of every latent voxel the ControlNet sees.
+    structures. `occupancy` lists structures and groups whose fraction of every latent voxel the ControlNet sees. With
+    `inpainting` it also sees the clean latent around holes, and learns to fill them.
     """
 
     controlnet: ControlNetConfig | None = None  # that of the bundle to start from, else as the U-Net
@@ -41,6 +43,7 @@ class ControlNetTraining(DiffusionTraining):
     thin_labels: LabelDropout = LabelDropout()
     contrast: ContrastiveConfig | None = None
     occupancy: tuple[str, ...] = ()
+    inpainting: Inpainting | None = None
 
     @model_validator(mode="after")
     def _adapters_or_a_unet(self) -> "ControlNetTraining":
@@ -59,15 +62,16 @@ class ControlNetTraining(DiffusionTraining):
 
     @model_validator(mode="after")
     def _known_occupancies(self) -> "ControlNetTraining":
-        for name in self.occupancy:
+        for name in (*self.occupancy, *(self.inpainting.structures if self.inpainting is not None else ())):
             self.vocabulary.members(name)
         return self
 
     def seeing(self, config: ControlNetConfig) -> ControlNetConfig:
-        """The configuration with the occupancies that are asked for by name."""
+        """The configuration with all that is to be seen: occupancies by name, and what is around holes."""
         named = [id for name in self.occupancy for id in self.vocabulary.members(name)]
         ids = tuple(dict.fromkeys([*config.occupancy_ids, *named]))
-        return ControlNetConfig.model_validate({**config.model_dump(), "occupancy_ids": ids})
+        update = {"occupancy_ids": ids, "sees_surroundings": config.sees_surroundings or self.inpainting is not None}
+        return ControlNetConfig.model_validate({**config.model_dump(), **update})
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,11 @@ class SteeredAnswers:
         """The losses of a batch; `loss` is to be made small."""
         unlabelled = batch.rng.random() < self.config.drop_labels
         labels = None if unlabelled else self.labels(batch)
-        prediction = self.answer(batch, labels)
+        held = self.surroundings(batch) if self.controlnet.config.sees_surroundings else None
+        prediction = self.answer(batch, labels, held)
         losses = {TOTAL: self.task.loss(prediction, batch)}
         if self.config.contrast is not None and labels is not None:
-            losses |= self.contrast(self.config.contrast, prediction, batch, labels)
+            losses |= self.contrast(self.config.contrast, prediction, batch, labels, held)
             losses[TOTAL] = losses[TOTAL] + self.config.contrast.weight * losses["foreground"]
             losses[TOTAL] = losses[TOTAL] + self.config.contrast.weight * losses["background"]
         return losses
@@ -100,12 +105,15 @@ class SteeredAnswers:
             thinned.append(thinned_out(example.labels, self.config.thin_labels, self.config.vocabulary, batch.rng))
         return torch.stack(thinned)
 
-    def answer(self, batch: TrainingBatch, labels: Tensor | None) -> Tensor:
-        """The prediction for a batch under label maps (b, x, y, z), or without any."""
+    def answer(self, batch: TrainingBatch, labels: Tensor | None, held: Tensor | None = None) -> Tensor:
+        """The prediction for a batch under label maps (b, x, y, z), or without any, and what is held around holes."""
         x, t, conditions = self.slabs.split(batch.noisy), batch.t, batch.conditions
         if labels is None and self.config.train_unet:
             return gathered(predict(self.unet, None, x, t, conditions=conditions))[0]
-        embedding = self.slabs.split(self.silence(batch) if labels is None else self.embedded(labels))
+        embedded = self.silence(batch) if labels is None else self.embedded(labels)
+        if held is not None:
+            embedded = embedded + gathered(self.controlnet.embed_surroundings(self.slabs.split(held)))[0]
+        embedding = self.slabs.split(embedded)
         return gathered(predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding))[0]
 
     def embedded(self, labels: Tensor) -> Tensor:
@@ -113,13 +121,30 @@ class SteeredAnswers:
         bits = label_bits(labels.to(self.task.device)).to(memory_format=torch.channels_last_3d)
         return gathered(self.controlnet.embed_condition(self.slabs.split(bits)))[0]
 
+    def surroundings(self, batch: TrainingBatch) -> Tensor:
+        """The clean latents around the holes of a batch (b, c + 1, u, v, w); without any to learn, all is one hole."""
+        clean, config = batch.noised.clean, self.config
+        u, v, w = clean.shape[2:]
+        if config.inpainting is None:
+            return around_hole(clean, torch.ones((1, u, v, w), device=clean.device))
+        holes = []
+        for example in batch.examples:
+            assert example.labels is not None, "sources of labelled latents give labels"
+            holes.append(hole_of(example.labels, (u, v, w), config.inpainting, config.vocabulary, batch.rng))
+        return around_hole(clean, torch.stack(holes).to(clean.device))
+
     def silence(self, batch: TrainingBatch) -> Tensor:
         """An embedding that says nothing."""
         size = batch.noised.clean.shape[2:]
         return batch.noised.clean.new_zeros((len(batch.examples), self.controlnet.config.channels[0], *size))
 
     def contrast(
-        self, config: ContrastiveConfig, prediction: Tensor, batch: TrainingBatch, labels: Tensor
+        self,
+        config: ContrastiveConfig,
+        prediction: Tensor,
+        batch: TrainingBatch,
+        labels: Tensor,
+        held: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The two terms of the region-contrastive loss; a second answer is asked for only where there are lesions."""
         healthy = labels_without(labels, config.structures, self.config.vocabulary)
@@ -128,7 +153,7 @@ class SteeredAnswers:
         if not bool(region.any()):
             nothing = prediction.new_zeros((), dtype=torch.float32)
             return {"foreground": nothing, "background": nothing}
-        without = self.answer(batch, healthy).float()
+        without = self.answer(batch, healthy, held).float()
         return region_contrast(prediction.float(), without, batch.noised.target, region, config)._asdict()
 
 

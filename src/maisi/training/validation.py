@@ -16,7 +16,7 @@ from maisi.diffusion.denoiser import denoiser, predict
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.autoencoder import Autoencoder
-from maisi.networks.controlnet import ControlNet
+from maisi.networks.controlnet import ControlNet, around_hole
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.codec import decode_tensor
 from maisi.pipelines.preview import preview, write_png
@@ -55,9 +55,15 @@ class Steered:
         return label_bits(example.labels.to(device))[None].to(memory_format=torch.channels_last_3d)
 
     def embedding(self, example: LatentExample, device: torch.device) -> Tensor | None:
-        """The same, embedded."""
+        """The same, embedded; for a ControlNet that sees the surroundings of a hole, everything is one."""
         bits = self.bits(example, device)
-        return None if self.controlnet is None or bits is None else self.controlnet.embed_condition(bits)
+        if self.controlnet is None or bits is None:
+            return None
+        embedding = self.controlnet.embed_condition(bits)
+        if not self.controlnet.config.sees_surroundings:
+            return embedding
+        clean = example.latent.to(device)
+        return embedding + self.controlnet.embed_surroundings(around_hole(clean, torch.ones_like(clean[:, 0])))
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ def sampled(example: LatentExample, networks: Steered, judged: Judged, num_steps
             networks.unet,
             networks.controlnet,
             conditions=judged.conditions(example),
-            bits=networks.bits(example, judged.device),
+            embedding=networks.embedding(example, judged.device),
         )
         noise = noise.to(judged.device).contiguous(memory_format=torch.channels_last_3d)
         return sample(lambda x, t: denoise(x, t).float(), judged.scheduler, noise, num_steps).cpu()
