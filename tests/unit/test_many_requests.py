@@ -85,6 +85,9 @@ def test_label_maps_are_drawn_from_a_folder_or_left_to_the_phantom(tmp_path: Pat
         (tmp_path / name).touch()
     request = many(labels={"choice": ["phantom", {"file_of": str(tmp_path)}]})
     assert set(drawn(request, "labels")) == {None, str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii")}
+    for index in range(20):
+        asked = request_of(draw_request(request, index))
+        assert asked.phantom == (asked.labels is None)
     assert paths_of(request) == (tmp_path,)
 
 

@@ -162,7 +162,7 @@ def draw_request(many: ManyRequest, index: int) -> Drawn:
     if sizes:
         values["anatomy"] = sizes
     if values.get("labels") == PHANTOM:
-        del values["labels"]
+        values |= {"labels": None, PHANTOM: True}
     for name in ("size", "spacing"):
         if name in values:
             values[name] = _on_axes(values[name])
