@@ -23,7 +23,7 @@ from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Limits
 from maisi.data.label_maps import find_maps
-from maisi.data.library import Library, add_map, entry_of, write_index
+from maisi.data.library import INDEX, Library, add_map, entry_of, write_index
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.asked import asked
 from maisi.pipelines.label_requests import PreparingLabels
@@ -94,8 +94,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--spacing", type=float, default=3.0)
     options = parser.parse_args()
-    options.out.mkdir(parents=True)
-    library = fill(options.manifest, options.out / "library", options.spacing)
+    folder = options.out / "library"
+    library = Library.read(folder) if (folder / INDEX).is_file() else fill(options.manifest, folder, options.spacing)
     grid = region_grid("abdomen", GridRules(Limits(), 8, force=True))
     pairs: dict[str, list[tuple[float, float]]] = {}
     failed: Counter[str] = Counter()

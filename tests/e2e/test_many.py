@@ -14,9 +14,11 @@ import torch
 import yaml
 from command_line import Maisi, files_in
 
+from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
 from maisi.cli import main
 from maisi.data.cases import read_case
 from maisi.data.manifest import read_manifest
+from maisi.errors import RunError
 from maisi.pipelines.many import stages
 from maisi.runs.tasks import many
 from maisi.storage.sums import sha256
@@ -167,7 +169,7 @@ def test_a_sample_that_cannot_be_made_is_told_apart_and_stops_no_other(
     answer = maisi(*ask(asked, out))
     assert answer.code == 1
     assert "sample_00001: this liver has no room for it" in answer.err
-    assert "error: 1 failed the check" in answer.err
+    assert "error: 1 of 3 failed" in answer.err
     assert [case.id for case in read_manifest(out)] == ["sample_00000", "sample_00002"]
     assert "this liver has no room for it" in (out / "summary.html").read_text()
 
@@ -219,3 +221,57 @@ def test_a_folder_of_other_settings_is_refused(maisi: Maisi, asked: Path, whole:
     answer = maisi(*ask(asked, whole), "--seed", 9)
     assert answer.code == 2
     assert "was filled with other settings (seed, see run.yaml)" in answer.err
+
+
+def test_what_may_go_well_another_time_stops_no_other_and_is_tried_again(
+    maisi: Maisi, asked: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, out, calls = stages.draw_one, tmp_path / "out", []
+
+    def unlucky(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            raise RunError("the segmenter took too long")
+        return real(*given)
+
+    monkeypatch.setattr(stages, "draw_one", unlucky)
+    answer = maisi(*ask(asked, out))
+    assert answer.code == 1
+    assert "1 of 3 samples were not made (sample_00000); first: sample_00000: the segmenter took too lo" in answer.err
+    assert len(read_manifest(out)) == 2
+    assert maisi(*ask(asked, out)).code == 0
+    assert samples(out) == samples(whole)
+    assert len(calls) == 4
+
+
+def test_a_sample_that_fails_its_check_is_kept_apart(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:
+    loose, out = load_bundle(tiny_bundle), tmp_path / "out"
+    info = loose.info.model_copy(update={"limits": loose.limits.model_copy(update={"held_to": None})})
+    bundle = save_bundle(Bundle.of(info, {name: loose.network(name) for name in loose.names}), tmp_path / "strict")
+    strict = {**THREE, "count": 1, "bundle": str(bundle), "quality": {"max_tries": 1}}
+    for _ in range(2):  # the second finds that there is nothing to do
+        answer = maisi(*ask(request_file(tmp_path, **strict), out))
+        assert answer.code == 1
+        assert answer.err.splitlines()[-1] == f"error: 1 of 1 failed, see {out / 'summary.html'}: sample_00000"
+        assert (out / "failed" / "sample_00000_ct.nii.gz").is_file()
+        assert not list(out.glob("*.nii.gz"))
+        assert read_manifest(out) == ()
+        assert json.loads((out / "run.json").read_text())["failed"] == ["sample_00000"]
+    assert "Pictures of what failed" in (out / "summary.html").read_text()
+
+
+def test_anatomy_is_drawn_asked_for_and_told(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:
+    settings = {**THREE, "count": 2, "bundle": str(tiny_bundle), "region": "abdomen", "size": 24, "spacing": 12}
+    settings |= {"anatomy": {"spleen": {"uniform": [0.41, 0.49]}, "gallbladder": "none"}}
+    answer = maisi(*ask(request_file(tmp_path, **settings), tmp_path / "out"))
+    assert answer.code == 0, answer.err
+    for index in range(2):
+        facts = json.loads((tmp_path / "out" / f"sample_{index:05d}_facts.json").read_text())
+        assert [size[:10] for size in sorted(facts["request"]["anatomy"])] == ["gallbladde", "spleen=0.4"]
+        assert facts["volumes_ml"]["spleen"] == pytest.approx(facts["asked_ml"]["spleen"], rel=0.1)
+        assert "gallbladder" not in facts["volumes_ml"]
+    assert "Sizes asked for (1)" in (tmp_path / "out" / "summary.html").read_text()
+    answer = maisi(*ask(request_file(tmp_path, **{**settings, "anatomy": {"livre": 0.5}}), tmp_path / "other"))
+    assert answer.code == 2
+    assert answer.err.startswith("error: request 0: ")
+    assert "did you mean 'liver'" in answer.err

@@ -85,7 +85,7 @@ def test_a_folder_of_label_maps_gives_samples_named_after_them(
         (maps / f"{name}.nii.gz").write_bytes(patient.labels.read_bytes())
     ask = ("generate", "-b", tiny_bundle, "--steps", 1)
     assert maisi(*ask, "--labels", maps, "-o", tmp_path / "many").code == 0
-    kinds = ("ct.nii.gz", "labels.nii.gz", "preview.png")
+    kinds = ("ct.nii.gz", "labels.nii.gz", "preview.png", "quality.json")
     assert files_in(tmp_path / "many") == sorted(
         [*(f"{name}_{kind}" for name in "ab" for kind in kinds), "run.json", "run.yaml"]
     )
@@ -100,7 +100,8 @@ def test_a_folder_of_label_maps_gives_samples_named_after_them(
 def test_images_without_labels_have_no_label_file(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:
     ask = ("generate", "-b", tiny_bundle, "--size", 16, 16, 16, "--spacing", 16, 16, 16, "--steps", 1)
     assert maisi(*ask, "--unlabelled", "-o", tmp_path / "out").code == 0
-    assert files_in(tmp_path / "out") == ["run.json", "run.yaml", "sample_000_ct.nii.gz", "sample_000_preview.png"]
+    kinds = ("ct.nii.gz", "preview.png", "quality.json")
+    assert files_in(tmp_path / "out") == ["run.json", "run.yaml", *(f"sample_000_{kind}" for kind in kinds)]
 
 
 def test_what_lies_in_the_scratch_folder_is_no_input(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:

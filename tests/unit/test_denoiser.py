@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from maisi.diffusion.denoiser import denoiser, guide, predict
+from maisi.diffusion.denoiser import denoiser, guide, guide_apart, predict
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import RectifiedFlow
 from maisi.errors import InvalidRequestError
@@ -131,6 +131,17 @@ def test_guidance_moves_away_from_the_unguided_prediction() -> None:
 def test_guidance_of_one_asks_one_network_only() -> None:
     guided = constant(3.0)
     assert guide(guided, constant(1.0), 1.0) is guided
+
+
+def test_labels_and_conditions_are_guided_by_scales_of_their_own() -> None:
+    labelled, plain, nothing = constant(7.0), constant(3.0), constant(1.0)
+    guided = guide_apart(labelled, plain, nothing, labels=2.0, conditions=3.0)
+    assert float(guided(X, T).mean()) == pytest.approx(1 + 3 * (3 - 1) + 2 * (7 - 3))
+    by_labels = guide_apart(labelled, plain, nothing, labels=2.0, conditions=1.0)
+    assert float(by_labels(X, T).mean()) == pytest.approx(3 + 2 * (7 - 3))
+    by_conditions = guide_apart(labelled, plain, nothing, labels=1.0, conditions=3.0)
+    assert float(by_conditions(X, T).mean()) == pytest.approx(1 + 3 * (3 - 1) + (7 - 3))
+    assert guide_apart(labelled, plain, nothing, labels=1.0, conditions=1.0) is labelled
 
 
 def test_networks_without_data_are_sampled_for_their_shapes() -> None:

@@ -12,11 +12,11 @@ from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.label_maps import find_maps
-from maisi.data.library import INDEX, Library, Wanted, add_map, entry_of, matching, write_index
+from maisi.data.library import INDEX, PEOPLE, Library, Wanted, add_map, entry_of, matching, sum_of, write_index
 from maisi.errors import InvalidAnatomyError, InvalidConfigError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.pipelines.asked import asked
-from maisi.pipelines.library import library_source, view_centre
+from maisi.pipelines.library import library_source, people_source, view_centre
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
@@ -137,3 +137,23 @@ def test_label_maps_are_found_in_files_folders_and_folders_of_folders(tmp_path: 
         find_maps(tmp_path / "empty")
     with pytest.raises(InvalidRequestError, match="nothing at"):
         find_maps(tmp_path / "nowhere")
+
+
+def test_where_nothing_is_asked_for_the_packaged_people_are_drawn_and_else_a_phantom() -> None:
+    grid = Grid.centered((24, 24, 24), (8, 8, 8))
+    source = people_source("chest", grid)
+    assert source is not None
+    first, second = (source.draw(np.random.default_rng(seed), torch.Generator()) for seed in (0, 1))
+    assert first.labels is not None
+    assert second.labels is not None
+    assert (first.labels.array != second.labels.array).any()
+    assert people_source("lower", grid) is None  # none of the maps shows legs
+    assert people_source("chest", Grid.centered((24, 24, 64), (8, 8, 8))) is None  # taller than any
+
+
+def test_the_packaged_people_are_licensed_and_none_was_held_out() -> None:
+    library = Library.read(PEOPLE)
+    assert len(library.entries) >= 10
+    assert all(entry.licence and entry.source and entry.patient for entry in library.entries)
+    assert {entry.split for entry in library.entries} == {"training"}
+    assert all(sum_of(library.labels(entry)) == entry.sum for entry in library.entries)

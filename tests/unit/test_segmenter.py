@@ -1,12 +1,16 @@
 """The segmenter: its network, partial labels, training that resumes, windows, and the command."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
 
 from maisi.anatomy.segmented import admissible, class_map, segmented_classes
 from maisi.anatomy.vocabulary import load_vocabulary
@@ -18,7 +22,9 @@ from maisi.compute.machine import fill_defaults
 from maisi.data.labelled import LabelledArrays, LabelledSource, NamedLabelled, labelled_arrays, labelled_source
 from maisi.errors import InvalidBundleError, InvalidConfigError, InvalidGridError, InvalidVolumeError
 from maisi.networks.segmenter import SegmentationUNet, SegmenterConfig
-from maisi.pipelines.segment import NetworkSegmenter, probabilities, segmenter_of
+from maisi.pipelines.prepare.segmenter import segmented
+from maisi.pipelines.prepare.settings import PrepareSettings
+from maisi.pipelines.segment import NetworkSegmenter, most_likely, probabilities, segmenter_of
 from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
 from maisi.space.label_files import read_labels
@@ -100,6 +106,15 @@ def test_coarse_tissues_may_be_any_of_their_parts() -> None:
     assert admitted("skeleton", ("vertebrae L1", "sternum")) == {SKELETON}
     assert admitted("lungs", ("liver",)) == {LEFT_LUNG, RIGHT_LUNG}
     assert admitted("fat", ()) == {BODY}
+
+
+@given(st.sets(st.sampled_from(VOCABULARY.ids)))
+def test_whatever_was_looked_for_every_id_may_be_some_class_and_named_ones_are_theirs(sought: set[int]) -> None:
+    table = admissible(classes(), sought, VOCABULARY)
+    assert table[[0, *VOCABULARY.ids]].any(axis=1).all()
+    for channel, each in enumerate(classes(), start=1):
+        assert table[list(each.ids), channel].all()
+    assert not table[1:, 0].any()
 
 
 def test_structures_of_no_class_are_the_rest_and_lesions_what_they_grow_in() -> None:
@@ -223,6 +238,17 @@ def test_a_finer_volume_is_told_on_its_own_grid_as_the_coarser_one() -> None:
     assert (resample(coarse, fine.grid).array == found.array).mean() > 0.7
 
 
+@pytest.mark.parametrize("spacing", [(4.0, 4.0, 4.0), (1.5, 2.0, 5.0)])
+def test_probabilities_are_interpolated_linearly_to_another_grid(spacing: tuple[float, float, float]) -> None:
+    source, target = Grid.centered((7, 6, 9), (4.0, 4.0, 4.0)), Grid.centered((17, 11, 7), spacing)
+    found = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(5), (7, 6, 9)).astype(np.float32)).movedim(
+        -1, 0
+    )
+    index = source.index(target.world(np.indices(target.shape).reshape(3, -1).T)).T
+    expected = [ndimage.map_coordinates(channel, index, order=1, mode="nearest") for channel in found.numpy()]
+    assert np.array_equal(most_likely(found, source, target).ravel(), np.argmax(expected, axis=0))
+
+
 def test_an_mr_and_a_bundle_without_a_segmenter_are_refused() -> None:
     volume, _ = scan(0)
     with pytest.raises(InvalidVolumeError, match="takes a CT"):
@@ -275,6 +301,14 @@ def test_the_command_writes_labels_on_the_grid_of_the_scan(bundle_path: Path, tm
     VOCABULARY.check_ids(labels.array)
     assert main([*asked, str(tmp_path / "labels.nii.gz")]) == 0
     assert np.array_equal(read_labels(tmp_path / "labels.nii.gz").array, labels.array)
+
+
+def test_prepare_takes_the_command_as_its_segmenter(bundle_path: Path) -> None:
+    volume, _ = scan(2)
+    command = f"{sys.executable} -m maisi segment {{image}} --bundle {bundle_path} --out {{labels}}"
+    labels = segmented(volume, PrepareSettings(segmenter=command))
+    assert labels.grid == volume.grid
+    assert labels.array.any()
 
 
 def test_the_command_says_what_it_needs(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

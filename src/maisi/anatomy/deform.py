@@ -44,11 +44,16 @@ class Warp:
             displacement=_flow(lattice, rng, strength, rules),
         )
 
-    def sources(self, points: np.ndarray) -> np.ndarray:
-        """Where points (n, 3) come from (mm)."""
-        index = self.lattice.index(points).T
-        bent = np.stack([ndimage.map_coordinates(u, index, order=1, mode="nearest") for u in self.displacement], axis=1)
-        return self.centre + (points - self.middle) @ self.matrix.T + bent
+    def sources(self, grid: Grid, planes: slice) -> Iterator[np.ndarray]:
+        """Where the voxels of some planes of a grid come from: x, y and z (mm), float32 (x, y, planes) each."""
+        world = [grid.origin[a] + grid.spacing[a] * np.arange(grid.shape[a]) for a in range(3)]
+        world[2] = world[2][planes]
+        shares = [_hats(at, self.lattice, axis).astype(np.float32) for axis, at in enumerate(world)]
+        apart = [(at - middle).astype(np.float32) for at, middle in zip(world, self.middle, strict=True)]
+        for row, centre, bend in zip(self.matrix, self.centre, self.displacement.astype(np.float32), strict=True):
+            x, y, z = (float(weight) * at for weight, at in zip(row, apart, strict=True))
+            bent = np.einsum("xu,yv,zw,uvw->xyz", *shares, bend, optimize=True)
+            yield bent + (x[:, None, None] + y[:, None] + (z + float(centre)))
 
     @property
     def least_jacobian(self) -> float:
@@ -56,6 +61,12 @@ class Warp:
         gradients = [np.gradient(u, *self.lattice.spacing) for u in self.displacement]
         jacobian = np.moveaxis(np.array(gradients), (0, 1), (-2, -1)) + self.matrix
         return float(np.linalg.det(jacobian).min())
+
+
+def _hats(at: np.ndarray, lattice: Grid, axis: int) -> np.ndarray:
+    """Weights (n, nodes) of linear interpolation between the nodes of an axis of a lattice at places (mm)."""
+    place = np.clip((at - lattice.origin[axis]) / lattice.spacing[axis], 0, lattice.shape[axis] - 1)
+    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(lattice.shape[axis])))
 
 
 def _lattice(grid: Grid, rules: VariationRules) -> Grid:
@@ -102,16 +113,19 @@ def _slabs(grid: Grid) -> Iterator[slice]:
 
 def _votes(labels: LabelMap, grid: Grid, warp: Warp, planes: slice) -> np.ndarray:
     """The labels (8, voxels of the planes) that the eight parts of each voxel come from."""
-    shape = (*grid.shape[:2], planes.stop - planes.start)
-    index = np.indices(shape).reshape(3, -1).T + [0, 0, planes.start]
-    middle = labels.grid.index(warp.sources(grid.world(index))) + 1.5  # of the padded map, to be rounded down
-    steps = (_PARTS * grid.spacing) @ warp.matrix.T / labels.grid.spacing
     padded = np.pad(labels.array.astype(np.uint8, copy=False), 1)  # what lies outside of the map is background
-    last = np.array(padded.shape) - 1
-    votes = np.empty((len(steps), len(middle)), np.uint8)
+    steps = (_PARTS * grid.spacing) @ warp.matrix.T / labels.grid.spacing
+    places = [  # in the padded map, to be rounded down
+        (mm - np.float32(labels.grid.origin[axis] - 1.5 * labels.grid.spacing[axis])) / labels.grid.spacing[axis]
+        for axis, mm in enumerate(warp.sources(grid, planes))
+    ]
+    votes = np.empty((len(steps), places[0].size), np.uint8)
     for vote, step in zip(votes, steps, strict=True):
-        x, y, z = np.clip((middle + step).astype(np.int32), 0, last).T
-        vote[:] = padded.reshape(-1)[(x * padded.shape[1] + y) * padded.shape[2] + z]
+        at = np.zeros(places[0].shape, np.int32)
+        for place, move, size in zip(places, step, padded.shape, strict=True):
+            at *= size
+            at += np.clip(place + np.float32(move), 0, size - 1).astype(np.int32)
+        vote[:] = padded.reshape(-1)[at].reshape(-1)
     return votes
 
 

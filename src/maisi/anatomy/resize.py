@@ -233,11 +233,14 @@ class _Change:
 
 @dataclass(frozen=True, eq=False)
 class _Tree:
-    """The paths through a mask that stay as deep as can be: its maximum spanning tree by depth."""
+    """The paths through a mask that stay as deep as can be: its maximum spanning tree by depth.
+
+    A piece of what is deeper than some depth holds its deepest voxel, so paths from pieces to the deepest voxel of all
+    join them, and leave that depth only where there is no other way.
+    """
 
     shape: tuple[int, ...]
-    voxels: np.ndarray  # flat indices of the mask
-    edges: np.ndarray  # (n, 2) places in `voxels`
+    above: np.ndarray  # flat index by flat index: the next voxel towards the deepest of its part of the mask, or -1
 
     @classmethod
     def of(cls, mask: np.ndarray, depth: np.ndarray) -> "_Tree":
@@ -252,27 +255,40 @@ class _Tree:
         edges = np.concatenate(pairs)
         deep = depth.reshape(-1)[voxels]
         shallow = 1.0 + deep.max() - deep[edges].min(axis=1)  # the spanning tree is one of least weight
-        graph = sparse.csr_matrix((shallow, (edges[:, 0], edges[:, 1])), shape=(len(voxels),) * 2)
-        spanning = csgraph.minimum_spanning_tree(graph).tocoo()
-        return cls(mask.shape, voxels, np.stack([spanning.row, spanning.col], axis=1))
+        top = len(voxels)  # a place above the deepest voxels of all parts
+        edges = np.concatenate([edges, [[root, top] for root in _deepest(mask, depth, number)]])
+        weights = np.concatenate([shallow, np.ones(len(edges) - len(shallow))])
+        graph = sparse.csr_matrix((weights, (edges[:, 0], edges[:, 1])), shape=(top + 1, top + 1))
+        spanning = csgraph.minimum_spanning_tree(graph)
+        _, towards = csgraph.breadth_first_order(spanning, top, directed=False)
+        above = np.full(mask.size, -1)
+        above[voxels] = np.append(voxels, -1)[towards[:top]]
+        return cls(mask.shape, above)
 
     def joined(self, kept: np.ndarray) -> np.ndarray:
         """The mask of the voxels `kept` (flat indices) and of the paths that join its pieces."""
         mask = np.zeros(self.shape, bool)
-        mask.reshape(-1)[kept] = True
-        if len(parts(mask)[1]) <= 2:
+        flat = mask.reshape(-1)
+        flat[kept] = True
+        numbered, sizes = parts(mask)
+        if len(sizes) <= 2:
             return mask
-        stays = mask.reshape(-1)[self.voxels]
-        edges, left = self.edges, np.ones(len(self.voxels), bool)
-        while True:
-            ends = np.bincount(edges.ravel(), minlength=len(self.voxels))
-            leaves = left & (ends <= 1) & ~stays
-            if not leaves.any():
-                break
-            left &= ~leaves
-            edges = edges[left[edges].all(axis=1)]
-        mask.reshape(-1)[self.voxels[left]] = True
+        pieces, firsts = np.unique(numbered.reshape(-1)[kept], return_index=True)
+        seen: set[int] = set()
+        for start in kept[firsts[pieces > 0]].tolist():
+            at = start
+            while at >= 0 and at not in seen:
+                seen.add(at)
+                at = int(self.above[at])
+        flat[list(seen)] = True
         return mask
+
+
+def _deepest(mask: np.ndarray, depth: np.ndarray, number: np.ndarray) -> list[int]:
+    """The numbers of the deepest voxels of the parts of a mask."""
+    numbered, sizes = parts(mask)
+    places = ndimage.maximum_position(depth, numbered, range(1, len(sizes)))
+    return [int(number[place]) for place in places]
 
 
 def _touching(mask: np.ndarray, seed: np.ndarray) -> np.ndarray:

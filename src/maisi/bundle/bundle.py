@@ -56,6 +56,9 @@ KINDS: dict[Kind, type[NetworkConfig]] = {
 NAME = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 
+Condition = Literal["labels", "region", "spacing", "modality"]
+"""What the networks that make CTs are told of one."""
+
 _PACKAGED = Path(__file__).parent / "packaged"
 _INFO, _CARD, _LICENCE = "bundle.yaml", "MODEL_CARD.md", "LICENSE"
 _CONFIG, _WEIGHTS = "config.yaml", "model.safetensors"
@@ -173,6 +176,7 @@ class BundleInfo(Frozen):
     shown_as: dict[str, str] = Field(default_factory=dict)  # group -> the one structure that the ControlNet sees for it
     networks: dict[Name, Kind] = Field(default_factory=dict)  # of the networks that are not named by their kind
     classes: dict[int, str] = Field(default_factory=dict)  # id -> name of structures that the vocabulary lacks
+    dropped: tuple[Condition, ...] = ()  # what training left out at times, so that guidance can
     tumours: tuple[str, ...] = ()  # names of those that it was trained to show, and does
     label_generator: LabelGeneratorInfo | None = None
 

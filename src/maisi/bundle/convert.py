@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from maisi.anatomy.lesions import lesion_ids
 from maisi.anatomy.slots import full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, DDPMSpec, LabelGeneratorInfo, Limits, RectifiedFlowSpec, save_bundle
+from maisi.bundle.bundle import (
+    Bundle,
+    BundleInfo,
+    Condition,
+    DDPMSpec,
+    LabelGeneratorInfo,
+    Limits,
+    RectifiedFlowSpec,
+    save_bundle,
+)
 from maisi.bundle.upstream import Checkpoint, identify, load_upstream, read_checkpoint
 from maisi.errors import InvalidBundleError
 from maisi.networks.build import NetworkConfig, build_network
@@ -29,6 +38,7 @@ class Model(Frozen):
 
     scheduler: DDPMSpec | RectifiedFlowSpec
     limits: Limits
+    dropped: tuple[Condition, ...] = ()
 
 
 # Sizes, spacings and fields of view that upstream's own inference accepts.
@@ -38,11 +48,13 @@ _CT_LIMITS = Limits(
     max_size=(512, 512, 768),
     min_fov_mm=(256.0, 256.0, 64.0),
 )
+# Upstream trains the U-Net without labels, and with one modality in ten dropped.
+_DROPPED: tuple[Condition, ...] = ("labels", "modality")
 _MASK_LIMITS = Limits(min_spacing_mm=(1.5, 1.5, 1.5), max_spacing_mm=(1.5, 1.5, 1.5), max_size=(256, 256, 256))
 
 MODELS = {
-    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS),
-    "rflow-ct": Model(scheduler=RectifiedFlowSpec(), limits=_CT_LIMITS),
+    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS, dropped=_DROPPED),
+    "rflow-ct": Model(scheduler=RectifiedFlowSpec(), limits=_CT_LIMITS, dropped=_DROPPED),
     "mask": Model(scheduler=DDPMSpec(), limits=_MASK_LIMITS),
 }
 _MODEL_OF_RELEASE = {"mask-autoencoder": "mask", "mask-diffusion": "mask"}
@@ -129,6 +141,7 @@ def assemble(
         scale_factor=factor,
         scheduler=scheduler,
         limits=MODELS[model].limits if model else Limits(),
+        dropped=MODELS[model].dropped if model else (),
         label_generator=_label_generator(networks, factor, scheduler),
     )
     return Bundle.of(info, networks, model_card=_card(info, parts))

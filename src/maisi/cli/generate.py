@@ -1,8 +1,8 @@
 """`maisi generate`: volumes with their labels, of one request or of many."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from maisi.cli.options import AsJson, Out, Overwrite, takes
 from maisi.cli.run import run_task, tell_cost
 from maisi.pipelines.requests import GenerateRequest
 from maisi.storage.folders import FAILED
-
-if TYPE_CHECKING:
-    from maisi.runs.record import RunRecord
 
 TOLD = 5  # warnings, and names of samples that failed
 
@@ -67,7 +64,7 @@ def generate(
     if as_json:
         give_json({"out": str(out), **record.model_dump(mode="json")})
     tell_cost(f"{request.count}", record)
-    _exit_on_failures(record, out)
+    _exit_on_failures(record.failed, f"{len(record.failed)} failed the check, see {out / FAILED}")
 
 
 def _generate_many(
@@ -93,12 +90,12 @@ def _generate_many(
         give(str(out / "manifest.jsonl"))
         give(str(out / "summary.html"))
     tell_cost(f"{request.count}", record)
-    _exit_on_failures(record, out)
+    _exit_on_failures(record.failed, f"{len(record.failed)} of {request.count} failed, see {out / 'summary.html'}")
 
 
-def _exit_on_failures(record: "RunRecord", out: Path) -> None:
+def _exit_on_failures(failed: Sequence[str], told: str) -> None:
     """Tell which samples failed, and exit with 1 where there are some."""
-    if record.failed:
-        shown = ", ".join(record.failed[:TOLD]) + (", ..." if len(record.failed) > TOLD else "")
-        complain(f"{len(record.failed)} failed the check, see {out / FAILED}: {shown}")
+    if failed:
+        shown = ", ".join(failed[:TOLD]) + (", ..." if len(failed) > TOLD else "")
+        complain(f"{told}: {shown}")
         raise typer.Exit(1)

@@ -37,7 +37,13 @@ def selftest(
     grid = {"size": size, "spacing": spacing}
     with process_for(compute):
         loaded = load_bundle(bundle)
-        asked = {"region": region, "compute": compute, "force": True, **{k: v for k, v in grid.items() if v}}
+        asked = {
+            "region": region,
+            "compute": compute,
+            "force": True,
+            "phantom": True,
+            **{k: v for k, v in grid.items() if v},
+        }
         trial = Trial.of(loaded, GenerateRequest.model_validate(asked))
         given = None if image is None else open_volume(image)[0]
         checks = []

@@ -29,6 +29,8 @@ from maisi.storage.atomic import write_atomically
 
 INDEX, MAPS = "library.jsonl", "maps"
 KEPT_MAPS, KEPT_LIKENESSES = 8, 512
+PEOPLE = Path(__file__).parent / "people"
+"""The library that ships with the package."""
 
 
 class LibraryEntry(Frozen):

@@ -97,6 +97,25 @@ def guide(with_: Denoise, without: Denoise, scale: float, interval: tuple[float,
     return denoise
 
 
+def guide_apart(
+    labelled: Denoise, plain: Denoise, unconditioned: Denoise, *, labels: float, conditions: float
+) -> Denoise:
+    """Guidance by labels and by the other conditions on scales of their own; 1 means none, and asks nothing more.
+
+    unconditioned + conditions (plain - unconditioned) + labels (labelled - plain), where `plain` knows the conditions
+    and `labelled` the labels too (Liu et al., 2022; the two scales as in Brooks et al., 2023).
+    """
+    if conditions == 1:
+        return guide(labelled, plain, labels)
+
+    def denoise(x: LatentBatch, t: Times) -> LatentBatch:
+        with_labels, without = labelled(x, t), plain(x, t)
+        unguided = unconditioned(x, t)
+        return unguided + conditions * (without - unguided) + labels * (with_labels - without)
+
+    return denoise
+
+
 def _rows(conditions: Mapping[str, Tensor], batch: int) -> dict[str, Any]:
     """The conditions with one row a sample."""
     rows = {}

@@ -16,6 +16,8 @@ from maisi.shapes import Modality, Spacing3
 MODALITIES = {"unknown": 0, "ct": 1, "ct without contrast": 2, "ct with contrast": 3, "phantom": 7, "mr": 8}
 """Codes of the class embedding. As in the released models up to 7 is CT; 7 is ours, for rendered phantoms."""
 
+UNKNOWN_MODALITY = 0
+
 GENERAL_CODES = {"ct": (range(2, 7), 1), "mr": (range(9, 128), 8)}
 """Codes of kinds of CT and of MR, as upstream numbers them, and of the modality alone; phantoms are of no kind."""
 

@@ -12,21 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maisi.anatomy.bits import label_bits
 from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle
 from maisi.compute.fit import between_calls, fit
-from maisi.compute.machine import dtype_of
-from maisi.diffusion.denoiser import denoiser
+from maisi.data.library import Origin
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.pipelines.codec import volume_of_unit
-from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_of, shown_labels
+from maisi.pipelines.conditioning import Conditioning, modality_of, shown_labels
+from maisi.pipelines.guidance import guided_denoiser
 from maisi.pipelines.labels import Anatomy, LabelSource
 from maisi.pipelines.quality.judge import judge, judge_labels
 from maisi.pipelines.quality.repair import region_of
 from maisi.pipelines.quality.report import QualityReport
-from maisi.pipelines.quality.segmenter import overlaps, segmenter_of
+from maisi.pipelines.quality.segmenter import compared, segmenter_of
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import ValidRequest, bundle_vocabulary, validate_generate
 from maisi.space.volume import LabelMap, Volume
@@ -48,6 +47,7 @@ class Sample:
     span: RegionSpan
     quality: QualityReport
     source: str = ""
+    origin: Origin | None = None  # the map of a library behind its labels
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -102,14 +102,15 @@ def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, inde
         volume = volume_of_unit(unit, anatomy.grid, modality_of(request.modality))
 
         on_stage("check", 0, 1)
-        report = judged(request, bundle, volume, anatomy).model_copy(update={"tries": attempt + 1})
+        told = {"tries": attempt + 1, "labels_from": str(anatomy.origin or "")}
+        report = judged(request, bundle, volume, anatomy).model_copy(update=told)
         on_stage("check", 1, 1)
         if report.passed or not report.image_reasons:  # no noise changes what is wrong with the labels
             break
         is_last = attempt + 1 == request.quality.tries
         logger.warning("sample %d: %s; %s", index, "; ".join(report.reasons), "no more tries" if is_last else "again")
         locked = rest_of(request, bundle, anatomy, report, latent)
-    return Sample(index, volume, anatomy.labels, anatomy.span, report, source.name)
+    return Sample(index, volume, anatomy.labels, anatomy.span, report, source.name, anatomy.origin)
 
 
 def draw_anatomy(
@@ -133,7 +134,7 @@ def draw_anatomy(
 def judged(request: GenerateRequest, bundle: Bundle, volume: Volume, anatomy: Anatomy) -> QualityReport:
     """What is found of a volume and of the labels that it is to follow, held to what the bundle promises."""
     settings, labels = request.quality, anatomy.labels
-    segmenter = segmenter_of(settings) if labels is not None else None
+    segmenter = segmenter_of(settings, request.compute.device) if labels is not None else None
     return judge(
         volume,
         labels,
@@ -141,7 +142,7 @@ def judged(request: GenerateRequest, bundle: Bundle, volume: Volume, anatomy: An
         asked_ml=anatomy.asked,
         is_given=request.labels is not None,
         held_to=bundle.limits.held_to,
-        overlaps=overlaps(labels, segmenter(volume)) if segmenter is not None and labels is not None else None,
+        overlaps=compared(segmenter, volume, labels) if segmenter is not None and labels is not None else None,
         least_dice=settings.least_dice,
         outside_is_air=True,
         vocabulary=bundle_vocabulary(bundle),
@@ -171,25 +172,13 @@ def draw_latent(
     `seen` (x, y, z) are the ids that the ControlNet is to see, uint8; None for the U-Net alone. Of `locked` the latent
     is kept wherever it is not free.
     """
-    unet = bundle.unet
-    dtype, device = dtype_of(request.compute), next(unet.parameters()).device
-    conditioning = Conditioning(anatomy.span, anatomy.grid.spacing, request.modality)
-    conditions = {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        for name, value in encode_conditioning(conditioning, unet.config).items()
-    }
     shape = tuple(n // bundle.autoencoder.factor for n in anatomy.grid.shape)
-    noise = torch.randn((1, unet.config.in_channels, *shape), generator=generator)
-    noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
+    noise = torch.randn((1, bundle.unet.config.in_channels, *shape), generator=generator)
+    noise = noise.to(next(bundle.unet.parameters()).device).contiguous(memory_format=torch.channels_last_3d)
+    conditioning = Conditioning(anatomy.span, anatomy.grid.spacing, request.modality)
     with between_calls(request.compute):
         return sample(
-            denoiser(
-                unet,
-                bundle.controlnet if seen is not None else None,
-                conditions=conditions,
-                bits=None if seen is None else label_bits(seen.to(device), dtype)[None],
-                controlnet_scale=controlnet_scale(request, bundle),
-            ),
+            guided_denoiser(request, bundle, conditioning, seen),
             bundle.scheduler,
             noise,
             request.steps,
@@ -233,11 +222,6 @@ def seen_labels(anatomy: Anatomy, bundle: Bundle) -> Tensor | None:
 def steers(request: GenerateRequest, bundle: Bundle) -> bool:
     """Whether a ControlNet makes the samples follow labels."""
     return "controlnet" in bundle.kinds and not request.unlabelled
-
-
-def controlnet_scale(request: GenerateRequest, bundle: Bundle) -> float:
-    """How strongly the labels steer: what the request says, else what the bundle was measured with."""
-    return bundle.info.controlnet_scale if request.controlnet_scale is None else request.controlnet_scale
 
 
 def sample_generators(

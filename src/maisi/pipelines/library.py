@@ -1,7 +1,8 @@
 """A library of label maps as a source: drawn with replacement, bent into other people, far from every original."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,13 +15,15 @@ from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.resize import members_of
 from maisi.anatomy.variation import variation_rules
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.data.library import Library, LibraryEntry, Origin, Wanted, matching
-from maisi.errors import InvalidAnatomyError
+from maisi.data.library import PEOPLE, Library, LibraryEntry, Origin, Wanted, matching
+from maisi.errors import InvalidAnatomyError, InvalidRequestError
 from maisi.pipelines.labels import Anatomy
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
 
 logger = logging.getLogger(__name__)
+
+TALL_ENOUGH = 0.98  # of the height of a field of view, a packaged map; to the sides there may be air
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,24 @@ def library_source(
     kept = frozenset() if request is None else request.wanted - request.lesions
     least = variation_rules().min_distance if min_distance is None else min_distance
     return LibraryLabels(library, entries, region, grid, kept, least, enclose)
+
+
+def people_source(region: str, grid: Grid, request: AnatomyRequest | None = None) -> LibraryLabels | None:
+    """Those of the packaged maps that show what is asked for and reach from the top of the grid to its bottom.
+
+    None where there are none: bones of the legs, or a field of view larger than the maps.
+    """
+    try:
+        source = library_source(_people(), region, grid, request)
+    except InvalidRequestError:
+        return None
+    tall = tuple(entry for entry in source.entries if entry.fov_mm[2] >= TALL_ENOUGH * grid.fov_mm[2])
+    return replace(source, entries=tall) if tall else None
+
+
+@lru_cache(maxsize=1)
+def _people() -> Library:
+    return Library.read(PEOPLE)
 
 
 def view_centre(

@@ -62,7 +62,12 @@ class GenerateRequest(Frozen):
     labels: Path | None = Field(
         default=None, description="Label map to follow, or a folder of them; without it one is drawn."
     )
-    library: Path | None = Field(default=None, description="Library whose label maps are drawn and bent.")
+    library: Path | None = Field(
+        default=None,
+        description="Library whose label maps are drawn and bent.",
+        json_schema_extra={"shown_default": "the packaged one where it shows what is asked for; else a phantom"},
+    )
+    phantom: bool = Field(default=False, description="Labels of a drawn phantom, with all structures of the region.")
     min_distance: float | None = Field(
         default=None, ge=0, le=1, description="Least distance of a drawn map to every map of the library, 0 to 1."
     )
@@ -88,6 +93,10 @@ class GenerateRequest(Frozen):
         description="How strongly labels steer.",
         json_schema_extra={"shown_default": "the bundle's"},
     )
+    guidance_labels: float = Field(default=1.0, ge=0, description="Guidance by labels; 1 is none, more is stronger.")
+    guidance_conditions: float = Field(
+        default=1.0, ge=0, description="Guidance by region, spacing and modality; 1 is none, more is stronger."
+    )
     quality: QualitySettings = QualitySettings()
     format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
@@ -106,12 +115,16 @@ class GenerateRequest(Frozen):
         if self.enclose and self.labels is None and self.library is None:
             raise ValueError("enclose draws a body around given labels; name them by --labels FILE, or leave it out")
         places = (self.labels, self.library, self.label_bundle)
-        if sum(place is not None for place in places) + self.unlabelled > 1:
-            raise ValueError("labels come from one place; give one of labels, library, label_bundle and unlabelled")
+        if sum(place is not None for place in places) + self.unlabelled + self.phantom > 1:
+            raise ValueError(
+                "labels come from one place; give one of labels, library, label_bundle, phantom and unlabelled"
+            )
         if self.min_distance is not None and self.library is None:
             raise ValueError("min_distance is about a library; name it by --library DIR, or leave it out")
         if self.unlabelled and self.anatomy:
             raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
+        if self.unlabelled and self.guidance_labels != 1:
+            raise ValueError("unlabelled images follow no labels; leave out guidance_labels")
         return self
 
 

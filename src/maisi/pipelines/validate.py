@@ -24,6 +24,7 @@ from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import UNetConfig
 from maisi.pipelines.asked import asked
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code
+from maisi.pipelines.guidance import check_guidance
 from maisi.pipelines.label_codec import channels_of, label_autoencoder_name, takes_labels
 from maisi.pipelines.label_generator import generated_source
 from maisi.pipelines.labels import (
@@ -36,7 +37,8 @@ from maisi.pipelines.labels import (
     folder_sources,
     region_grid,
 )
-from maisi.pipelines.library import library_source
+from maisi.pipelines.library import library_source, people_source
+from maisi.pipelines.quality.segmenter import segmenter_of
 from maisi.pipelines.requests import (
     DEFAULT_REGION,
     DecodeRequest,
@@ -87,6 +89,7 @@ def validate_generate(request: GenerateRequest, bundle: Bundle | None = None) ->
     sources = label_sources(request, bundle)
     for source in sources:
         _check_source(request, bundle, source)
+    segmenter_of(request.quality)  # refuses a bundle that is none
     return ValidRequest(_filled(request, bundle, sources), bundle, tuple(sources))
 
 
@@ -207,7 +210,10 @@ def _plain_sources(request: GenerateRequest, bundle: Bundle, anatomy: AnatomyReq
     if request.library is not None:
         library = Library.read(request.library)
         return [library_source(library, region, grid, anatomy, request.min_distance, request.enclose)]
-    return [NoLabels(region, grid) if request.unlabelled else PhantomLabels(region, grid)]
+    if request.unlabelled:
+        return [NoLabels(region, grid)]
+    people = None if request.phantom else people_source(region, grid, anatomy)
+    return [people or PhantomLabels(region, grid)]
 
 
 def bundle_vocabulary(bundle: Bundle) -> Vocabulary:
@@ -242,6 +248,7 @@ def _check_source(request: GenerateRequest, bundle: Bundle, source: LabelSource)
     config = cast(UNetConfig, bundle.configs["unet"])
     encode_conditioning(Conditioning(source.span, source.grid.spacing, request.modality), config)
     bundle.scheduler.timesteps(request.steps, num_voxels=math.prod(source.grid.shape))  # refuses too many
+    check_guidance(request, bundle)
     foreign = [r.name.lower() for r in source.span.regions if r.name.lower() not in bundle.limits.regions]
     if foreign and not request.force:
         raise InvalidRequestError(

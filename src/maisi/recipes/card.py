@@ -111,7 +111,7 @@ def _references(cases: Sequence[Case], told: OnCase) -> Iterator[ReferenceQualit
 def _samples(bundle: Bundle, count: int, steps: int, told: OnCase) -> Iterator[SampleQuality]:
     for seed in range(count):
         region = list(BodyRegion)[(seed + 1) % len(BodyRegion)].name.lower()
-        request = GenerateRequest(region=region, seed=seed, steps=steps)
+        request = GenerateRequest(region=region, seed=seed, steps=steps, phantom=True)
         (sample,) = generate(request, bundle)
         assert sample.labels is not None
         found = adherence(sample.volume, sample.labels)
@@ -121,7 +121,7 @@ def _samples(bundle: Bundle, count: int, steps: int, told: OnCase) -> Iterator[S
 
 def _rendered(bundle: Bundle, told: OnCase) -> Iterator[SampleQuality]:
     for region in (each.name.lower() for each in BodyRegion):
-        request = GenerateRequest(region=region, seed=0)
+        request = GenerateRequest(region=region, seed=0, phantom=True)
         rng, of_labels, _ = sample_generators(request.seed, 0)
         (source,) = label_sources(request, bundle)
         labels = source.draw(rng, of_labels).labels

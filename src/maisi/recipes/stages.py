@@ -15,7 +15,15 @@ import torch
 from torch import nn
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, RectifiedFlowSpec, build_scheduler, load_bundle, save_bundle
+from maisi.bundle.bundle import (
+    Bundle,
+    BundleInfo,
+    Condition,
+    RectifiedFlowSpec,
+    build_scheduler,
+    load_bundle,
+    save_bundle,
+)
 from maisi.bundle.digest import weights_digest
 from maisi.data.dataset import PatchSource
 from maisi.data.latents import LatentEntry, LatentSource, LatentStore, latent_scale
@@ -182,7 +190,12 @@ def unet_stage(lesson: Lesson, bundle: Bundle, latents: Encoded, folder: Path, o
         start=None if start is None else start.unet,
         held_out=held_out(bundle, config, latents, folder / "diffusion", None, multiple),
     )
-    update = {"scheduler": spec, "scale_factor": scale_factor, "classes": _classes(bundle, config)}
+    update = {
+        "scheduler": spec,
+        "scale_factor": scale_factor,
+        "classes": _classes(bundle, config),
+        "dropped": ("labels", *_dropped(config, unet.config)),  # it never saw any
+    }
     info = bundle.info.model_copy(update=update)
     stale = () if start is not None else ("controlnet",)  # one that steers another U-Net
     return with_networks(bundle, info, {"unet": unet.cpu()}, without=stale)
@@ -221,8 +234,20 @@ def controlnet_stage(
         "limits": recipe.limits if start is None else start.limits,
         "classes": _classes(bundle, config),
     }
+    if config.train_unet:
+        update["dropped"] = ("labels",) * (config.drop_labels > 0) + _dropped(config, unet.config)
     info = bundle.info.model_copy(update=update)
     return with_networks(bundle, info, {"unet": unet.cpu(), "controlnet": controlnet.cpu()})
+
+
+def _dropped(config: DiffusionTraining, network: UNetConfig) -> tuple[Condition, ...]:
+    """The conditions that a U-Net takes and that its training leaves out at times."""
+    chances: dict[Condition, float] = {
+        "region": config.drop.region * network.regions,
+        "spacing": config.drop.spacing * network.spacing,
+        "modality": config.drop.modality * (network.num_modalities is not None),
+    }
+    return tuple(name for name, chance in chances.items() if chance > 0)
 
 
 def starting_bundle(recipe: BundleRecipe, config: DiffusionTraining, bundle: Bundle, network: str) -> Bundle | None:

@@ -95,6 +95,11 @@ class Ranks:
             with contextlib.suppress(RuntimeError, ValueError, AssertionError):
                 dist.destroy_process_group(group)
 
+    def shared(self, x: Tensor) -> Tensor:
+        """A tensor that is alike on all ranks; its gradient is the sum of what each rank makes from its own slabs."""
+        shared: Tensor = Shared.apply(self._collectives, x)
+        return shared
+
     def first_failure(self, message: str | None = None) -> "Failure | None":
         """The failure that was told first, which is this rank's `message` where no other was before; None for none."""
         with contextlib.suppress(RuntimeError):  # the process that keeps what is told may be gone
@@ -240,6 +245,22 @@ class Replicated(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         return None, torch.zeros((), device=grads[0].device), grads[dist.get_rank()]
+
+
+class Shared(Function):
+    """A tensor that every rank has whole; backward sums what all ranks made of it."""
+
+    @staticmethod
+    def forward(ctx: Any, group: Any, x: Tensor) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        with failing_together():
+            dist.all_reduce(total, group=ctx.group)
+        return None, total
 
 
 def all_gather(own: Tensor, group: Any) -> list[Tensor]:

@@ -36,6 +36,7 @@ from maisi.training.losses import (
     squeezenet_features,
 )
 from maisi.training.optimization import Optimization
+from maisi.training.slabs import WHOLE, Slabs, gathered
 from maisi.training.state import TrainingState
 from maisi.training.steering import SteeredWeight, Steering
 
@@ -167,10 +168,11 @@ class _AutoencoderTraining:
         if self.critic is not None:
             slower = config.optimization.learning_rate * 0.3
             settings = config.optimization.model_copy(
-                update={"learning_rate": slower, "betas": (0.5, 0.9), "sharded": False}
+                update={"learning_rate": slower, "betas": (0.5, 0.9), "sharded": False, "slabs": 1}
             )
             networks = {"discriminator": self.critic.to(self.device)}
-            self.judge = Learner(networks, settings, self.loop.steps, averaged=False)
+            alone = config.optimization.slabs > 1  # every process has the whole volumes that it judges
+            self.judge = Learner(networks, settings, self.loop.steps, averaged=False, alone=alone)
             self.judge.join(self.state)
         self.features: FeatureNetwork = (
             squeezenet_features(str(config.squeezenet)) if config.squeezenet else OrientedEdges()
@@ -217,7 +219,7 @@ class _AutoencoderTraining:
         def losses(precision: str) -> dict[str, Tensor]:
             draw.set_state(begin)
             real = patches.images.to(self.device)
-            fake, told = _reconstruct(config, self.network, real, self.features, draw, precision)
+            fake, told = _reconstruct(config, self.network, real, self.features, draw, precision, self.learner.slabs)
             total = told["reconstruction"] + self.weight.weight * told["kl"]
             total = total + config.perceptual_weight * told.get("perceptual", 0.0)
             if judged:
@@ -258,12 +260,12 @@ class _AutoencoderTraining:
 
         L1, PSNR (dB) and SSIM with a data range of 1, and the spread of the latents.
         """
-        network, found = self.average, []
+        network, slabs, found = self.average, self.learner.slabs, []
         for k in range(self.config.validation_patches):
             draw, rng = step_generators(self.config.loop.seed + 1, k)
             real = source.draw(1, self.config.patch, rng).images.to(self.device)
-            mean, log_variance = network.encode(real)
-            fake = network.decode(mean).clamp(0, 1)
+            mean, log_variance = gathered(*network.encode(slabs.split(real)))
+            fake = gathered(network.decode(slabs.split(mean)))[0].clamp(0, 1)
             spread = float(draw_latent(mean, log_variance, draw).std())
             found.append({**_agreement(fake, real), "latent_std": spread})
             if k == 0 and self.learner.team.is_first:
@@ -328,12 +330,14 @@ def _reconstruct(
     features: FeatureNetwork,
     draw: torch.Generator,
     precision: str,
+    slabs: Slabs = WHOLE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     least_planes = min(real.shape[2:]) // config.network.factor
     with mixed_precision(precision, real.device, least_planes):
-        mean, log_variance = network.encode(real.to(memory_format=torch.channels_last_3d))
+        mean, log_variance = gathered(*network.encode(slabs.split(real.to(memory_format=torch.channels_last_3d))))
         latent = draw_latent(mean, log_variance, draw)
-        fake = network.decode(latent).float()
+        fake = gathered(network.decode(slabs.split(latent)))[0]
+        fake = fake.float() if precision != "float32" else fake
     error = (fake - real).abs() if config.reconstruction == "l1" else (fake - real).square()
     losses = {
         "reconstruction": error.mean(),

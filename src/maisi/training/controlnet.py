@@ -21,6 +21,7 @@ from maisi.training.learner import TOTAL, Learner
 from maisi.training.loop import OnStep, fit, training_device
 from maisi.training.lora import add_adapters
 from maisi.training.partial_labels import LabelDropout, thinned_out
+from maisi.training.slabs import WHOLE, Slabs, gathered
 from maisi.training.state import TrainingState
 from maisi.training.validation import HeldOut, Steered
 
@@ -77,6 +78,7 @@ class SteeredAnswers:
     task: Denoising
     unet: DenoisingUNet
     controlnet: ControlNet
+    slabs: Slabs = WHOLE
 
     def losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """The losses of a batch; `loss` is to be made small."""
@@ -100,21 +102,21 @@ class SteeredAnswers:
 
     def answer(self, batch: TrainingBatch, labels: Tensor | None) -> Tensor:
         """The prediction for a batch under label maps (b, x, y, z), or without any."""
-        x, t, conditions = batch.noisy, batch.t, batch.conditions
+        x, t, conditions = self.slabs.split(batch.noisy), batch.t, batch.conditions
         if labels is None and self.config.train_unet:
-            return predict(self.unet, None, x, t, conditions=conditions)
-        embedding = self.silence(batch) if labels is None else self.embedded(labels)
-        return predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding)
+            return gathered(predict(self.unet, None, x, t, conditions=conditions))[0]
+        embedding = self.slabs.split(self.silence(batch) if labels is None else self.embedded(labels))
+        return gathered(predict(self.unet, self.controlnet, x, t, conditions=conditions, embedding=embedding))[0]
 
     def embedded(self, labels: Tensor) -> Tensor:
         """Label maps as the ControlNet sees them."""
         bits = label_bits(labels.to(self.task.device)).to(memory_format=torch.channels_last_3d)
-        return self.controlnet.embed_condition(bits)
+        return gathered(self.controlnet.embed_condition(self.slabs.split(bits)))[0]
 
     def silence(self, batch: TrainingBatch) -> Tensor:
         """An embedding that says nothing."""
         size = batch.noised.clean.shape[2:]
-        return batch.noised.clean.new_zeros((1, self.controlnet.config.channels[0], *size))
+        return batch.noised.clean.new_zeros((len(batch.examples), self.controlnet.config.channels[0], *size))
 
     def contrast(
         self, config: ContrastiveConfig, prediction: Tensor, batch: TrainingBatch, labels: Tensor
@@ -164,7 +166,7 @@ def train_controlnet(
     average = cast(ControlNet, learner.averages["controlnet"])
     average_unet = cast(DenoisingUNet, learner.averages.get("unet", unet))
     task = Denoising(config, unet.config, source, scheduler, scale_factor)
-    steered = SteeredAnswers(config, task, unet, controlnet)
+    steered = SteeredAnswers(config, task, unet, controlnet, learner.slabs)
 
     def take_step(step: int) -> dict[str, float]:
         return learner.update(step, task.batches(step, learner.parts, steered.losses))

@@ -15,12 +15,10 @@ from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.data.latents import LatentExample
 from maisi.diffusion.scheduler import NoiseScheduler
 from maisi.networks.unet import UNetConfig
-from maisi.pipelines.conditioning import condition_tensors, general_code
+from maisi.pipelines.conditioning import UNKNOWN_MODALITY, condition_tensors, general_code
 from maisi.shapes import Frozen, LatentBatch, PredictionBatch
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
-
-UNKNOWN_MODALITY = 0
 
 
 class ConditionDropout(Frozen):

@@ -27,6 +27,7 @@ from maisi.training.loop import LoopConfig, OnStep, fit, step_generators, traini
 from maisi.training.lora import LoraConfig, add_adapters, merge_adapters, save_adapters
 from maisi.training.new_classes import NewClass, vocabulary_with
 from maisi.training.optimization import Optimization
+from maisi.training.slabs import gathered
 from maisi.training.state import TrainingState
 from maisi.training.validation import HeldOut, Judged, Steered, ValidationConfig
 
@@ -189,7 +190,8 @@ def train_unet(
     task = Denoising(config, unet.config, source, scheduler, scale_factor)
 
     def losses(batch: TrainingBatch) -> dict[str, Tensor]:
-        prediction = predict(unet, None, batch.noisy, batch.t, conditions=batch.conditions)
+        noisy = learner.slabs.split(batch.noisy)
+        (prediction,) = gathered(predict(unet, None, noisy, batch.t, conditions=batch.conditions))
         return {TOTAL: task.loss(prediction, batch)}
 
     def take_step(step: int) -> dict[str, float]:

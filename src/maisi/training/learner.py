@@ -17,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from maisi.errors import InvalidRequestError, RunError
 from maisi.splitting.cpu.kernels import multiplies_bfloat16
 from maisi.splitting.ranks import noticing_lost_ranks
-from maisi.training.distributed import BLOCKS, Team, learning_together, whole
+from maisi.splitting.slabs import SlabTensor
+from maisi.training.distributed import BLOCKS, LossesOf, Team, learning_together, whole
 from maisi.training.optimization import Optimization
+from maisi.training.slabs import Slabs
 from maisi.training.state import AVERAGE, TrainingState
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ class Learner:
 
     `rates` are factors of the learning rate, by network. `named` is what the state of a run calls them: averages are
     `average_NAME`, or `average` where there is one network. Where several processes train together, each computes its
-    `parts` of a step, all take the same step, and averages are whole on each.
+    `parts` of a step, all take the same step, and averages are whole on each. With `slabs` in the settings each
+    computes its slabs of every batch, which `losses` split by `slabs`; one that is `alone` learns the same in each.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Learner:
         num_steps: int,
         rates: Mapping[str, float] | None = None,
         averaged: bool = True,
+        alone: bool = False,
     ) -> None:
         self.networks, self.config, self.num_steps = dict(networks), config, num_steps
         self.rates = dict(rates or {})
@@ -66,14 +70,21 @@ class Learner:
         if config.precision == "float16" and self.device.type == "cpu":
             raise InvalidRequestError("float16 learns on a GPU; on the CPU accepted: float32, bfloat16")
         self.team = Team.here()
-        self.parts = self.team.parts(config.accumulate)  # the micro-batches of a step that this process computes
+        self.slabs = Slabs.of(config.slabs)
+        takes_all = alone or config.slabs > 1
+        # the micro-batches of a step that this process computes
+        self.parts = range(config.accumulate) if takes_all else self.team.parts(config.accumulate)
         for network in networks.values():
             self.team.start_alike(network)
         self.averages = {name: copy.deepcopy(network) for name, network in networks.items()} if averaged else {}
         if config.checkpoint_activations:
             for network in networks.values():
                 checkpoint_activations(network)
-        self._losses_of = learning_together(self.networks, TOTAL, self.device, config.sharded)
+        self._losses_of = (
+            LossesOf(self.networks, TOTAL)
+            if takes_all
+            else learning_together(self.networks, TOTAL, self.device, config.sharded)
+        )
         self.optimizers = {name: _optimizer(network, config) for name, network in networks.items()}
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.skipped = 0  # steps in a row
@@ -140,10 +151,12 @@ class Learner:
             for name, value in losses.items():
                 part = value.detach().double() / len(batches)
                 sums[name] = sums[name] + part if name in sums else part
+        learning = [p for network in self.networks.values() for p in network.parameters() if p.requires_grad]
+        self.slabs.sum_gradients(learning)
         if precision == "float16":
             for optimizer in self.optimizers.values():
                 self.scaler.unscale_(optimizer)
-        parameters = [p for network in self.networks.values() for p in network.parameters() if p.grad is not None]
+        parameters = [p for p in learning if p.grad is not None]
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or math.inf))
         return self._mean({name: float(value) for name, value in sums.items()}), float(norm)
 
@@ -195,7 +208,8 @@ class Learner:
 
         def watch(name: str, module: nn.Module, inputs: object, output: object) -> None:
             values = output if isinstance(output, tuple) else (output,)
-            tensors = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+            whole_ones = [value for value in values if isinstance(value, Tensor) and not isinstance(value, SlabTensor)]
+            tensors = [value for value in whole_ones if value.is_floating_point()]
             if not found and not all(bool(value.isfinite().all()) for value in tensors):
                 found.append(name)
 

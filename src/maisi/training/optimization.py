@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from maisi.shapes import Frozen
 
@@ -23,10 +23,17 @@ class Optimization(Frozen):
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     accumulate: int = Field(default=1, ge=1)  # batches whose gradients make one step, shared by all processes
     sharded: bool = False  # over several processes: each keeps rows of weights, gradients and moments, instead of all
+    slabs: int = Field(default=1, ge=1)  # of every activation, which several processes share instead of the batches
     clip_norm: float | None = Field(default=1.0, gt=0)
     average_decay: float = Field(default=0.999, ge=0, lt=1)
     checkpoint_activations: bool = False  # compute blocks again in the backward pass instead of keeping what they made
     most_skipped: int = Field(default=5, ge=0)  # steps in a row that were not finite, before training stops
+
+    @model_validator(mode="after")
+    def _can_be_split(self) -> "Optimization":
+        if self.slabs > 1 and (self.sharded or self.checkpoint_activations or self.precision != "float32"):
+            raise ValueError("slabs learn with precision float32, without sharded and without checkpoint_activations")
+        return self
 
     def rate(self, step: int, num_steps: int) -> float:
         """The learning rate of a step (from 0): linear warm-up, then constant, half a cosine, or polynomial decay."""

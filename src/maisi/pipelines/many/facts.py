@@ -11,7 +11,7 @@ from maisi.anatomy.vocabulary import Vocabulary
 from maisi.bundle.bundle import Bundle
 from maisi.data.manifest import STORED, Case, write_manifest
 from maisi.pipelines.generate import Sample
-from maisi.pipelines.many.requests import Drawn, stem_of
+from maisi.pipelines.many.requests import stem_of
 from maisi.pipelines.many.stages import Made
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import bundle_vocabulary
@@ -37,6 +37,7 @@ class SampleFacts(Frozen):
     case: Case | None = None  # None where it failed
     volumes_ml: dict[str, float] = Field(default_factory=dict)
     asked_ml: dict[str, float] = Field(default_factory=dict)
+    origin: str = ""  # of labels from a library
     problems: tuple[str, ...] = ()
     failed: str = ""  # why there is no sample, or none among the good ones
 
@@ -115,6 +116,7 @@ def facts_of(made: Made, bundle: Bundle, folder: Path, names: Mapping[str, str])
         ),
         volumes_ml=volumes,
         asked_ml={name: float(f"{ml:.4g}") for name, ml in asked.items()},
+        origin="" if sample.origin is None else str(sample.origin),
         problems=() if made.failed else sample.problems,
         failed=made.failed,
     )
@@ -132,7 +134,7 @@ def _case(made: Made, sample: Sample, names: Mapping[str, str], sums: Mapping[st
         shape=sample.volume.grid.shape,
         spacing_mm=sample.volume.grid.spacing,
         source=f"maisi generate, bundle {Path(request.bundle).name}",
-        patient=_patient(request, drawn),
+        patient=_patient(request, sample) or drawn.stem,
         modality=sample.volume.modality,
         span=(sample.span.top.name.lower(), sample.span.bottom.name.lower()),
         sums={"image": sums["volume"], **({"labels_maisi": sums["labels"]} if has_labels else {})},
@@ -162,10 +164,12 @@ def write_cases(facts: Sequence[SampleFacts], folder: Path) -> Path:
     return folder / STORED
 
 
-def _patient(request: GenerateRequest, drawn: Drawn) -> str:
-    """Samples of one label map are one patient: a split must not part them."""
+def _patient(request: GenerateRequest, sample: Sample) -> str:
+    """Samples of one label map are one patient: a split must not part them. "" where each is of its own."""
+    if sample.origin is not None:
+        return sample.origin.entry.patient or sample.origin.entry.id
     if request.labels is None:
-        return drawn.stem
+        return ""
     name = request.labels.name
     suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]

@@ -99,7 +99,7 @@ def _check_memory(request: TrainRequest) -> None:
 
 def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how an autoencoder is trained."""
-    Team(0, num_ranks()).parts(request.recipe.for_autoencoder().optimization.accumulate)
+    _check_shares(request.recipe.for_autoencoder().optimization)
     if request.manifest is None:
         raise InvalidRequestError("an autoencoder learns from volumes; give --manifest")
     return _check_volumes(check(request))
@@ -162,10 +162,20 @@ def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
 
 def _check_ranks(request: TrainRequest, optimization: Optimization) -> None:
     """Raise `InvalidRequestError` where several processes cannot share the work."""
-    Team(0, num_ranks()).parts(optimization.accumulate)
+    _check_shares(optimization)
     if num_ranks() > 1 and request.latents is None:
         raise InvalidRequestError(
             "several processes learn from latents that are there; give --latents of `maisi encode --manifest`"
+        )
+
+
+def _check_shares(optimization: Optimization) -> None:
+    """Raise `InvalidRequestError` where there are no slabs, or no batches, for every process."""
+    if optimization.slabs == 1:
+        Team(0, num_ranks()).parts(optimization.accumulate)
+    elif optimization.slabs < num_ranks():
+        raise InvalidRequestError(
+            f"{num_ranks()} processes cannot share {optimization.slabs} slabs; accepted: slabs {num_ranks()} or more"
         )
 
 
