@@ -32,8 +32,8 @@ def check_bits_start(config: AutoencoderConfig) -> None:
         or min(config.channels) < 2 * NUM_BITS
     ):
         raise InvalidConfigError(
-            f"start: bits needs {2 * NUM_BITS} channels or more on every level, {NUM_BITS} latent channels, upsampling "
-            f"transposed and norm_groups 1; got {config}"
+            f"start: bits needs at least {2 * NUM_BITS} channels on every level, {NUM_BITS} latent channels, "
+            f"transposed upsampling and norm_groups 1; got {config}"
         )
 
 
