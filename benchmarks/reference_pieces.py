@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.cases import own_labels
 from maisi.data.manifest import Case, read_manifest
 from maisi.space.resample import resample, with_spacing
+from maisi.space.volume import LabelMap
 
 COARSE_MM = 5.0
 LEAST_VOXELS = 30
@@ -32,18 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
-    logging.disable(logging.WARNING)
-    rows = json.loads((data / "label_maps" / "index.json").read_text(encoding="utf-8"))
-    cases = [
-        *(Case(id=row["id"], labels_maisi=data / row["labels"]) for row in rows if row["split"] == "training"),
-        *(case for case in read_manifest(data / "manifest.json") if case.labels_maisi and case.split == "training"),
-    ]
     vocabulary = load_vocabulary()
     left_out = {id for name in LEFT_OUT for id in vocabulary.group(name)}
     shares: dict[str, list[float]] = defaultdict(list)
-    for case in cases:
-        labels = own_labels(case)
-        assert labels is not None
+    maps = 0
+    for labels in labelled_maps(data):
+        maps += 1
         whole = {id for id, extent in extents(labels).items() if not extent.is_cut} - left_out
         least = dict.fromkeys(whole, 1.0)
         for each in (labels, resample(labels, with_spacing(labels.grid, (COARSE_MM,) * 3))):
@@ -52,8 +48,21 @@ def main() -> None:
                     least[id] = min(least[id], pieces(each, id, extent.box).largest)
         for id, share in least.items():
             shares[vocabulary.name(id)].append(share)
-        print(f"{case.id}: {len(whole)} structures", flush=True)
-    write({name: shares[name] for name in vocabulary.names if name in shares}, len(cases))
+    write({name: shares[name] for name in vocabulary.names if name in shares}, maps)
+
+
+def labelled_maps(data: Path) -> Iterator[LabelMap]:
+    """The label maps of the training split."""
+    logging.disable(logging.WARNING)
+    rows = json.loads((data / "label_maps" / "index.json").read_text(encoding="utf-8"))
+    cases = [
+        *(Case(id=row["id"], labels_maisi=data / row["labels"]) for row in rows if row["split"] == "training"),
+        *(case for case in read_manifest(data / "manifest.json") if case.labels_maisi and case.split == "training"),
+    ]
+    for case in cases:
+        labels = own_labels(case)
+        assert labels is not None
+        yield labels
 
 
 def write(shares: dict[str, list[float]], maps: int) -> None:

@@ -105,7 +105,7 @@ def test_an_overwritten_run_leaves_no_failures_behind(
 def test_a_segmenter_that_needs_places_is_refused_before_anything_is_loaded(
     maisi: Maisi, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    answer = maisi("generate", "-b", tiny_bundle, *SMALL, "--segmenter", "tool", "-o", tmp_path / "out")
+    answer = maisi("generate", "-b", tiny_bundle, *SMALL, "--segmenter", "tool {image}", "-o", tmp_path / "out")
     assert answer.code == 2
     assert "{image} and {labels}" in answer.err
     assert not (tmp_path / "out").exists()

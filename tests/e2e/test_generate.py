@@ -117,7 +117,7 @@ def test_a_sample_depends_on_seed_and_index_alone(maisi: Maisi, tiny_bundle: Pat
 
     one, two, other = sums("one"), sums("two", "--count", 2), sums("other", "--seed", 1)
     assert one.items() <= two.items()
-    assert len(two) == 8
+    assert len(two) == 2 * len(SAMPLE)
     assert two["sample_000_ct.nii.gz"] != two["sample_001_ct.nii.gz"]
     assert all(other[name] != one[name] for name in one)
 
@@ -275,3 +275,11 @@ def test_the_packaged_bundle_makes_a_ct_that_looks_like_one(maisi: Maisi, packag
     labels = np.asarray(nib.load(tmp_path / "out" / SAMPLE[1]).dataobj)
     assert hu[labels == 0].mean() < -700
     assert -300 < hu[labels == load_vocabulary().id("body")].mean() < 300
+
+
+def test_a_sample_tells_whose_map_was_bent_for_it_and_how_far(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:
+    for name, more in (("people", ()), ("phantom", ("--phantom",))):
+        assert maisi("generate", "-b", tiny_bundle, *SMALL, *more, "-o", tmp_path / name).code == 0
+    told = [json.loads((tmp_path / name / "sample_000_quality.json").read_text()) for name in ("people", "phantom")]
+    assert "bent" in told[0]["labels_from"]
+    assert told[1]["labels_from"] == ""

@@ -18,6 +18,7 @@ from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
 from maisi.cli import main
 from maisi.data.cases import read_case
 from maisi.data.manifest import read_manifest
+from maisi.errors import RunError
 from maisi.pipelines.many import stages
 from maisi.runs.tasks import many
 from maisi.storage.sums import sha256
@@ -220,6 +221,27 @@ def test_a_folder_of_other_settings_is_refused(maisi: Maisi, asked: Path, whole:
     answer = maisi(*ask(asked, whole), "--seed", 9)
     assert answer.code == 2
     assert "was filled with other settings (seed, see run.yaml)" in answer.err
+
+
+def test_what_may_go_well_another_time_stops_no_other_and_is_tried_again(
+    maisi: Maisi, asked: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, out, calls = stages.draw_one, tmp_path / "out", []
+
+    def unlucky(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            raise RunError("the segmenter took too long")
+        return real(*given)
+
+    monkeypatch.setattr(stages, "draw_one", unlucky)
+    answer = maisi(*ask(asked, out))
+    assert answer.code == 1
+    assert "1 of 3 samples were not made (sample_00000); first: sample_00000: the segmenter took too lo" in answer.err
+    assert len(read_manifest(out)) == 2
+    assert maisi(*ask(asked, out)).code == 0
+    assert samples(out) == samples(whole)
+    assert len(calls) == 4
 
 
 def test_a_sample_that_fails_its_check_is_kept_apart(maisi: Maisi, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_converted_mask_checkpoints_draw_what_monai_does(tmp_path: Path) -> None
     )
     grid = Grid.centered((16, 16, 8), told.spacing_mm)
     source = GeneratedLabels(small, "abdomen", grid, {"liver": 0.5, "hepatic tumor": 0.25}, compute=COMPUTE)
-    latent = draw_latent(small, source.conditions, 4, torch.Generator().manual_seed(3), COMPUTE)
+    latent = draw_latent(source, 4, torch.Generator().manual_seed(3))
 
     sizes = [0.25, 0.5, 382 / 1200, 76 / 160, 956 / 2000, -1.0, -1.0, 0.25, -1.0, -1.0]
     context = torch.tensor(sizes)[None, None]

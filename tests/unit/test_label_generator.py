@@ -206,3 +206,13 @@ def test_half_precision_draws_nearly_the_same(tmp_path) -> None:
     fitted = fit(narrow, half, partial(rehearse, source(narrow, compute=half)))
     agreement = drawn(source(fitted, compute=half)) == drawn(source())
     assert agreement.mean() > 0.9
+
+
+def test_guidance_compares_with_open_sizes_and_needs_a_network_that_knows_them() -> None:
+    asked = {"sizes": {"liver": 1.0}}
+    plain, guided = drawn(source(**asked)), drawn(source(**asked, guidance=4.0))
+    assert not np.array_equal(plain, guided)
+    made = source(**asked, guidance=4.0)
+    assert made.open_conditions["context"].flatten().tolist() == [-2.0] * 10
+    with pytest.raises(InvalidRequestError, match="guidance needs a label generator that knows open sizes"):
+        source(generator_bundle(open_sizes=False), guidance=2.0)

@@ -6,16 +6,26 @@ import numpy as np
 import pytest
 import torch
 
-from maisi.anatomy.regions import RegionSpan
+from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.slots import OPEN, full_volumes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import build_scheduler
 from maisi.data.latents import LatentExample, LatentSource, latent_scale
 from maisi.data.manifest import Case, write_manifest
 from maisi.errors import InvalidConfigError, InvalidRequestError
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.phantom.draw import draw_phantom
 from maisi.pipelines.label_codec import decode_labels, encode_labels, label_channels
-from maisi.recipes.label_maps import bent, channels_for, in_channels, make_maps, whole_labels, with_body
+from maisi.recipes.label_maps import (
+    StoredMap,
+    bent,
+    channels_for,
+    in_channels,
+    make_maps,
+    whole_labels,
+    with_body,
+    with_tumours,
+)
 from maisi.recipes.labels import LabelLesson, centred, labels_stage, make_label_latents, patches
 from maisi.recipes.load import load_recipe
 from maisi.recipes.recipe import BundleRecipe, LabelMapsRecipe
@@ -23,9 +33,10 @@ from maisi.runs.tasks.train import TrainRequest, check_labels
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
+from maisi.training.bits_start import start_at_bits
 from maisi.training.denoising import ConditionDropout, told_sizes
 from maisi.training.diffusion import train_unet
-from maisi.training.labels import LabelPatches, balanced_cross_entropy, mean_dice, train_label_autoencoder
+from maisi.training.labels import LabelPatches, balanced_cross_entropy, bits_of, mean_dice, train_label_autoencoder
 
 VOCABULARY = load_vocabulary()
 ID = VOCABULARY.id
@@ -245,3 +256,43 @@ def test_packaged_recipes_say_how_a_label_generator_is_trained(name: str) -> Non
     assert chosen.diffusion.network is not None
     assert chosen.diffusion.network.context_channels == len(full_volumes())
     assert all(n % 4 == 0 for n in chosen.maps.size)
+
+
+def test_planted_tumours_are_learned_and_what_a_case_has_grown_is_not(tmp_path: Path) -> None:
+    settings = LabelMapsRecipe(
+        size=(40, 32, 32), spacing_mm=(10.0, 10.0, 10.0), channels="found", tumours={"hepatic tumor": 1.0}
+    )
+    grid = Grid.centered(settings.size, settings.spacing_mm)
+    planted = with_tumours(settings, phantom(grid=grid), np.random.default_rng(0))
+    assert (planted.array == ID("hepatic tumor")).any()
+    head = phantom("head", grid=grid)
+    assert np.array_equal(with_tumours(settings, head, np.random.default_rng(0)).array, head.array)
+    grown = np.where(planted.array == ID("spleen"), np.uint8(ID("bone lesion")), planted.array)
+    write_labels(LabelMap(grown, grid), tmp_path / "map.nii.gz")
+    channels = channels_for(settings, [StoredMap(tmp_path / "map.nii.gz", BodyRegion.ABDOMEN, "map")])
+    assert ID("hepatic tumor") in channels
+    assert ID("bone lesion") not in channels
+    with pytest.raises(ValueError, match="toe tumor"):
+        LabelMapsRecipe(tumours={"toe tumor": 0.5})
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_an_autoencoder_that_starts_at_bits_reads_the_mean_of_each_bit_as_the_nearest_id(levels: int) -> None:
+    width = (16, 24, 20)[:levels]
+    channels = (0, ID("body"), ID("liver"), ID("spleen"), ID("right kidney"))
+    config = AutoencoderConfig(
+        in_channels=8, out_channels=len(channels), latent_channels=9, channels=width, num_res_blocks=(1,) * levels,
+        norm_groups=1, norm_eps=100.0, upsampling="transposed",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = Autoencoder(config).eval()
+    start_at_bits(network, channels)
+    blocks = torch.tensor(channels, dtype=torch.uint8)[torch.randint(0, 5, (1, 4, 4, 4))]
+    ids = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    with torch.inference_mode():
+        mean, _ = network.encode(bits_of(ids))
+        found = torch.tensor(channels)[network.decode(mean).argmax(1)]
+    assert (found == ids).float().mean() > 0.999
+    assert float(mean[:, 8:].abs().max()) < 1e-4
+    with pytest.raises(InvalidConfigError, match="start: bits needs at least 16 channels"):
+        start_at_bits(Autoencoder(config.model_copy(update={"latent_channels": 4})), channels)

@@ -5,17 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from maisi.anatomy.measure import contacts, core, faces, looks, pieces
 from maisi.anatomy.references import hu_range, hu_references, piece_references
+from maisi.anatomy.segmented import segmented_classes
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.errors import InvalidLabelsError
+from maisi.bundle.bundle import Bundle, BundleInfo, save_bundle
+from maisi.errors import InvalidBundleError, InvalidLabelsError
+from maisi.networks.segmenter import SegmentationUNet, SegmenterConfig
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.quality.judge import judge, judge_labels
 from maisi.pipelines.quality.report import QualityReport, StructureReport
-from maisi.pipelines.quality.segmenter import Segmenter, overlaps, segmenter_of
+from maisi.pipelines.quality.segmenter import Segmenter, compared, overlaps, segmenter_of
 from maisi.pipelines.quality.settings import QualitySettings
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume
@@ -153,6 +157,17 @@ def test_a_tumour_that_does_not_touch_its_host_fails_and_without_any_host_is_tol
     assert "grows in liver" in alone.remarks[0]
 
 
+def test_a_gallbladder_away_from_its_liver_is_told() -> None:
+    fine = Grid.centered(GRID.shape, (4.0, 4.0, 4.0))
+    remarks = []
+    for liver in (slice(9, 19), slice(9, 17)):
+        ids = blocks(liver=liver).array
+        ids[9:18, 9:18, 19:22] = VOCABULARY.id("gallbladder")
+        report = judge_labels(LabelMap(ids, fine))
+        remarks.append([each.words for each in row(report, "gallbladder").findings if each.check == "neighbours"])
+    assert remarks == [[], ["does not touch liver, as in 26 of 26 maps"]]
+
+
 @pytest.mark.parametrize(("asked", "check"), [(520.0, None), (600.0, "info"), (900.0, "fail"), (0.0, "fail")])
 def test_the_volume_that_was_asked_for_is_compared(asked: float, check: str | None) -> None:
     report = judge_labels(blocks(liver=slice(4, 12)), asked_ml={LIVER: asked})
@@ -265,9 +280,29 @@ def test_a_command_is_a_segmenter(tmp_path: Path) -> None:
     np.testing.assert_array_equal(segmenter(shown(labels)).array == LIVER, shown(labels).array.round() > 0)
 
 
+def test_a_bundles_segmenter_judges_what_it_tells_apart(tmp_path: Path) -> None:
+    told = segmented_classes({"body": (), "liver": (), "skeleton": ("bones",)}, VOCABULARY)
+    torch.manual_seed(0)
+    config = SegmenterConfig(classes=told, spacing_mm=10.0, window=(8, 8, 8), channels=(4, 8), num_res_blocks=(1, 1))
+    info = BundleInfo(name="judge", licence="none", vocabulary_version="1.0")
+    save_bundle(Bundle.of(info, {"segmenter": SegmentationUNet(config).eval()}), tmp_path / "judge")
+    segmenter = segmenter_of(QualitySettings(segmenter=str(tmp_path / "judge")))
+    assert isinstance(segmenter, Segmenter)
+    labels = blocks(liver=slice(12, 20), left_femur=slice(3, 9))
+    found = compared(segmenter, shown(labels, liver=70.0), labels)
+    assert set(found) == {BODY, LIVER}  # of bones it knows the tissue alone
+
+
+def test_a_segmenter_that_is_no_bundle_is_refused() -> None:
+    with pytest.raises(InvalidBundleError, match="ct-smal"):
+        segmenter_of(QualitySettings(segmenter="ct-smal"))
+    with pytest.raises(InvalidBundleError, match="has no segmenter"):
+        segmenter_of(QualitySettings(segmenter="ct-small"))
+
+
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"\{image\} and \{labels\}"):
-        QualitySettings(segmenter="TotalSegmentator")
+        QualitySettings(segmenter="TotalSegmentator -i {image}")
     with pytest.raises(ValidationError, match="max_tries"):
         QualitySettings(max_tries=0)
     assert QualitySettings(on_failure="keep", max_tries=5).tries == 1

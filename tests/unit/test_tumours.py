@@ -100,6 +100,15 @@ def test_a_blob_smaller_than_a_voxel_is_the_voxel_at_its_centre() -> None:
     assert np.argwhere(blob).tolist() == [[4, 4, 4]]
 
 
+@pytest.mark.parametrize(
+    ("centre", "diameter", "answer"),
+    [((50.0, 0.0, 0.0), 10.0, "outside the volume"), ((0.0, 0.0, 0.0), 0.0, "a diameter of 0 mm is impossible")],
+)
+def test_a_blob_that_cannot_be_is_refused(centre: tuple[float, float, float], diameter: float, answer: str) -> None:
+    with pytest.raises(InvalidRequestError, match=answer):
+        lesion_shape(Grid.centered((20, 20, 20), (2, 2, 2)), centre, diameter, rng())
+
+
 # Planting -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,6 @@
 """What structures look like in real CTs, and which are of one piece: measured, with the vocabulary where nobody has.
 
-`reference_hu.yaml` is written by `benchmarks/reference_hu.py`, `reference_pieces.yaml` by
-`benchmarks/reference_pieces.py`.
+`reference_hu.yaml`, `reference_pieces.yaml` and `reference_neighbours.yaml` are written by benchmarks of these names.
 """
 
 from functools import lru_cache
@@ -65,6 +64,13 @@ class PieceReferences(Frozen):
     structures: dict[str, tuple[int, float]]
 
 
+class NeighbourReferences(Frozen):
+    """`reference_neighbours.yaml`: for each structure those that it touches in all real maps, and how many."""
+
+    source: str
+    structures: dict[str, dict[str, int]]
+
+
 class HuRange(Frozen):
     """The median HU that a structure usually has, one that is still believable, and where that is from."""
 
@@ -85,6 +91,12 @@ def hu_references() -> HuReferences:
 def piece_references() -> PieceReferences:
     """The pieces that ship with the package."""
     return PieceReferences.model_validate(_read("reference_pieces.yaml"))
+
+
+@lru_cache(maxsize=1)
+def neighbour_references() -> NeighbourReferences:
+    """The neighbours that ship with the package."""
+    return NeighbourReferences.model_validate(_read("reference_neighbours.yaml"))
 
 
 def hu_range(id: int, vocabulary: Vocabulary, phase: Phase | None = None) -> HuRange | None:

@@ -163,7 +163,11 @@ def takes(
         def command(**given: Any) -> None:
             values = {name: given.pop(name) for name in settings}
             rest = {name: given.pop(name, None) for name in ("config", "assignments")}
-            chosen = {name: value for name, value in values.items() if value not in (None, False, [])}
+            chosen = {
+                name: value
+                for name, value in values.items()
+                if value is not None and value is not False and value != []
+            }
             nested = _nested((settings[name].path, value) for name, value in chosen.items())
             name = function.__name__.replace("_", " ")
             function(request=_request(model, name, rest["config"], rest["assignments"], nested), **given)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from maisi.anatomy.classes import Classes
 from maisi.bundle.bundle import find_bundle, packaged_names
 from maisi.compute.across import Across
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, RunError
 from maisi.pipelines.many.requests import ManyRequest, absolute, draw_request, read_requests, request_of
 from maisi.pipelines.many.stages import Maker, SampleWork, bundle_for
 from maisi.pipelines.many.store import Kept, keep_sample, kept_sample
@@ -88,6 +88,8 @@ class SyntheticDataset(Dataset[Any]):
         maker = Maker(bundle_for(self.request.bundle, drawn.settings["compute"]))
         request = validate_generate(request_of(drawn), maker.bundle).request
         made = maker.make(maker.prepare(SampleWork(drawn, request, self.cache or Path())))
+        if made.trouble:
+            raise RunError(f"sample {index}: {made.trouble}")
         if self.cache is not None:
             keep_sample(self.cache, made, maker.bundle)
         if made.sample is None or made.failed:

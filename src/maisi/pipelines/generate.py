@@ -25,7 +25,7 @@ from maisi.pipelines.labels import Anatomy, LabelSource
 from maisi.pipelines.quality.judge import judge, judge_labels
 from maisi.pipelines.quality.repair import region_of
 from maisi.pipelines.quality.report import QualityReport
-from maisi.pipelines.quality.segmenter import overlaps, segmenter_of
+from maisi.pipelines.quality.segmenter import compared, segmenter_of
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import ValidRequest, bundle_vocabulary, validate_generate
 from maisi.space.volume import LabelMap, Volume
@@ -102,7 +102,8 @@ def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, inde
         volume = volume_of_unit(unit, anatomy.grid, modality_of(request.modality))
 
         on_stage("check", 0, 1)
-        report = judged(request, bundle, volume, anatomy).model_copy(update={"tries": attempt + 1})
+        told = {"tries": attempt + 1, "labels_from": str(anatomy.origin or "")}
+        report = judged(request, bundle, volume, anatomy).model_copy(update=told)
         on_stage("check", 1, 1)
         if report.passed or not report.image_reasons:  # no noise changes what is wrong with the labels
             break
@@ -133,7 +134,7 @@ def draw_anatomy(
 def judged(request: GenerateRequest, bundle: Bundle, volume: Volume, anatomy: Anatomy) -> QualityReport:
     """What is found of a volume and of the labels that it is to follow, held to what the bundle promises."""
     settings, labels = request.quality, anatomy.labels
-    segmenter = segmenter_of(settings) if labels is not None else None
+    segmenter = segmenter_of(settings, request.compute.device) if labels is not None else None
     return judge(
         volume,
         labels,
@@ -141,7 +142,7 @@ def judged(request: GenerateRequest, bundle: Bundle, volume: Volume, anatomy: An
         asked_ml=anatomy.asked,
         is_given=request.labels is not None,
         held_to=bundle.limits.held_to,
-        overlaps=overlaps(labels, segmenter(volume)) if segmenter is not None and labels is not None else None,
+        overlaps=compared(segmenter, volume, labels) if segmenter is not None and labels is not None else None,
         least_dice=settings.least_dice,
         outside_is_air=True,
         vocabulary=bundle_vocabulary(bundle),

@@ -4,7 +4,7 @@ Sizes and region -> latent -> ids -> mended -> on the grid that was asked for.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
@@ -24,8 +24,8 @@ from maisi.bundle.bundle import Bundle, LabelGeneratorInfo, build_scheduler, loa
 from maisi.compute.compute import Compute
 from maisi.compute.fit import between_calls, fit
 from maisi.compute.machine import device_of, dtype_of
-from maisi.diffusion.denoiser import denoiser
-from maisi.diffusion.sampler import sample
+from maisi.diffusion.denoiser import denoiser, guide
+from maisi.diffusion.sampler import Denoise, sample
 from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError, RunError
 from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.unet import DenoisingUNet
@@ -67,10 +67,14 @@ class GeneratedLabels:
     steps: int = STEPS
     tries: int = TRIES
     compute: Compute = field(default_factory=Compute)
+    guidance: float = 1.0
     name: str = ""
 
     def __post_init__(self) -> None:
-        check_asked(generator_info(self.bundle), self.sizes, self.grid)
+        told = generator_info(self.bundle)
+        check_asked(told, self.sizes, self.grid)
+        if self.guidance != 1 and not told.open_sizes:
+            raise InvalidRequestError("guidance needs a label generator that knows open sizes; accepted: 1, none")
 
     @property
     def span(self) -> RegionSpan:
@@ -92,7 +96,7 @@ class GeneratedLabels:
     def draw_mended(self, generator: torch.Generator) -> LabelMap:
         """A map on the generator's own grid."""
         told, vocabulary = generator_info(self.bundle), load_vocabulary()
-        latent = draw_latent(self.bundle, self.conditions, self.steps, generator, self.compute)
+        latent = draw_latent(self, self.steps, generator)
         autoencoder = cast(Autoencoder, self.bundle.network(told.autoencoder))
         ids = decode_ids(autoencoder, latent / told.scale_factor, channels_of(self.bundle))
         asked = {vocabulary.id(name): size for name, size in self.sizes.items()}
@@ -107,8 +111,16 @@ class GeneratedLabels:
     def conditions(self) -> dict[str, Tensor]:
         """What the U-Net is told."""
         told = generator_info(self.bundle)
+        return self._told([self.sizes.get(name, unasked_size(told, name)) for name in told.sized])
+
+    @property
+    def open_conditions(self) -> dict[str, Tensor]:
+        """The same with all sizes open, for guidance."""
+        return self._told([OPEN] * len(generator_info(self.bundle).sized))
+
+    def _told(self, sizes: Sequence[float]) -> dict[str, Tensor]:
+        told = generator_info(self.bundle)
         unet = cast(DenoisingUNet, self.bundle.network(told.unet))
-        sizes = [self.sizes.get(name, unasked_size(told, name)) for name in told.sized]
         return condition_tensors(self.span, told.spacing_mm, 0, unet.config, sizes)
 
     def missing(self, labels: LabelMap) -> list[str]:
@@ -139,31 +151,30 @@ def generated_source(
     return replace(source, bundle=fit(bundle, compute, partial(rehearse, source)))
 
 
-def draw_latent(
-    bundle: Bundle, conditions: Mapping[str, Tensor], steps: int, generator: torch.Generator, compute: Compute
-) -> Tensor:
+def draw_latent(source: GeneratedLabels, steps: int, generator: torch.Generator) -> Tensor:
     """A latent (1, c, u, v, w), times the scale factor; on "meta" nothing is computed."""
-    told = generator_info(bundle)
+    bundle, told = source.bundle, generator_info(source.bundle)
     unet = cast(DenoisingUNet, bundle.network(told.unet))
     autoencoder = cast(Autoencoder, bundle.network(told.autoencoder))
-    device, dtype = next(unet.parameters()).device, dtype_of(compute)
-    formatted = {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        for name, value in conditions.items()
-    }
+    device, dtype = next(unet.parameters()).device, dtype_of(source.compute)
+
+    def denoise(conditions: Mapping[str, Tensor]) -> Denoise:
+        return denoiser(unet, conditions={name: value.to(device, dtype) for name, value in conditions.items()})
+
+    guided = denoise(source.conditions)
+    if source.guidance != 1:
+        guided = guide(guided, denoise(source.open_conditions), source.guidance)
     shape = tuple(n // autoencoder.factor for n in told.size)
     noise = torch.randn((1, unet.config.in_channels, *shape), generator=generator)
     noise = noise.to(device).contiguous(memory_format=torch.channels_last_3d)
-    with between_calls(compute):
-        return sample(
-            denoiser(unet, conditions=formatted), build_scheduler(told.scheduler), noise, steps, generator=generator
-        )
+    with between_calls(source.compute):
+        return sample(guided, build_scheduler(told.scheduler), noise, steps, generator=generator)
 
 
 def rehearse(source: GeneratedLabels, bundle: Bundle) -> None:
     """One step and the decoding of a map on the meta device."""
     told = generator_info(bundle)
-    latent = draw_latent(bundle, source.conditions, 1, torch.Generator(), source.compute)
+    latent = draw_latent(replace(source, bundle=bundle), 1, torch.Generator())
     autoencoder = cast(Autoencoder, bundle.network(told.autoencoder))
     with torch.inference_mode():
         autoencoder.decode_features(as_weights(latent, autoencoder))

@@ -51,6 +51,11 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], mark
     return f'<h2 class="{mark}">{title} ({len(lines)})</h2><table><tr>{head}</tr>{body}</table>'
 
 
+def number(value: float) -> str:
+    """A number of three digits, written out."""
+    return f"{float(f'{value:.3g}'):g}"
+
+
 def histogram(title: str, values: Sequence[float]) -> str:
     """How often values lie in each of a few bins; nothing without values."""
     if not values:
@@ -59,7 +64,7 @@ def histogram(title: str, values: Sequence[float]) -> str:
     width = (high - low) / _BINS or 1.0
     counts = Counter(min(_BINS - 1, int((value - low) / width)) for value in values)
     bins = range(_BINS if high > low else 1)
-    return bars(title, [(f"{low + k * width:.3g}", counts[k]) for k in bins], every=_BINS // 2)
+    return bars(title, [(number(low + k * width), counts[k]) for k in bins], every=_BINS // 2)
 
 
 def bars(title: str, columns: Sequence[tuple[str, int]], every: int = 1) -> str:

@@ -256,6 +256,7 @@ class GenerateLabelsRequest(Frozen):
     count: int = Field(default=1, ge=1, description="Label maps.")
     seed: int = Field(default=0, ge=0, description="Same seed, same maps.")
     steps: int = Field(default=30, ge=1, description="Steps of the sampler.")
+    guidance: float = Field(default=1.0, ge=0, description="Above 1 sizes are heeded more.")
     max_tries: int = Field(default=5, ge=1, description="How often a map is drawn until it shows what was asked for.")
     format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
     compute: Compute = Compute()

@@ -38,6 +38,7 @@ from maisi.pipelines.labels import (
     region_grid,
 )
 from maisi.pipelines.library import LibraryLabels, library_source, people_source
+from maisi.pipelines.quality.segmenter import segmenter_of
 from maisi.pipelines.requests import (
     DEFAULT_REGION,
     DecodeRequest,
@@ -88,6 +89,7 @@ def validate_generate(request: GenerateRequest, bundle: Bundle | None = None) ->
     sources = label_sources(request, bundle)
     for source in sources:
         _check_source(request, bundle, source)
+    segmenter_of(request.quality)  # refuses a bundle that is none
     return ValidRequest(_filled(request, bundle, sources), bundle, tuple(sources))
 
 

@@ -14,6 +14,8 @@ from maisi.anatomy.body import enclosed
 from maisi.anatomy.lesions import lesion_ids, without_structures
 from maisi.anatomy.places import first_lumbar, footprints
 from maisi.anatomy.regions import BodyRegion, RegionSpan
+from maisi.anatomy.tumours import plant
+from maisi.anatomy.tumours.table import tumour_named
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.data.cases import own_labels, read_case
 from maisi.data.lazy import LazySequence
@@ -69,7 +71,7 @@ def make_maps(
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             rng = np.random.default_rng([seed, index])
-            write_labels(draw_phantom(region.name.lower(), grid, rng), path)
+            write_labels(with_tumours(recipe, draw_phantom(region.name.lower(), grid, rng), rng), path)
         made.append(StoredMap(path, region, path.name.removesuffix(".nii.gz")))
     return made
 
@@ -99,7 +101,7 @@ def _variations(recipe: LabelMapsRecipe, seed: int, case: Case) -> Iterator[tupl
             rng = np.random.default_rng([seed, *case.id.encode(), region.value, i])
             varied = None if origin is None else _varied(recipe, labels, origin, region, rng)
             if varied is not None:
-                yield f"{case.id}__{region.name.lower()}__{i:03d}", varied
+                yield f"{case.id}__{region.name.lower()}__{i:03d}", with_tumours(recipe, varied, rng)
 
 
 def whole_labels(recipe: LabelMapsRecipe, case: Case) -> LabelMap | None:
@@ -153,6 +155,17 @@ def with_body(labels: LabelMap) -> LabelMap:
     return resample(enclosed(LabelMap(filled, wide.grid)), labels.grid)
 
 
+def with_tumours(recipe: LabelMapsRecipe, labels: LabelMap, rng: np.random.Generator) -> LabelMap:
+    """The map with tumours planted as often as the recipe says, where there is a host with room for one."""
+    for name, chance in recipe.tumours.items():
+        if rng.random() < chance:
+            try:
+                labels = plant(labels, name, rng)
+            except InvalidRequestError as error:
+                logger.debug("no %s: %s", name, error)
+    return labels
+
+
 def bent(ids: np.ndarray, spacing: Sequence[float], amplitude_mm: float, rng: np.random.Generator) -> np.ndarray:
     """The ids moved by a smooth random field whose nodes move by `amplitude_mm` (standard deviation) on each axis."""
     if amplitude_mm == 0:
@@ -167,13 +180,17 @@ def bent(ids: np.ndarray, spacing: Sequence[float], amplitude_mm: float, rng: np
 
 
 def channels_for(recipe: LabelMapsRecipe, maps: Sequence[StoredMap]) -> tuple[int, ...]:
-    """The id of each logit: those of the released generator, or 0 and all that the maps show."""
+    """The id of each logit: those of the released generator, or 0 and all that the maps show.
+
+    Of lesions those that were planted: what a few cases have grown is too little to learn from.
+    """
     if recipe.channels == "released":
         return label_channels()
     found: set[int] = {0}
     for each in maps:
         found |= {int(id) for id in np.unique(each.read().array)}
-    return tuple(sorted(found - set(lesion_ids(load_vocabulary()))))
+    planted = {load_vocabulary().id(tumour_named(name, load_vocabulary()).name) for name in recipe.tumours}
+    return tuple(sorted(found - (set(lesion_ids(load_vocabulary())) - planted)))
 
 
 def arrays_of(maps: Sequence[StoredMap], channels: Sequence[int]) -> LazySequence[np.ndarray]:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
-from maisi.anatomy.vocabulary import Vocabulary
+from maisi.anatomy.tumours.table import tumour_named
+from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.bundle.bundle import Limits, RectifiedFlowSpec, SchedulerSpec
 from maisi.data.dataset import KEPT_BYTES as KEPT_VOLUME_BYTES
 from maisi.data.latents import KEPT_BYTES as KEPT_LATENT_BYTES
@@ -72,8 +73,18 @@ class LabelMapsRecipe(Frozen):
     variations: int = Field(default=1, ge=1)  # of each region of a case
     zoom: float = Field(default=0.05, ge=0, lt=0.5)  # standard deviation of the size of a person, on each axis
     bend_mm: float = Field(default=0.0, ge=0)
+    tumours: dict[str, float] = Field(default_factory=dict)  # how often one of these is planted, where it has a host
     num_phantoms: int = Field(default=0, ge=0)
     phantom_share: float = Field(default=0.5, gt=0, lt=1)  # of the latents that are drawn, where there are cases too
+
+    @field_validator("tumours")
+    @classmethod
+    def _known_tumours(cls, tumours: dict[str, float]) -> dict[str, float]:
+        for name, chance in tumours.items():
+            tumour_named(name, load_vocabulary())
+            if not 0 <= chance <= 1:
+                raise ValueError(f"{name} is planted with a chance from 0 to 1, not {chance}")
+        return tumours
 
 
 class LabelsRecipe(Frozen):

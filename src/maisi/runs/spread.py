@@ -14,7 +14,7 @@ import psutil
 
 from maisi.compute.across import Across
 from maisi.compute.threads import NUM_THREADS, available_cores
-from maisi.errors import InvalidRequestError, MaisiError
+from maisi.errors import InvalidRequestError, MaisiError, RunError
 
 _NO_MEMORY = "can't allocate memory"  # in what torch raises
 
@@ -173,10 +173,13 @@ def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str, th
     if started:
         where = None if address == "local" else address
         told = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-        ray.init(address=where, **(told if where is None else {"log_to_driver": False}))
+        try:
+            ray.init(address=where, **(told if where is None else {"log_to_driver": False}))
+        except Exception as error:  # Ray raises no kind of its own
+            raise RunError(f"there is no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
     try:
-        remote: Any = ray.remote(num_cpus=threads, max_retries=0)(_carried_out)
-        running = {remote.remote(work, item, place): place for place, item in enumerate(items)}
+        remote: Any = ray.remote(num_cpus=threads, max_retries=0)(_on_cluster)
+        running = {remote.remote(work, item, place, threads): place for place, item in enumerate(items)}
         while running:
             (ready, *_), _rest = ray.wait(list(running))
             place = running.pop(ready)
@@ -189,3 +192,11 @@ def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str, th
     finally:
         if started:
             ray.shutdown()
+
+
+def _on_cluster(work: Callable[[Any], Any], item: Any, place: int, threads: int) -> Outcome[Any]:
+    """The outcome of an item in a process of a cluster, with the threads that it was given cores for."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return _carried_out(work, item, place)

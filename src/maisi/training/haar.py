@@ -53,19 +53,19 @@ def start_at_haar(network: Autoencoder) -> None:
     encoder, decoder = network.encoder, network.decoder
     for module in network.modules():
         if isinstance(module, ResBlock):
-            _as_identity(module)
-    _carry(encoder.conv_in, 1)
+            as_identity(module, COEFFICIENTS)
+    carry(encoder.conv_in, 1)
     _analyse(_only(encoder.blocks, Downsample).conv)
     _through(encoder.norm_out, encoder.conv_out, GAINS, -CENTRE * AVERAGE_GAIN)
     for pointwise in (network.to_mean, network.from_latent):
         nn.init.eye_(pointwise.weight[:, :, 0, 0, 0])
-        nn.init.zeros_(_bias(pointwise))
-    _carry(decoder.conv_in, COEFFICIENTS)
+        nn.init.zeros_(bias_of(pointwise))
+    carry(decoder.conv_in, COEFFICIENTS)
     _synthesise(_only(decoder.blocks, TransposedUpsample).conv)
     _through(decoder.norm_out, decoder.conv_out, (1.0,), CENTRE)
 
 
-def _bias(convolution: nn.Conv3d | nn.ConvTranspose3d) -> torch.Tensor:
+def bias_of(convolution: nn.Conv3d | nn.ConvTranspose3d) -> torch.Tensor:
     assert convolution.bias is not None
     return convolution.bias
 
@@ -75,28 +75,28 @@ def _only(blocks: nn.ModuleList, kind: type[M]) -> M:
     return found
 
 
-def _as_identity(block: ResBlock) -> None:
-    """Pass the pairs on: the branch ends in zeros, and a shortcut that changes the width copies its first channels."""
+def as_identity(block: ResBlock, count: int) -> None:
+    """Pass `count` pairs on: the branch ends in zeros, a shortcut that changes the width copies its first channels."""
     nn.init.zeros_(block.conv2.weight)
-    nn.init.zeros_(_bias(block.conv2))
+    nn.init.zeros_(bias_of(block.conv2))
     for norm in (block.norm1, block.norm2):
-        _undo_division(norm)
+        undo_division(norm)
     if isinstance(block.shortcut, nn.Conv3d):
-        pairs = 2 * COEFFICIENTS
+        pairs = 2 * count
         block.shortcut.weight[:pairs] = 0
         nn.init.eye_(block.shortcut.weight[:pairs, :pairs, 0, 0, 0])
-        _bias(block.shortcut)[:pairs] = 0
+        bias_of(block.shortcut)[:pairs] = 0
 
 
-def _undo_division(norm: nn.GroupNorm) -> None:
+def undo_division(norm: nn.GroupNorm) -> None:
     """Where the variance is small beside eps, the norm takes the mean away and does no more."""
     nn.init.constant_(norm.weight, norm.eps**0.5)
 
 
-def _carry(convolution: nn.Conv3d, count: int) -> None:
+def carry(convolution: nn.Conv3d, count: int) -> None:
     """Inputs 0 to count - 1 as pairs."""
     convolution.weight[: 2 * count] = 0
-    _bias(convolution)[: 2 * count] = 0
+    bias_of(convolution)[: 2 * count] = 0
     for k in range(count):
         convolution.weight[2 * k, k, 1, 1, 1] = 1
         convolution.weight[2 * k + 1, k, 1, 1, 1] = -1
@@ -111,7 +111,7 @@ def _analyse(convolution: nn.Conv3d) -> None:
     """The pair of voxels -> pairs of coefficients. Its window begins at voxel 2 k and is three wide."""
     pairs = 2 * COEFFICIENTS
     convolution.weight[:pairs] = 0
-    _bias(convolution)[:pairs] = 0
+    bias_of(convolution)[:pairs] = 0
     for k, corner in itertools.product(range(COEFFICIENTS), itertools.product(range(2), repeat=3)):
         weight = _signs(k, corner) / 16
         for out, sign in ((2 * k, 1), (2 * k + 1, -1)):
@@ -122,7 +122,7 @@ def _analyse(convolution: nn.Conv3d) -> None:
 def _synthesise(convolution: nn.ConvTranspose3d) -> None:
     """Pairs of latents -> the pair of voxels. Tap 1 writes voxel 2 k, tap 2 voxel 2 k + 1."""
     convolution.weight[:, :2] = 0
-    _bias(convolution)[:2] = 0
+    bias_of(convolution)[:2] = 0
     for k, corner in itertools.product(range(COEFFICIENTS), itertools.product(range(2), repeat=3)):
         weight = _signs(k, corner) / (2 * GAINS[k])
         taps = tuple(1 + c for c in corner)
@@ -133,10 +133,10 @@ def _synthesise(convolution: nn.ConvTranspose3d) -> None:
 
 def _through(norm: nn.GroupNorm, convolution: nn.Conv3d, gains: tuple[float, ...], first_bias: float) -> None:
     """Pairs -> outputs."""
-    _undo_division(norm)
+    undo_division(norm)
     nn.init.zeros_(convolution.weight)
-    nn.init.zeros_(_bias(convolution))
-    _bias(convolution)[0] = first_bias
+    nn.init.zeros_(bias_of(convolution))
+    bias_of(convolution)[0] = first_bias
     for k, gain in enumerate(gains):
         convolution.weight[k, 2 * k, 1, 1, 1] = gain / 2
         convolution.weight[k, 2 * k + 1, 1, 1, 1] = -gain / 2

@@ -6,11 +6,12 @@ The U-Net that draws label maps learns as any other, see `training.diffusion`: i
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from maisi.anatomy.bits import NUM_BITS, label_bits
@@ -18,6 +19,7 @@ from maisi.compute.compute import Device
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig, draw_latent
 from maisi.shapes import BitsBatch, Frozen, Size3, VoxelBatch
+from maisi.training.bits_start import check_bits_start, start_at_bits
 from maisi.training.learner import TOTAL, Learner, MicroBatch, mixed_precision
 from maisi.training.loop import LoopConfig, OnStep, fit, step_generators, training_device
 from maisi.training.losses import kl_divergence
@@ -29,6 +31,7 @@ class LabelAutoencoderTraining(Frozen):
     """Recipe of an autoencoder of label maps; the number of its logits follows from the channels.
 
     A structure that fills a share s of a batch counts s^-balance in each of its voxels: small ones are not forgotten.
+    With `start: bits` it begins by averaging bits, see `bits_start`.
     """
 
     network: AutoencoderConfig = AutoencoderConfig()
@@ -38,9 +41,16 @@ class LabelAutoencoderTraining(Frozen):
     patch: Size3 = (48, 48, 48)
     kl_weight: float = Field(default=1e-3, ge=0)
     balance: float = Field(default=0.3, ge=0, le=1)
+    start: Literal["plain", "bits"] = "plain"
     start_log_variance: float = -6.0
     validation_patches: int = Field(default=8, ge=1)
     device: Device = "cpu"
+
+    @model_validator(mode="after")
+    def _can_start(self) -> "LabelAutoencoderTraining":
+        if self.start == "bits":
+            check_bits_start(self.network)
+        return self
 
     def for_channels(self, channels: Sequence[int]) -> AutoencoderConfig:
         """The network that reads bits and gives a logit for each channel."""
@@ -91,6 +101,8 @@ def train_label_autoencoder(
     with torch.random.fork_rng():
         torch.manual_seed(config.loop.seed)
         network = Autoencoder(config.for_channels(source.channels))
+        if config.start == "bits":
+            start_at_bits(network, source.channels)
     torch.nn.init.constant_(network.to_log_variance.bias, config.start_log_variance)  # type: ignore[arg-type]
     network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     learner = Learner({"autoencoder": network}, config.optimization, loop.steps)

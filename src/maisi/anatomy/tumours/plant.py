@@ -27,7 +27,7 @@ from maisi.shapes import Spacing3
 from maisi.space.volume import LabelMap
 
 _TRIES = 24  # places for one tumour
-_DEPTH = {"elastic": 0.8, "growth": 0.0, "lumen": 0.0}  # of a place, in radii, where the host is so thick
+_DEPTH = {"elastic": 0.8, "growth": 0.45, "lumen": 0.0}  # of a place, in radii, where the host is so thick
 _DEEPEST = 0.85  # and else this share of its thickness
 _ROUGHLY = 0.85  # of its volume must be free on the points of its field
 _SLACK = 1.4  # by which the field may be passed where voxels are fewer than points say

@@ -11,7 +11,7 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.manifest import Case
 from maisi.pipelines.many.facts import SUMMARY, SampleFacts
 from maisi.pipelines.many.requests import ManyRequest
-from maisi.pipelines.page import bars, histogram, page, pictures, table
+from maisi.pipelines.page import bars, histogram, number, page, pictures, table
 from maisi.storage.atomic import write_atomically
 
 MOST_PICTURES = 120
@@ -25,11 +25,11 @@ def write_page(facts: Sequence[SampleFacts], request: ManyRequest, folder: Path)
     """Write the page and give its path; it opens without a network, and the same samples give the same bytes."""
     made = [each for each in facts if each.case is not None]
     apart = [(each.stem, folder / each.preview) for each in facts if each.failed and each.preview]
+    figures = "".join(_figures(made))
     parts = [
         f"<h1>{len(made)} of {request.count} samples</h1>",
         f"<p>{_summary(facts, request)}</p>",
-        "<h2>How they are spread</h2>" if made else "",
-        f'<div class="figures">{"".join(_figures(made))}</div>',
+        f'<h2>How they are spread</h2><div class="figures">{figures}</div>' if figures else "",
         table("Failed", ("sample", "why"), ((e.stem, e.failed) for e in facts if e.failed), mark="bad"),
         pictures(apart, MOST_PICTURES, "Pictures of what failed") if apart else "",
         table("Problems", ("sample", "what"), ((e.stem, problem) for e in facts for problem in e.problems), mark="bad"),
@@ -97,7 +97,7 @@ def _sizes(made: Sequence[SampleFacts]) -> Iterable[tuple[str, ...]]:
         got = {each.index: each.volumes_ml.get(name, 0.0) for each in made}
         ratio = median(got[index] / ml for index, ml in asked.items())
         told = (median(asked.values()), median(got[index] for index in asked), ratio)
-        yield (name, str(len(asked)), *(f"{value:.3g}" for value in told))
+        yield (name, str(len(asked)), *map(number, told))
 
 
 def _settings(made: Sequence[SampleFacts]) -> dict[str, list[Any]]:
@@ -110,13 +110,15 @@ def _settings(made: Sequence[SampleFacts]) -> dict[str, list[Any]]:
 
 
 def _spread(title: str, values: Sequence[Any]) -> str:
-    """How numbers are spread, or how often each of a few values is."""
+    """How numbers are spread, or how often each of a few values is; nothing where all are the same."""
+    if len(set(map(str, values))) < 2:
+        return ""
     is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not is_number:
         return _counted(title, [Path(str(value)).name if value is not None else "none" for value in values])
     if len(set(values)) > MOST_BARS:
         return histogram(title, [float(value) for value in values])
-    return bars(title, [(f"{value:g}", count) for value, count in sorted(Counter(values).items())]) if values else ""
+    return bars(title, [(f"{value:g}", count) for value, count in sorted(Counter(values).items())])
 
 
 def _counted(title: str, values: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle
 from maisi.compute.compute import Compute
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, RunError, StorageError
 from maisi.pipelines.generate import OnStage, Sample, draw_one, fit_to, sample_generators
 from maisi.pipelines.labels import Anatomy, LabelSource
 from maisi.pipelines.many.requests import Drawn
@@ -34,9 +34,9 @@ class Ready:
     """A sample whose anatomy is there, or why there can be none."""
 
     work: SampleWork
-    valid: ValidRequest | None
-    source: LabelSource | None
-    failed: str = ""
+    valid: ValidRequest
+    source: LabelSource
+    impossible: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ class Made:
     """A sample that is still to be written, or why there is none."""
 
     work: SampleWork
-    source: LabelSource | None
+    source: LabelSource
     sample: Sample | None
     impossible: str = ""
+    trouble: str = ""  # what went wrong and may go well another time
 
     @property
     def failed(self) -> str:
@@ -99,25 +100,32 @@ class Maker:
     fitted: dict[str, Bundle] = field(default_factory=dict)
 
     def prepare(self, work: SampleWork) -> Ready:
-        """The first stage: the request with its source, what the sample shows drawn where no network is needed."""
+        """The first stage: the request with its source, what the sample shows drawn where no network is needed.
+
+        Raises `InvalidRequestError` where the request, checked before, cannot be carried out here: a file is gone.
+        """
+        valid = validate_generate(work.request, self.bundle)
+        source = only_source(valid)
+        if owns_networks(source):
+            return Ready(work, valid, source)
         try:
-            valid = validate_generate(work.request, self.bundle)
-            source = only_source(valid)
-            if not owns_networks(source):
-                source = DrawnBefore.of(source, work.request.seed)
+            return Ready(work, valid, DrawnBefore.of(source, work.request.seed))
         except InvalidRequestError as error:
-            return Ready(work, None, None, str(error))
-        return Ready(work, valid, source)
+            return Ready(work, valid, source, str(error))
 
     def make(self, ready: Ready) -> Made:
         """The second stage: the volume."""
-        if ready.valid is None or ready.source is None:
-            return Made(ready.work, None, None, ready.failed)
+        if ready.impossible:
+            return Made(ready.work, ready.source, None, ready.impossible)
+        bundle = self.fit(ready.valid, ready.source)
         try:
-            bundle = self.fit(ready.valid, ready.source)
             sample = draw_one(ready.valid.request, bundle, ready.source, 0, self.on_stage)
         except InvalidRequestError as error:
             return Made(ready.work, ready.source, None, str(error))
+        except StorageError:
+            raise
+        except RunError as error:
+            return Made(ready.work, ready.source, None, trouble=str(error))
         return Made(ready.work, ready.source, sample)
 
     def fit(self, valid: ValidRequest, source: LabelSource) -> Bundle:

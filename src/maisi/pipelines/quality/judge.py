@@ -10,6 +10,7 @@ from maisi.pipelines.quality import image
 from maisi.pipelines.quality.labels import (
     Findings,
     host_findings,
+    neighbour_findings,
     piece_findings,
     pieces_of,
     place_findings,
@@ -118,6 +119,7 @@ def _of_labels(
         piece_findings(measured.extents, measured.pieces, vocabulary),
         place_findings(labels, measured.extents, vocabulary, vocabulary.id(BODY) in measured.extents),
         host_findings(measured.extents, measured.contacts, vocabulary),
+        neighbour_findings(measured.extents, measured.contacts, vocabulary),
     )
     if not is_given:
         return findings

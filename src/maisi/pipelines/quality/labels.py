@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 from maisi.anatomy.measure import Extent, Pieces, pieces
 from maisi.anatomy.places import footprints, middle_of, misplacements
-from maisi.anatomy.references import piece_references
+from maisi.anatomy.references import neighbour_references, piece_references
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.pipelines.quality.report import Finding, Level
 from maisi.space.volume import LabelMap
@@ -98,4 +98,18 @@ def host_findings(found: Collection[int], contacts: Mapping[tuple[int, int], int
             findings[id].append(Finding(check="host", level="info", words=words))
         elif not any(contacts.get((id, each), 0) for each in hosts):
             findings[id].append(Finding(check="host", level="fail", words=f"does not touch its host, {host}"))
+    return findings
+
+
+def neighbour_findings(
+    found: Mapping[int, Extent], contacts: Mapping[tuple[int, int], int], vocabulary: Vocabulary
+) -> Findings:
+    """Structures that do not touch what they touch in all real maps, where the field of view cuts neither: told."""
+    findings: Findings = defaultdict(list)
+    whole = {vocabulary.name(id): id for id, each in found.items() if not each.is_cut and each.voxels >= PIECE_VOXELS}
+    for name, id in whole.items():
+        for other, maps in neighbour_references().structures.get(name, {}).items():
+            if other in whole and (id, whole[other]) not in contacts:
+                words = f"does not touch {other}, as in {maps} of {maps} maps"
+                findings[id].append(Finding(check="neighbours", level="info", words=words))
     return findings

@@ -9,9 +9,9 @@ from maisi.anatomy.references import HuRange, Phase
 from maisi.shapes import Frozen
 
 Level = Literal["info", "fail"]
-Check = Literal["image", "presence", "volume", "pieces", "place", "host", "hu", "spread", "edge", "dice"]
+Check = Literal["image", "presence", "volume", "pieces", "place", "host", "neighbours", "hu", "spread", "edge", "dice"]
 
-OF_LABELS: tuple[Check, ...] = ("presence", "volume", "pieces", "place", "host")
+OF_LABELS: tuple[Check, ...] = ("presence", "volume", "pieces", "place", "host", "neighbours")
 """Checks of the label map alone: another draw of the noise changes nothing there."""
 
 
@@ -65,6 +65,7 @@ class QualityReport(Frozen):
 
     schema_version: Literal[1] = 1
     tries: int = Field(default=1, ge=1)
+    labels_from: str = ""  # the map of a library behind the labels, and how far it is from the nearest map there
     phase: Phase | None = None  # with or without contrast medium, where an aorta or the request tells
     held_to: tuple[str, ...] | None = None  # what can fail in the image; None: every structure
     findings: tuple[Finding, ...] = ()

@@ -3,16 +3,21 @@
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from maisi.anatomy.measure import Extent, extents
+from maisi.bundle.bundle import load_bundle
+from maisi.pipelines import segment
 from maisi.pipelines.prepare.segmenter import segmented
 from maisi.pipelines.prepare.settings import PrepareSettings
 from maisi.pipelines.quality.labels import Findings
 from maisi.pipelines.quality.report import Finding, Level
 from maisi.pipelines.quality.settings import QualitySettings
+from maisi.pipelines.segment import NetworkSegmenter
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 
 SMALL_ML = 10.0
@@ -41,11 +46,21 @@ class CommandSegmenter:
         return segmented(volume, settings)
 
 
-def segmenter_of(settings: QualitySettings) -> Segmenter | None:
-    """The segmenter that generated CTs are shown to; None without one."""
+def segmenter_of(settings: QualitySettings, device: str = "cpu") -> Segmenter | None:
+    """The segmenter that generated CTs are shown to; None without one.
+
+    Raises `InvalidBundleError` for a bundle that there is not, or that holds no segmenter.
+    """
     if settings.segmenter is None:
         return None
-    return CommandSegmenter(settings.segmenter, settings.segmenter_numbering, settings.segmenter_minutes)
+    if settings.is_command:
+        return CommandSegmenter(settings.segmenter, settings.segmenter_numbering, settings.segmenter_minutes)
+    return _of_bundle(settings.segmenter, device)
+
+
+@lru_cache(maxsize=1)  # every sample of a run is shown to the same
+def _of_bundle(name: str, device: str) -> NetworkSegmenter:
+    return segment.segmenter_of(load_bundle(name, torch.device(device)))
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,16 @@ class Overlap:
 
     ml: float
     dice: float
+
+
+def compared(segmenter: Segmenter, volume: Volume, labels: LabelMap) -> dict[int, Overlap]:
+    """By id, how far what a segmenter finds in a volume agrees with its labels, as far as it tells them apart."""
+    found = segmenter(volume)
+    if not isinstance(segmenter, NetworkSegmenter):
+        return overlaps(labels, found)
+    present = extents(labels)
+    as_told = segmenter.written(segmenter.classes_of(labels))
+    return {id: each for id, each in overlaps(as_told, found).items() if id in present}
 
 
 def overlaps(labels: LabelMap, found: LabelMap) -> dict[int, Overlap]:

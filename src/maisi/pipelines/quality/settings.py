@@ -26,16 +26,23 @@ class QualitySettings(Frozen):
     )
     segmenter: str | None = Field(
         default=None,
-        description="Command that labels each CT for its Dice, such as 'TotalSegmentator -i {image} -o {labels} --ml'.",
+        description="What labels each CT for its Dice: a bundle of maisi train segmenter, or a command such as "
+        "'TotalSegmentator -i {image} -o {labels} --ml'.",
     )
     segmenter_numbering: str | None = Field(default=None, description="Whose numbers the segmenter's ids are.")
     segmenter_minutes: float = Field(default=60, gt=0, description="How long the segmenter may take for a CT.")
     least_dice: float = Field(default=0.5, ge=0, le=1, description="With a segmenter: a structure with less fails.")
 
     @model_validator(mode="after")
-    def _is_a_command(self) -> "QualitySettings":
-        check_segmenter(self.segmenter)
+    def _names_a_segmenter(self) -> "QualitySettings":
+        if self.segmenter is not None and self.is_command:
+            check_segmenter(self.segmenter)
         return self
+
+    @property
+    def is_command(self) -> bool:
+        """Whether the segmenter is a command, and not a bundle."""
+        return self.segmenter is not None and ("{" in self.segmenter or " " in self.segmenter.strip())
 
     @property
     def sets_apart(self) -> bool:

@@ -61,15 +61,23 @@ def drawn_by_network(
     request: GenerateLabelsRequest, bundle: Bundle, grid: Grid, anatomy: AnatomyRequest
 ) -> GeneratedLabels:
     """The networks alone, told of the anatomy that is asked for."""
-    values = slot_values(anatomy, generator_info(bundle))
-    return GeneratedLabels(bundle, request.region, grid, values, request.steps, request.max_tries, request.compute)
+    return GeneratedLabels(
+        bundle,
+        request.region,
+        grid,
+        slot_values(anatomy, generator_info(bundle)),
+        steps=request.steps,
+        tries=request.max_tries,
+        compute=request.compute,
+        guidance=request.guidance,
+    )
 
 
 def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
     """Draw and write map after map; those that an earlier part of the run has written stay."""
     request, bundle, grid = checked.request, checked.bundle, checked.subject.grid
     assert bundle is not None
-    plain = GeneratedLabels(bundle, request.region, grid, compute=request.compute)
+    plain = GeneratedLabels(bundle, request.region, grid, compute=request.compute, guidance=request.guidance)
     fitted = fit(bundle, request.compute, partial(rehearse, plain), run.ranks)
     source = source_of(request, fitted, grid)
     run.on_stage("load", 1, 1)

@@ -119,7 +119,7 @@ def _check_complete(own: Sequence[SampleWork], run: Run) -> None:
 
 
 def _one_after_the_other(items: Sequence[SampleWork], checked: Checked[ManyRequest], run: Run) -> Iterator[str]:
-    """Make samples in this process, their stages side by side unless memory is limited; errors of none."""
+    """Make samples in this process, their stages side by side unless memory is limited; see `written`."""
     assert checked.bundle is not None
     bundle = checked.bundle
     for name in bundle.names if items else ():
@@ -133,8 +133,7 @@ def _one_after_the_other(items: Sequence[SampleWork], checked: Checked[ManyReque
 
     maker = Maker(bundle, on_stage)
     keep = partial(written, bundle=bundle, partial_folder=run.partial, publish=run.publish_files)
-    for _ in overlapped(items, maker.prepare, maker.make, keep, beside=checked.request.compute.memory is None):
-        yield ""
+    yield from overlapped(items, maker.prepare, maker.make, keep, beside=checked.request.compute.memory is None)
 
 
 def _beside_each_other(items: Sequence[SampleWork], checked: Checked[ManyRequest], run: Run) -> Iterator[str]:
@@ -156,26 +155,43 @@ def make_sample(item: SampleWork) -> str:
             written(made, bundle=bundle, partial_folder=folder.partial, publish=folder.publish)
     except StorageError as error:
         return str(error)
+    if made.trouble:
+        raise RunError(made.trouble)
     return ""
 
 
-def written(made: Made, *, bundle: Bundle, partial_folder: Path, publish: Callable[[], list[Path]]) -> SampleFacts:
-    """The third stage: the files of a sample, and its facts, in their place; what failed its check is kept apart."""
-    drawn, request = made.work.drawn, made.work.request
-    with storage_errors(made.work.folder):
-        names: dict[str, str] = {}
-        if made.sample is not None and made.source is not None:
-            usual = stem_of(request, made.source, 0)
-            names = file_names(request, made.source, 0)
-            names = {kind: f"{drawn.stem}{name.removeprefix(usual)}" for kind, name in names.items()}
-            if made.failed:
-                (made.work.folder / FAILED).mkdir(exist_ok=True)
-                names = set_apart(names)
-            write_sample(made.sample, request, bundle, {kind: partial_folder / name for kind, name in names.items()})
-        facts = facts_of(made, bundle, partial_folder, names)
-        write_facts(facts, partial_folder / facts_name(drawn.stem))
-        publish()
-    return facts
+def written(made: Made, *, bundle: Bundle, partial_folder: Path, publish: Callable[[], list[Path]]) -> str:
+    """The third stage: the files of a sample, and its facts, in their place; what failed its check is kept apart.
+
+    Gives what went wrong and may go well another time: then nothing is written.
+    """
+    if made.trouble:
+        return f"{made.work.drawn.stem}: {made.trouble}"
+    try:
+        with storage_errors(made.work.folder):
+            names = _write_files(made, bundle, partial_folder) if made.sample is not None else {}
+            facts = facts_of(made, bundle, partial_folder, names)
+            write_facts(facts, partial_folder / facts_name(facts.stem))
+            publish()
+    except StorageError as error:  # in the user's words: where the file was to go
+        raise StorageError(str(error).replace(str(partial_folder), str(made.work.folder))) from error
+    return ""
+
+
+def _write_files(made: Made, bundle: Bundle, partial_folder: Path) -> dict[str, str]:
+    """Write the files of a sample, apart where it failed its check, and give their names by what they hold."""
+    assert made.sample is not None
+    request = made.work.request
+    usual = stem_of(request, made.source, 0)
+    names = {
+        kind: f"{made.work.drawn.stem}{name.removeprefix(usual)}"
+        for kind, name in file_names(request, made.source, 0).items()
+    }
+    if made.failed:
+        (made.work.folder / FAILED).mkdir(exist_ok=True)  # before others, so that files move into it
+        names = set_apart(names)
+    write_sample(made.sample, request, bundle, {kind: partial_folder / name for kind, name in names.items()})
+    return names
 
 
 MANY = Task(COMMAND, ManyRequest, check, work, inputs, Output.SHARED, shard=shard_of)
