@@ -1,6 +1,7 @@
 """A library of label maps: what its index says, what is found in it, and how far drawn maps are from its own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from maisi.data.label_maps import find_maps
 from maisi.data.library import INDEX, PEOPLE, Library, Wanted, add_map, entry_of, matching, sum_of, write_index
 from maisi.errors import InvalidAnatomyError, InvalidConfigError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
-from maisi.pipelines.asked import asked
+from maisi.pipelines.asked import AskedLabels, asked
 from maisi.pipelines.library import library_source, people_source, view_centre
+from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import validate_generate
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
@@ -80,6 +83,19 @@ def test_a_drawn_map_is_another_person_at_a_stated_distance_and_without_lesions(
     stated = drawn[0].origin
     nearest = Likeness.of(drawn[0].labels).distance(library.likeness(stated.nearest))
     assert nearest == pytest.approx(stated.distance, abs=0.02)  # measured before lesions went
+
+
+def test_packaged_people_come_without_the_lesions_that_nobody_asked_for() -> None:
+    (entry,) = [entry for entry in Library.read(PEOPLE).entries if entry.id == "lidc0001_totalseg"]
+    assert entry.lesions == ("left kidney cyst",)
+    (source,) = validate_generate(
+        GenerateRequest(region="chest", size=(24, 24, 16), spacing=(14, 14, 14), force=True)
+    ).sources
+    assert isinstance(source, AskedLabels)
+    only = replace(source, source=replace(source.source, entries=(entry,)))
+    drawn = only.draw(np.random.default_rng(0), torch.Generator())
+    assert drawn.origin.entry == entry
+    assert not (drawn.labels.array == V.id("left kidney cyst")).any()
 
 
 def test_a_distance_that_no_bending_reaches_is_refused(library: Library) -> None:

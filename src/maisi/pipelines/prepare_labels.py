@@ -10,7 +10,7 @@ from maisi.data.cases import case_span, case_volume
 from maisi.data.label_maps import FoundMap
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.label_requests import PreparingLabels
-from maisi.space.resample import with_spacing
+from maisi.space.resample import pad, with_spacing
 from maisi.space.volume import LabelMap, check_same_grid
 
 
@@ -25,10 +25,17 @@ def prepared(found: FoundMap, settings: PreparingLabels) -> tuple[LabelMap, Regi
     if settings.body:
         labels = _with_scanned_body(labels, found)
     elif settings.enclose and load_vocabulary().id("body") not in labels.array:
-        labels = enclosed(labels)
+        labels = enclosed(_with_rim(labels))
     if settings.spacing is not None:
         labels = resampled(labels, with_spacing(labels.grid, settings.spacing))
     return labels, region_span(labels) if found.case is None else case_span(found.case, labels)
+
+
+def _with_rim(labels: LabelMap) -> LabelMap:
+    """The labels with room in each axial plane for the soft tissue that is to be drawn around them."""
+    rules = load_vocabulary().body
+    x, y, _ = (int(np.ceil((rules.enclosed_rim_mm + rules.enclosed_round_mm) / s)) for s in labels.grid.spacing)
+    return pad(labels, (x, y, 0), (x, y, 0))
 
 
 def _with_scanned_body(labels: LabelMap, found: FoundMap) -> LabelMap:

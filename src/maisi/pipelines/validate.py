@@ -37,7 +37,7 @@ from maisi.pipelines.labels import (
     folder_sources,
     region_grid,
 )
-from maisi.pipelines.library import library_source, people_source
+from maisi.pipelines.library import LibraryLabels, library_source, people_source
 from maisi.pipelines.quality.segmenter import segmenter_of
 from maisi.pipelines.requests import (
     DEFAULT_REGION,
@@ -188,10 +188,13 @@ def label_sources(request: GenerateRequest, bundle: Bundle) -> list[LabelSource]
     missing = [kind for kind in ("autoencoder", "unet") if kind not in bundle.kinds]
     if missing:
         raise InvalidBundleError(f"bundle {bundle.name!r} cannot generate: it has no {' and no '.join(missing)}")
-    is_asked = request.anatomy or request.library is not None  # whose lesions are asked for, or go
-    anatomy = AnatomyRequest.parse(request.anatomy, bundle_vocabulary(bundle)) if is_asked else None
+    vocabulary = bundle_vocabulary(bundle)
+    anatomy = AnatomyRequest.parse(request.anatomy, vocabulary) if request.anatomy else None
     sources = _plain_sources(request, bundle, anatomy)
-    return list(sources) if anatomy is None else [asked(source, anatomy) for source in sources]
+    if anatomy is not None:
+        return [asked(source, anatomy) for source in sources]
+    nothing = AnatomyRequest.parse((), vocabulary)  # lesions of a library's maps that nobody asked for go
+    return [asked(source, nothing) if isinstance(source, LibraryLabels) else source for source in sources]
 
 
 def _plain_sources(request: GenerateRequest, bundle: Bundle, anatomy: AnatomyRequest | None) -> Sequence[LabelSource]:
