@@ -20,6 +20,8 @@ HOMES = {
     "convert": "convert.CONVERT",
     "convert latents": "convert.CONVERT_LATENTS",
     "evaluate images": "evaluate_images.EVALUATE_IMAGES",
+    "evaluate autoencoder": "evaluate_autoencoder.EVALUATE_AUTOENCODER",
+    "evaluate labels": "evaluate_labels.EVALUATE_LABELS",
     "evaluate memorization": "evaluate_memorization.EVALUATE_MEMORIZATION",
     "labels augment": "augment_labels.AUGMENT_LABELS",
     "labels register": "register.REGISTER",
