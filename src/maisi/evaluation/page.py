@@ -104,8 +104,9 @@ def forest(rows: Sequence[Bar], margin: float) -> str:
     most = max(margin, *(max(abs(low), abs(high)) for _, _, low, high in rows)) * 1.1
     middle, scale = (_WIDTH + _LEFT) / 2, (_WIDTH - _LEFT - 20) / 2 / most
     height = len(rows) * _ROW
+    left, width = middle - scale * margin, 2 * scale * margin
     shapes = [
-        f"<rect x='{middle - scale * margin:.1f}' y='0' width='{2 * scale * margin:.1f}' height='{height}' opacity='.2'/>",
+        f"<rect x='{left:.1f}' y='0' width='{width:.1f}' height='{height}' opacity='.2'/>",
         f"<line x1='{middle:.1f}' x2='{middle:.1f}' y1='0' y2='{height}' stroke-dasharray='3 3'/>",
     ]
     for k, (name, *numbers) in enumerate(rows):
