@@ -9,6 +9,7 @@ from maisi.cli.options import AsJson, Out, Overwrite, takes
 from maisi.cli.run import run_task
 from maisi.evaluation.requests import (
     EvaluateAutoencoderRequest,
+    EvaluateDemographicsRequest,
     EvaluateImagesRequest,
     EvaluateLabelsRequest,
     EvaluateMemorizationRequest,
@@ -151,3 +152,30 @@ def autoencoder(
     for warning in record.warnings:
         tell(f"warning: {warning}")
     tell(f"{out}: {REPORT}, autoencoder.html, in {record.seconds:.1f} s")
+
+
+@evaluate.command()
+@takes(EvaluateDemographicsRequest, arguments={"manifest": "MANIFEST", "report": "REPORT"}, required=("by",))
+def demographics(
+    request: EvaluateDemographicsRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False
+) -> None:
+    """Divide the numbers of a report by a column of the manifest: worst group, gap, and whether chance explains it.
+
+    REPORT is what another `maisi evaluate` wrote. Of groups with fewer than --least patients nothing is said. Writes
+    demographics.json and demographics.html.
+    """
+    from maisi.evaluation.demographics import DemographicsReport
+    from maisi.evaluation.demographics_page import gap_rows
+    from maisi.runs.tasks.evaluate_demographics import REPORT
+
+    record = run_task("evaluate demographics", request, out, overwrite, quiet=True)
+    assert record is not None
+    found = DemographicsReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    if as_json:
+        give_json(found.model_dump())
+        return
+    give_table([(g, s.manifest, s.report) for g, s in found.groups.items()], (found.by, "in manifest", "in report"))
+    give_table(gap_rows(found)[:20], ("", "worst", "best", "gap", "p", "verdict"))
+    for warning in record.warnings:
+        tell(f"note: {warning}")
+    tell(f"{out}: {', '.join(record.outputs)}, in {record.seconds:.1f} s")

@@ -88,3 +88,15 @@ class EvaluateAutoencoderRequest(Frozen):
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     seed: int = Field(default=0, ge=0, description="Of the resamplings.")
     compute: Compute = Compute()
+
+
+class EvaluateDemographicsRequest(Frozen):
+    """The numbers of a report by groups of patients."""
+
+    manifest: Path = Field(description="Manifest or prepared folder that tells of the cases.")
+    report: Path = Field(description="labels.json, autoencoder.json or any JSON of cases with numbers.")
+    by: str = Field(description="Column of the manifest: sex, age, any of its attributes, group, region.")
+    bands: tuple[float, ...] = Field(default=(), description="Edge between bands of a number; may be repeated.")
+    figures: tuple[str, ...] = Field(default=(), description="Figures, such as '*.liver.dice'; may be repeated.")
+    least: int = Field(default=5, ge=2, description="Patients that a group needs for a statement.")
+    seed: int = Field(default=0, ge=0, description="Of the resamplings.")

@@ -21,6 +21,7 @@ HOMES = {
     "convert latents": "convert.CONVERT_LATENTS",
     "evaluate images": "evaluate_images.EVALUATE_IMAGES",
     "evaluate autoencoder": "evaluate_autoencoder.EVALUATE_AUTOENCODER",
+    "evaluate demographics": "evaluate_demographics.EVALUATE_DEMOGRAPHICS",
     "evaluate labels": "evaluate_labels.EVALUATE_LABELS",
     "evaluate memorization": "evaluate_memorization.EVALUATE_MEMORIZATION",
     "labels augment": "augment_labels.AUGMENT_LABELS",
