@@ -7,7 +7,13 @@ import typer
 from maisi.cli.console import complain, give_json, give_table, tell
 from maisi.cli.options import AsJson, Out, Overwrite, takes
 from maisi.cli.run import run_task
-from maisi.evaluation.requests import EvaluateImagesRequest, EvaluateMemorizationRequest
+from maisi.evaluation.requests import (
+    EvaluateAutoencoderRequest,
+    EvaluateDemographicsRequest,
+    EvaluateImagesRequest,
+    EvaluateLabelsRequest,
+    EvaluateMemorizationRequest,
+)
 
 evaluate = typer.Typer(help="Measure what generated volumes are worth.", no_args_is_help=True)
 
@@ -81,3 +87,95 @@ def memorization(
     if gate and found.copies:
         complain(f"{len(found.copies)} copies: {', '.join(each.name for each in found.copies)}")
         raise typer.Exit(1)
+
+
+NOT_OF_SEGMENTERS = tuple(f"compute.{name}" for name in ("ranks", "memory", "scratch", "host_memory", "precision"))
+
+
+@evaluate.command()
+@takes(EvaluateLabelsRequest, arguments={"real": "REAL", "synthetic": "SYNTHETIC"}, leave_out=NOT_OF_SEGMENTERS)
+def labels(request: EvaluateLabelsRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False) -> None:
+    """Let a segmenter find in synthetic volumes what their labels say, and in real ones: are they alike?
+
+    Dice, surface Dice and HD95 of each structure with intervals, and whether the Dice is equivalent within --margin.
+    A case that fails is told, the others go on. Writes labels.json and labels.html.
+    """
+    from maisi.evaluation.labels import LabelReport
+    from maisi.runs.tasks.evaluate_labels import REPORT
+
+    record = run_task("evaluate labels", request, out, overwrite, quiet=True)
+    assert record is not None
+    found = LabelReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    if as_json:
+        give_json(found.model_dump())
+        return
+    rows = [
+        (
+            each.name,
+            f"{each.real.dice.mean:.3f}",
+            f"{each.synthetic.dice.mean:.3f}",
+            "" if each.test.low is None else f"{each.test.low:+.3f} to {each.test.high:+.3f}",
+            f"{each.synthetic.surface_dice.mean:.3f}",
+            "" if each.synthetic.hd95_mm is None else f"{each.synthetic.hd95_mm.mean:.1f}",
+            each.test.verdict,
+        )
+        for each in found.structures
+    ]
+    give_table(rows, ("", "real Dice", "synthetic", "difference", "surface", "HD95 mm", "verdict"))
+    for warning in record.warnings:
+        tell(f"warning: {warning}")
+    tell(f"{out}: {REPORT}, labels.html, in {record.seconds:.1f} s")
+
+
+@evaluate.command()
+@takes(EvaluateAutoencoderRequest, arguments={"source": "VOLUMES"}, leave_out=("compute.ranks",))
+def autoencoder(
+    request: EvaluateAutoencoderRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False
+) -> None:
+    """Encode and decode many volumes and measure what is lost: PSNR, SSIM, and the error in HU by tissue.
+
+    Over all and by group of the manifest, with intervals, beside what a 3x3x3 box blur reaches. Writes
+    autoencoder.json and autoencoder.html.
+    """
+    from maisi.evaluation.autoencoder import AutoencoderReport
+    from maisi.evaluation.autoencoder_page import figure_rows
+    from maisi.runs.tasks.evaluate_autoencoder import REPORT
+
+    record = run_task("evaluate autoencoder", request, out, overwrite, quiet=True)
+    assert record is not None
+    found = AutoencoderReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    if as_json:
+        give_json(found.model_dump())
+        return
+    for group in found.groups:
+        give_table(figure_rows(group), (f"{group.name} ({group.num_cases})", "autoencoder", "box blur"))
+    for warning in record.warnings:
+        tell(f"warning: {warning}")
+    tell(f"{out}: {REPORT}, autoencoder.html, in {record.seconds:.1f} s")
+
+
+@evaluate.command()
+@takes(EvaluateDemographicsRequest, arguments={"manifest": "MANIFEST", "report": "REPORT"}, required=("by",))
+def demographics(
+    request: EvaluateDemographicsRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False
+) -> None:
+    """Divide the numbers of a report by a column of the manifest: worst group, gap, and whether chance explains it.
+
+    REPORT is what another `maisi evaluate` wrote. Of groups with fewer than --least patients nothing is said. Writes
+    demographics.json and demographics.html.
+    """
+    from maisi.evaluation.demographics import DemographicsReport
+    from maisi.evaluation.demographics_page import gap_rows
+    from maisi.runs.tasks.evaluate_demographics import REPORT
+
+    record = run_task("evaluate demographics", request, out, overwrite, quiet=True)
+    assert record is not None
+    found = DemographicsReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    if as_json:
+        give_json(found.model_dump())
+        return
+    give_table([(g, s.manifest, s.report) for g, s in found.groups.items()], (found.by, "in manifest", "in report"))
+    give_table(gap_rows(found)[:20], ("", "worst", "best", "gap", "p", "verdict"))
+    for warning in record.warnings:
+        tell(f"note: {warning}")
+    tell(f"{out}: {', '.join(record.outputs)}, in {record.seconds:.1f} s")

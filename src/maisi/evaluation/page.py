@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from maisi.evaluation.images import ImageReport, Interval
+from maisi.evaluation.segmentation import Interval as MeanInterval
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --faint: #66707e; --paper: #fff; --line: #d8dde4; --bar: #3f7fb5 }
@@ -14,6 +15,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 table { border-collapse: collapse } th, td { text-align: left; padding: .3rem 1.2rem .3rem 0;
   border-bottom: 1px solid var(--line) } .faint { color: var(--faint) }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif } rect { fill: var(--bar) } line { stroke: var(--ink) }
+circle { fill: var(--bar) }
 """
 _WIDTH, _ROW, _LEFT = 640, 34, 190
 
@@ -31,12 +33,15 @@ def images_page(found: ImageReport) -> str:
         f"{found.protocol.every}. of three orientations at {found.protocol.spacing_mm:g} mm, {found.protocol.size} "
         "pixels. Intervals: 95 %, over volumes; of halves: the range over ten divisions of the patients.</p>",
         "<h2>Frechet distance</h2>",
-        _bars(
-            [("synthetic against real", shares.frechet_mean), ("halves of the real ones", found.halves.frechet_mean)]
+        bars(
+            [
+                (words, each.frechet_mean.value, each.frechet_mean.low, each.frechet_mean.high)
+                for words, each in (("synthetic against real", shares), ("halves of the real ones", found.halves))
+            ]
         ),
-        _table(("", "sagittal", "coronal", "axial", "mean"), rows),
+        table(("", "sagittal", "coronal", "axial", "mean"), rows),
         "<h2>Kernel distance, precision, recall</h2>",
-        _table(
+        table(
             ("", "kernel distance", "precision", "recall"),
             [
                 ("synthetic against real", _told(shares.kernel), _share(shares.precision), _share(shares.recall)),
@@ -59,27 +64,61 @@ def _told(interval: Interval) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
+def told(mean: MeanInterval, digits: int = 3) -> str:
+    """A mean with its interval."""
+    return f"{mean.mean:.{digits}f} ({mean.low:.{digits}f} to {mean.high:.{digits}f})"
+
+
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows under a header."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _bars(rows: Sequence[tuple[str, Interval]]) -> str:
+Bar = tuple[str, float, float, float]
+"""What a bar is of, the value, and the ends of its interval."""
+
+
+def bars(rows: Sequence[Bar]) -> str:
     """A bar a row, from 0, with its interval as a line."""
-    most = max(max(interval.high, interval.value) for _, interval in rows) or 1.0
+    most = max(max(value, high) for _, value, _, high in rows) or 1.0
     scale, shapes = (_WIDTH - _LEFT - 20) / most, []
-    for k, (name, interval) in enumerate(rows):
+    for k, (name, *numbers) in enumerate(rows):
         y = k * _ROW
-        x = [_LEFT + scale * max(0.0, v) for v in (interval.value, interval.low, interval.high)]
+        x = [_LEFT + scale * max(0.0, number) for number in numbers]
         shapes += [
             f"<text x='0' y='{y + 21}'>{escape(name)}</text>",
             f"<rect x='{_LEFT}' y='{y + 8}' width='{x[0] - _LEFT:.1f}' height='18' opacity='.6'/>",
             f"<line x1='{x[1]:.1f}' x2='{x[2]:.1f}' y1='{y + 17}' y2='{y + 17}' stroke-width='2'/>",
         ]
+    return _drawing(shapes, len(rows))
+
+
+def forest(rows: Sequence[Bar], margin: float) -> str:
+    """A point with its interval a row, beside 0 and the band of a margin around it."""
+    most = max(margin, *(max(abs(low), abs(high)) for _, _, low, high in rows)) * 1.1
+    middle, scale = (_WIDTH + _LEFT) / 2, (_WIDTH - _LEFT - 20) / 2 / most
     height = len(rows) * _ROW
+    left, width = middle - scale * margin, 2 * scale * margin
+    shapes = [
+        f"<rect x='{left:.1f}' y='0' width='{width:.1f}' height='{height}' opacity='.2'/>",
+        f"<line x1='{middle:.1f}' x2='{middle:.1f}' y1='0' y2='{height}' stroke-dasharray='3 3'/>",
+    ]
+    for k, (name, *numbers) in enumerate(rows):
+        y, x = k * _ROW + 17, [middle + scale * number for number in numbers]
+        shapes += [
+            f"<text x='0' y='{y + 4}'>{escape(name)}</text>",
+            f"<line x1='{x[1]:.1f}' x2='{x[2]:.1f}' y1='{y}' y2='{y}' stroke-width='2'/>",
+            f"<circle cx='{x[0]:.1f}' cy='{y}' r='4'/>",
+        ]
+    return _drawing(shapes, len(rows))
+
+
+def _drawing(shapes: Iterable[str], num_rows: int) -> str:
+    height = num_rows * _ROW
     return f"<svg viewBox='0 0 {_WIDTH} {height}' width='{_WIDTH}' height='{height}'>{''.join(shapes)}</svg>"

@@ -5,6 +5,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from maisi.compute.compute import Compute
+from maisi.pipelines.prepare.settings import check_segmenter
+from maisi.pipelines.requests import DEFAULT_BUNDLE
 from maisi.shapes import Frozen, Modality
 
 
@@ -45,3 +48,55 @@ class EvaluateMemorizationRequest(Frozen):
             object.__setattr__(self, "training_split", None)
             object.__setattr__(self, "held_out_split", None)
         return self
+
+
+class EvaluateLabelsRequest(Frozen):
+    """A segmenter on real and on synthetic volumes that have label maps."""
+
+    real: Path = Field(description="Manifest, prepared folder, or folder of NAME_ct and NAME_labels files.")
+    synthetic: Path = Field(description="Likewise.")
+    segmenter: str | None = Field(
+        default=None, description="Command that labels a CT, such as 'TotalSegmentator -i {image} -o {labels}'."
+    )
+    segmenter_numbering: str | None = Field(default=None, description="Whose numbers the segmenter's ids are.")
+    segmenter_minutes: float = Field(default=60, gt=0, description="How long the segmenter may take for a case.")
+    bundle: str | None = Field(default=None, description="Bundle whose own segmenter is taken instead of a command.")
+    real_split: str | None = Field(default=None, description="Split of the real manifest.")
+    synthetic_split: str | None = Field(default=None, description="Split of the synthetic manifest.")
+    margin: float = Field(default=0.05, gt=0, lt=1, description="Difference of Dice that counts as none.")
+    tolerance_mm: float = Field(default=2.0, ge=0, description="Of surface Dice, in mm.")
+    unpaired: bool = Field(default=False, description="Do not pair cases of the same id.")
+    seed: int = Field(default=0, ge=0, description="Of the resamplings.")
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _one_segmenter(self) -> "EvaluateLabelsRequest":
+        if (self.segmenter is None) == (self.bundle is None):
+            given = "both" if self.bundle else "neither"
+            raise ValueError(f"a segmenter is a command or one of a bundle, {given} given; accepted: one of the two")
+        check_segmenter(self.segmenter)
+        return self
+
+
+class EvaluateAutoencoderRequest(Frozen):
+    """The autoencoder of a bundle on a set of volumes."""
+
+    source: Path = Field(description="Manifest, prepared folder or folder of files.")
+    bundle: str = Field(default=DEFAULT_BUNDLE, description="Packaged bundle or folder.")
+    split: str | None = Field(default=None, description="Split of the manifest.")
+    modality: Modality = Field(default="ct", description="Of files in a folder: ct or mr.")
+    force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
+    seed: int = Field(default=0, ge=0, description="Of the resamplings.")
+    compute: Compute = Compute()
+
+
+class EvaluateDemographicsRequest(Frozen):
+    """The numbers of a report by groups of patients."""
+
+    manifest: Path = Field(description="Manifest or prepared folder that tells of the cases.")
+    report: Path = Field(description="labels.json, autoencoder.json or any JSON of cases with numbers.")
+    by: str = Field(description="Column of the manifest: sex, age, any of its attributes, group, region.")
+    bands: tuple[float, ...] = Field(default=(), description="Edge between bands of a number; may be repeated.")
+    figures: tuple[str, ...] = Field(default=(), description="Figures, such as '*.liver.dice'; may be repeated.")
+    least: int = Field(default=5, ge=2, description="Patients that a group needs for a statement.")
+    seed: int = Field(default=0, ge=0, description="Of the resamplings.")

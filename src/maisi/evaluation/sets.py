@@ -1,4 +1,4 @@
-"""Sets of volumes to compare: the images of a manifest, or of a folder."""
+"""Sets to compare: the images, with or without label maps, of a manifest or of a folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from pathlib import Path
 
 from maisi.data.cases import case_volume
 from maisi.data.door import open_volume
-from maisi.data.manifest import STORED, read_manifest
+from maisi.data.manifest import STORED, Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.space.nifti import SUFFIXES
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import Volume
 
 _NO_IMAGES = ("_labels", "_mask", "_seg")
+_CT = "_ct"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class NamedImage:
     name: str
     patient: str
     read: Callable[[], Volume]
+    group: str = ""
 
 
 def image_set(path: Path, split: str | None = None, modality: str = "ct", least: int = 2) -> list[NamedImage]:
@@ -39,7 +41,7 @@ def image_set(path: Path, split: str | None = None, modality: str = "ct", least:
             )
     else:
         found = [
-            NamedImage(case.id, case.patient or case.id, partial(case_volume, case))
+            NamedImage(case.id, case.patient or case.id, partial(case_volume, case), case.group)
             for case in read_manifest(path)
             if case.image is not None and split in (None, case.split)
         ]
@@ -62,3 +64,42 @@ def _files(folder: Path, modality: str) -> list[NamedImage]:
         for path, stem in stems
         if not stem.endswith(_NO_IMAGES)
     ]
+
+
+def labelled_set(path: Path, split: str | None = None, least: int = 2) -> list[Case]:
+    """The CTs with label maps of a manifest (of one split, if named), of a prepared folder, or of a folder of pairs.
+
+    A pair is `NAME_ct.nii.gz` and `NAME_labels.nii.gz`, the latter in our ids or with names of its own. Raises
+    `InvalidRequestError` for fewer than `least` of them.
+    """
+    if path.is_dir() and not (path / STORED).is_file():
+        if split is not None:
+            raise InvalidRequestError(
+                f"{path} is a folder of files, which knows no split {split}; accepted: a manifest"
+            )
+        found = _pairs(path)
+    else:
+        found = [
+            case
+            for case in read_manifest(path)
+            if case.image is not None and (case.labels or case.labels_maisi) and split in (None, case.split)
+        ]
+    if len(found) < least:
+        of_split = f" of split {split}" if split else ""
+        raise InvalidRequestError(
+            f"{path} has {len(found)} CTs with label maps{of_split}; a comparison needs at least {least} "
+            "(cases of a manifest, or files NAME_ct.nii.gz and NAME_labels.nii.gz)"
+        )
+    return found
+
+
+def _pairs(folder: Path) -> list[Case]:
+    cases = []
+    for suffix in SUFFIXES:
+        for image in sorted(folder.rglob(f"*{_CT}{suffix}")):
+            stem = image.name.removesuffix(f"{_CT}{suffix}")
+            labels = next((p for s in SUFFIXES if (p := image.with_name(f"{stem}_labels{s}")).is_file()), None)
+            if labels is not None:
+                name = (image.parent.relative_to(folder) / stem).as_posix()
+                cases.append(Case(id=name, image=image, labels_maisi=labels))
+    return sorted(cases, key=lambda case: case.id)

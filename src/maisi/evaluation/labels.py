@@ -1,0 +1,257 @@
+"""Whether a segmenter finds in synthetic volumes what their labels say as well as in real ones, structure by structure.
+
+This is Table S5 of Guo et al. (arXiv 2409.11169), with intervals and a test of equivalence.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from maisi.anatomy.body import complete_labels
+from maisi.anatomy.segmented import admissible
+from maisi.anatomy.vocabulary import Vocabulary
+from maisi.data.cases import case_volume, own_labels
+from maisi.data.labelled import looked_for
+from maisi.data.manifest import Case
+from maisi.errors import InvalidLabelsError
+from maisi.evaluation.equivalence import Equivalence, paired_equivalence, unpaired_equivalence
+from maisi.evaluation.segmentation import Agreement, Interval, agreement, interval, known_agreement
+from maisi.pipelines.quality.segmenter import Segmenter
+from maisi.pipelines.segment import NetworkSegmenter
+from maisi.shapes import Frozen, Spacing3
+from maisi.space.volume import LabelMap, Volume, check_same_grid
+
+SetName = Literal["real", "synthetic"]
+Judge = Callable[[Volume, LabelMap, Case], dict[str, Agreement]]
+"""How well a segmenter finds in a volume each structure that its labels have."""
+
+
+class CaseAgreement(Frozen):
+    """What a segmenter made of one case."""
+
+    id: str
+    set: SetName
+    patient: str
+    spacing_mm: Spacing3
+    structures: dict[str, Agreement]
+
+
+class FailedCase(Frozen):
+    """A case that could not be read or segmented, and why."""
+
+    id: str
+    set: SetName
+    words: str
+
+
+class Figures(Frozen):
+    """Means of a structure over the patients of a set, with their intervals; `missed` are cases where it was not found.
+
+    A missed structure has Dice and surface Dice 0, and no distance.
+    """
+
+    dice: Interval
+    surface_dice: Interval
+    hd95_mm: Interval | None
+    missed: int
+
+
+class StructureReport(Frozen):
+    """One structure in both sets, and whether its Dice is the same within the margin."""
+
+    name: str
+    real: Figures
+    synthetic: Figures
+    test: Equivalence
+
+
+class LabelReport(Frozen):
+    """A segmenter on real and on synthetic volumes."""
+
+    version: int = 1
+    segmenter: str
+    tolerance_mm: float
+    margin: float
+    num_real: int
+    num_synthetic: int
+    structures: tuple[StructureReport, ...]
+    cases: tuple[CaseAgreement, ...]
+    failures: tuple[FailedCase, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CommandJudge:
+    """Judges by a segmenter that writes ids of the vocabulary; lesions count to the organ that they grow in."""
+
+    segmenter: Segmenter
+    vocabulary: Vocabulary
+    tolerance_mm: float
+
+    def __call__(self, volume: Volume, labels: LabelMap, case: Case) -> dict[str, Agreement]:
+        found = self.segmenter(volume)
+        present = set(self.vocabulary.check_ids(labels.array)) & looked_for(case, labels, self.vocabulary)
+        structures = {self.vocabulary.name(id): self._ids(id) for id in sorted(present)}
+        return agreement(labels, found, structures, self.tolerance_mm)
+
+    def _ids(self, id: int) -> tuple[int, ...]:
+        name = self.vocabulary.name(id)
+        return (id, *(each.id for each in self.vocabulary.structures if each.host == name))
+
+
+@dataclass(frozen=True)
+class NetworkJudge:
+    """Judges by the segmenter of a bundle, for those of its classes that the labels of a case name."""
+
+    segmenter: NetworkSegmenter
+    vocabulary: Vocabulary
+    tolerance_mm: float
+
+    def __call__(self, volume: Volume, labels: LabelMap, case: Case) -> dict[str, Agreement]:
+        classes, sought = self.segmenter.config.classes, looked_for(case, labels, self.vocabulary)
+        table = admissible(classes, sought, self.vocabulary)
+        whole, channels = complete_labels(labels, volume), self.segmenter.classes(volume)
+        found = known_agreement(whole, channels, table, [each.name for each in classes], self.tolerance_mm)
+        return {each.name: found[each.name] for each in classes if each.name in found and set(each.ids) & sought}
+
+
+def judged_case(case: Case, which: SetName, judge: Judge, vocabulary: Vocabulary) -> CaseAgreement:
+    """A case read, segmented and compared; raises `InvalidLabelsError` where its labels name no structure."""
+    volume, labels = case_volume(case), own_labels(case, vocabulary=vocabulary)
+    if labels is None or not set(vocabulary.check_ids(labels.array)) - set(vocabulary.group("tissues")):
+        raise InvalidLabelsError(f"case {case.id}: its labels name no structure besides coarse tissues")
+    check_same_grid(labels, volume)
+    return CaseAgreement(
+        id=case.id,
+        set=which,
+        patient=case.patient or case.id,
+        spacing_mm=volume.grid.spacing,
+        structures=judge(volume, labels, case),
+    )
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How two sets are compared."""
+
+    segmenter: str
+    tolerance_mm: float
+    margin: float
+    paired: bool = True  # where both sets share case ids
+    seed: int = 0
+
+
+def compare_labels(cases: Sequence[CaseAgreement], failures: Sequence[FailedCase], protocol: Protocol) -> LabelReport:
+    """The report on cases that were judged. Patients count, not cases: values of one patient are averaged.
+
+    Raises `InvalidLabelsError` where no structure is in both sets.
+    """
+    real, synthetic = ([case for case in cases if case.set == name] for name in ("real", "synthetic"))
+    names = [_names(each) for each in (real, synthetic)]
+    shared = [name for name in names[0] if name in names[1]]
+    if not shared:
+        raise InvalidLabelsError(
+            f"no structure is in both sets: real has {_few(names[0])}; synthetic has {_few(names[1])}"
+        )
+    rng = np.random.default_rng(protocol.seed)
+    structures = tuple(_structure(name, real, synthetic, protocol, rng) for name in shared)
+    return LabelReport(
+        segmenter=protocol.segmenter,
+        tolerance_mm=protocol.tolerance_mm,
+        margin=protocol.margin,
+        num_real=len(real),
+        num_synthetic=len(synthetic),
+        structures=structures,
+        cases=tuple(cases),
+        failures=tuple(failures),
+        notes=tuple(_notes(real, synthetic, names, structures)),
+    )
+
+
+def _names(cases: Sequence[CaseAgreement]) -> list[str]:
+    return list(dict.fromkeys(n for case in cases for n, each in case.structures.items() if each.reference_ml > 0))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])]) or "none"
+
+
+def _structure(
+    name: str,
+    real: Sequence[CaseAgreement],
+    synthetic: Sequence[CaseAgreement],
+    protocol: Protocol,
+    rng: np.random.Generator,
+) -> StructureReport:
+    first, second = (
+        [case for case in cases if name in case.structures and case.structures[name].reference_ml > 0]
+        for cases in (real, synthetic)
+    )
+    return StructureReport(
+        name=name,
+        real=_figures(name, first, rng),
+        synthetic=_figures(name, second, rng),
+        test=_test(name, first, second, protocol),
+    )
+
+
+def _test(
+    name: str, real: Sequence[CaseAgreement], synthetic: Sequence[CaseAgreement], protocol: Protocol
+) -> Equivalence:
+    """Paired where most of the smaller set has its case in the other one."""
+    partners = {case.id: case for case in synthetic}
+    pairs = [(case, partners[case.id]) for case in real if case.id in partners] if protocol.paired else []
+    if pairs and 2 * len(pairs) > min(len(real), len(synthetic)):
+        apart = [(a.patient, _dice(b.structures[name]) - _dice(a.structures[name])) for a, b in pairs]
+        return paired_equivalence(_by_patient(apart), protocol.margin)
+    values = [
+        _by_patient([(case.patient, _dice(case.structures[name])) for case in cases]) for cases in (real, synthetic)
+    ]
+    return unpaired_equivalence(values[0], values[1], protocol.margin)
+
+
+def _figures(name: str, cases: Sequence[CaseAgreement], rng: np.random.Generator) -> Figures:
+    found = [(case.patient, case.structures[name]) for case in cases]
+    distances = [(patient, each.hd95_mm) for patient, each in found if each.hd95_mm is not None]
+    return Figures(
+        dice=interval(_by_patient([(patient, _dice(each)) for patient, each in found]), rng),
+        surface_dice=interval(_by_patient([(patient, each.surface_dice or 0.0) for patient, each in found]), rng),
+        hd95_mm=interval(_by_patient(distances), rng) if distances else None,
+        missed=sum(each.found_ml == 0 for _, each in found),
+    )
+
+
+def _dice(found: Agreement) -> float:
+    assert found.dice is not None, "the reference has the structure"
+    return found.dice
+
+
+def _by_patient(values: Sequence[tuple[str, float]]) -> list[float]:
+    of_patient: Mapping[str, list[float]] = defaultdict(list)
+    for patient, value in values:
+        of_patient[patient].append(value)
+    return [float(np.mean(each)) for each in of_patient.values()]
+
+
+def _notes(
+    real: Sequence[CaseAgreement],
+    synthetic: Sequence[CaseAgreement],
+    names: Sequence[Sequence[str]],
+    structures: Sequence[StructureReport],
+) -> list[str]:
+    notes = []
+    for words, here, there in (("real", *names), ("synthetic", *reversed(names))):
+        alone = [name for name in here if name not in there]
+        if alone:
+            notes.append(f"in {words} labels alone, so not compared: {', '.join(alone)}")
+    spacings = [{tuple(round(mm, 2) for mm in case.spacing_mm) for case in cases} for cases in (real, synthetic)]
+    if spacings[0] != spacings[1]:
+        shown = [", ".join(" x ".join(f"{mm:g}" for mm in each) for each in sorted(s)[:3]) for s in spacings]
+        notes.append(f"spacings differ (mm): real {shown[0]}; synthetic {shown[1]}; nothing was resampled")
+    never = [s.name for s in structures if s.real.dice.mean == 0 and s.synthetic.dice.mean == 0]
+    if never:
+        notes.append(f"the segmenter finds these nowhere, or does not know them: {', '.join(never)}")
+    return notes

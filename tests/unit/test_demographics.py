@@ -1,0 +1,93 @@
+"""Figures by group of patients: who differs, who is too few, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maisi.cli import main
+from maisi.data.manifest import Case
+from maisi.errors import InvalidRequestError
+from maisi.evaluation.demographics import Grouping, by_group, chosen_figures, group_cases, read_numbers
+
+
+def cases(num: int = 24) -> list[Case]:
+    """Women and men in turn, of 20 years and more; the last one is of a sex that no other is."""
+    sexes = ["F", "M"] * (num // 2 - 1) + ["F", "O"]
+    return [Case(id=f"c{k}", attributes={"sex": s, "age": f"{20 + k:03d}Y"}) for k, s in enumerate(sexes)]
+
+
+def report(path: Path, gap: float) -> Path:
+    rng = np.random.default_rng(0)
+    entries = [
+        {
+            "id": case.id,
+            "set": "synthetic",
+            "structures": {"liver": {"dice": 0.9 - gap * (case.attributes["sex"] == "M") + rng.normal(0, 0.01)}},
+            "ml": 3.0,
+        }
+        for case in cases()
+    ]
+    path.write_text(json.dumps({"cases": entries}))
+    return path
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(0.1, "differ"), (0.0, "no difference found")])
+def test_a_gap_is_told_from_chance_and_a_lone_patient_decides_nothing(tmp_path: Path, gap: float, verdict: str) -> None:
+    numbers = chosen_figures(read_numbers(report(tmp_path / "r.json", gap)), ())
+    assert list(numbers) == ["synthetic.structures.liver.dice"]
+    found = by_group("r.json", numbers, cases(), Grouping("sex", group_cases(cases(), "sex")))
+    (figure,) = found.figures
+    assert figure.verdict == verdict
+    assert figure.gap is not None
+    if gap:
+        assert (figure.gap.worst, figure.gap.best) == ("M", "F")
+        assert figure.gap.low < gap < figure.gap.high + 0.01
+    assert figure.groups["O"].mean is None
+    assert (found.groups["O"].manifest, found.groups["O"].report) == (1, 1)
+    assert "fewer than 5 patients, of which nothing is said: O" in found.notes
+
+
+def test_lower_is_better_of_errors() -> None:
+    numbers = {"mae_hu": {case.id: 10.0 + (case.attributes["sex"] == "M") for case in cases()}}
+    found = by_group("r", numbers, cases(), Grouping("sex", group_cases(cases(), "sex")))
+    assert found.figures[0].gap is not None
+    assert found.figures[0].gap.worst == "M"
+
+
+def test_ages_go_into_bands() -> None:
+    ages = [Case(id=str(k), attributes={"age": age}) for k, age in enumerate(("039Y", "040Y", "70", "018M"))]
+    assert group_cases(ages, "age", (40, 65)) == {"0": "under 40", "1": "40 to 65", "2": "65 and over", "3": "under 40"}
+    thirds = group_cases(cases(), "age")
+    assert len(set(thirds.values())) == 3
+    with pytest.raises(InvalidRequestError, match="bands are of numbers, and 'sex' has 'F'"):
+        group_cases(cases(), "sex", (40,))
+
+
+def test_patients_count_once() -> None:
+    scans = [Case(id=f"s{k}", patient=f"p{k % 4}", attributes={"sex": "FM"[k % 2]}) for k in range(40)]
+    numbers = {"dice": {case.id: 0.5 for case in scans}}
+    found = by_group("r", numbers, scans, Grouping("sex", group_cases(scans, "sex")))
+    assert found.figures[0].verdict == "too few to say"
+    assert found.figures[0].groups["F"].patients == 2
+
+
+def test_the_command_writes_report_and_page_and_refuses_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(f"{case.model_dump_json(exclude_defaults=True)}\n" for case in cases()))
+    given = ["evaluate", "demographics", str(manifest), str(report(tmp_path / "r.json", 0.1))]
+    assert main([*given, "--by", "sex", "--out", str(tmp_path / "out")]) == 0
+    assert "differ" in capfd.readouterr().out
+    assert "liver" in (tmp_path / "out" / "demographics.html").read_text()
+    assert main([*given, "--by", "sx", "--out", str(tmp_path / "no")]) == 2
+    assert "no case has the column 'sx'; did you mean 'sex'?" in capfd.readouterr().err
+    (tmp_path / "empty.json").write_text("[]")
+    assert main([*given[:3], str(tmp_path / "empty.json"), "--by", "sex", "--out", str(tmp_path / "no")]) == 2
+    assert "has no numbers of cases; accepted: labels.json" in capfd.readouterr().err
+    (tmp_path / "other.json").write_text(json.dumps({"cases": [{"id": "x", "dice": 0.5}]}))
+    assert main([*given[:3], str(tmp_path / "other.json"), "--by", "sex", "--out", str(tmp_path / "no")]) == 2
+    assert "no case of other.json is in the manifest: the one has 'x', the other 'c0'" in capfd.readouterr().err
+    assert not (tmp_path / "no").exists()

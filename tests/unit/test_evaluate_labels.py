@@ -1,0 +1,85 @@
+"""Which structures a segmenter is judged by, and how cases become a verdict."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from maisi.anatomy.segmented import class_map, segmented_classes
+from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.data.manifest import Case
+from maisi.evaluation.labels import CaseAgreement, CommandJudge, NetworkJudge, Protocol, compare_labels
+from maisi.evaluation.labels_page import labels_page
+from maisi.evaluation.segmentation import Agreement
+from maisi.space.grid import Grid
+from maisi.space.volume import LabelMap, Volume
+
+VOCABULARY = load_vocabulary()
+LIVER, SPLEEN, TUMOUR = (VOCABULARY.id(name) for name in ("liver", "spleen", "hepatic tumor"))
+GRID = Grid.centered((20, 20, 12), (4.0, 4.0, 4.0))
+CASE = Case(id="a")
+
+
+def scan() -> tuple[Volume, LabelMap]:
+    """Soft tissue with a liver that alone is labelled, and a tumour in it."""
+    hu = np.full(GRID.shape, -1000.0, np.float32)
+    hu[2:-2, 2:-2] = 40.0
+    ids = np.zeros(GRID.shape, np.uint8)
+    ids[5:13, 5:13, 3:9] = LIVER
+    ids[8:10, 8:10, 5:7] = TUMOUR
+    return Volume(hu, GRID), LabelMap(ids, GRID)
+
+
+def test_a_network_is_judged_by_the_classes_that_were_looked_for() -> None:
+    volume, labels = scan()
+    names: dict[str, tuple[str, ...]] = {
+        "body": ("body", "fat", "air"), "liver": ("liver", "hepatic tumor"), "spleen": (), "skeleton": ("bones",)
+    }  # fmt: skip
+    classes = segmented_classes(names, VOCABULARY)
+    found = class_map(labels.array, classes, VOCABULARY)
+    found[2:4, 2:4, 2:4] = 3  # spleen, of which the labels know nothing
+    segmenter: Any = SimpleNamespace(
+        config=SimpleNamespace(classes=classes), classes=lambda volume: LabelMap(found, GRID)
+    )
+    judged = NetworkJudge(segmenter, VOCABULARY, 2.0)(volume, labels, CASE)
+    assert list(judged) == ["liver"]
+    assert judged["liver"].dice == 1.0
+
+
+def test_lesions_count_to_their_organ() -> None:
+    volume, labels = scan()
+
+    def segmenter(volume: Volume) -> LabelMap:
+        return LabelMap(np.where(labels.array == TUMOUR, LIVER, labels.array).astype(np.uint8), GRID)
+
+    judged = CommandJudge(segmenter, VOCABULARY, 2.0)(volume, labels, CASE)
+    assert judged["liver"].dice == 1.0
+    assert judged["hepatic tumor"].dice == 0.0
+
+
+def agreed(id: str, which: Any, dice: float, patient: str = "", found_ml: float = 1.0) -> CaseAgreement:
+    found = Agreement(reference_ml=1.0, found_ml=found_ml, dice=dice, surface_dice=dice or None, hd95_mm=None)
+    return CaseAgreement(
+        id=id, set=which, patient=patient or id, spacing_mm=(1.0, 1.0, 1.0), structures={"liver": found}
+    )
+
+
+def test_pairs_are_compared_by_pairs_and_patients_count_once() -> None:
+    levels = (0.3, 0.6, 0.9, 0.95)
+    cases = [agreed(f"c{k}", which, level) for k, level in enumerate(levels) for which in ("real", "synthetic")]
+    paired, unpaired = (compare_labels(cases, (), Protocol("x", 2.0, 0.05, each)) for each in (True, False))
+    assert paired.structures[0].test.verdict == "equivalent"
+    assert unpaired.structures[0].test.verdict == "too few to say"
+    same = [agreed(f"c{k}", which, 0.9, patient="p") for k in range(9) for which in ("real", "synthetic")]
+    once = compare_labels(same, (), Protocol("x", 2.0, 0.05))
+    assert once.structures[0].test.verdict == "too few to say"
+    assert once.structures[0].real.dice.cases == 1
+    assert "Too few cases for any interval" in labels_page(once)
+    assert "equivalent" in labels_page(paired)
+
+
+def test_what_is_missed_is_counted_and_what_is_never_found_is_told() -> None:
+    cases = [agreed(f"{which}{k}", which, 0.0, found_ml=0.0) for k in range(3) for which in ("real", "synthetic")]
+    found = compare_labels(cases, (), Protocol("x", 2.0, 0.05))
+    assert found.structures[0].real.missed == 3
+    assert "the segmenter finds these nowhere, or does not know them: liver" in found.notes
