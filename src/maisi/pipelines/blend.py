@@ -27,6 +27,9 @@ GRAIN_SDS = 2.5
 """What is finer than the network draws is kept as far as it is the scanner's noise, up to so many deviations."""
 
 
+ENOUGH = 500
+"""Voxels of soft tissue by which noise is measured."""
+
 TEXTURE = 0.7
 """How uneven a tumour is by itself (smoothed by 3 mm), as a share of what tumours differ by; sarcomas: 10 of 15 HU."""
 
@@ -77,11 +80,16 @@ def at_level(ct: np.ndarray, drawn: Drawn, weight: np.ndarray, spacing: Sequence
     return np.asarray(drawn.lesion + ndimage.gaussian_filter(known[tuple(nearest)], sigma), np.float32)
 
 
-def grain(ct: np.ndarray, drawn: Drawn, spacing: Sequence[float]) -> np.ndarray:
-    """What encoding loses of the CT that is finer than the network's voxels, as far as it may be the CT's noise."""
+def grain(ct: np.ndarray, drawn: Drawn, spacing: Sequence[float], soft_hu: tuple[float, float]) -> np.ndarray:
+    """What encoding loses of the CT that is finer than the network's voxels, as far as it may be the CT's noise.
+
+    How strong noise is shows in soft tissue, where there is enough: in lung and bone most that is fine is anatomy.
+    """
     sigma = [drawn.resolution_mm / s for s in spacing]
-    lost = _fine(ct - drawn.as_it_was, sigma)
-    most = GRAIN_SDS * min(deviation(lost), deviation(_fine(ct, sigma)))
+    lost, fine = _fine(ct - drawn.as_it_was, sigma), _fine(ct, sigma)
+    even = (ct - fine > soft_hu[0]) & (ct - fine < soft_hu[1])
+    even = even if even.sum() >= ENOUGH else np.ones_like(even)
+    most = GRAIN_SDS * min(deviation(lost[even]), deviation(fine[even]))
     return np.clip(lost, -most, most)
 
 
