@@ -377,7 +377,7 @@ def test_an_error_is_a_line_and_with_debug_a_traceback(maisi: Maisi, tmp_path: P
     [
         (
             ("ct-smal", "--manifest", "m.json"),
-            "no recipe 'ct-smal'; accepted: ct-segmenter, ct-small, paper, small, tiny, or a YAML",
+            "no recipe 'ct-smal'; accepted: ct-segmenter, ct-small, ct-small-refined, inpaint, paper, small, tiny, or a YAML",
         ),
         (("ct-small", "--manifest", "nowhere.json"), "no manifest at nowhere.json"),
         (("ct-small", "--manifest", "nowhere.json", "-s", "sed=1"), "unknown setting 'sed'; did you mean 'seed'?"),
@@ -391,8 +391,8 @@ def test_a_training_that_cannot_start_is_refused(
 
 
 def test_another_recipe_in_the_folder_of_a_run_is_refused(maisi: Maisi, tmp_path: Path) -> None:
-    (tmp_path / "m.json").write_text('{"cases": []}')
+    (tmp_path / "m.json").write_text('{"cases": [{"id": "one", "image": "ct.nii.gz"}]}')
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.yaml").write_text("command: generate\n")
-    said = refused(maisi, tmp_path / "out", "train", "recipe", "ct-small", "--manifest", tmp_path / "m.json")
+    said = refused(maisi, tmp_path / "out", "train", "recipe", "tiny", "--manifest", tmp_path / "m.json")
     assert "holds an unfinished run of other settings (command)" in said

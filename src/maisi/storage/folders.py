@@ -105,7 +105,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 def _move(source: Path, target: Path) -> list[Path]:
     """Move a file or a folder, into a folder that is there already, and give where all that was moved is now."""
-    if not (source.is_dir() and target.is_dir()):
+    if source == target or not (source.is_dir() and target.is_dir()):
         os.replace(source, target)
         return [target]
     moved = [path for entry in sorted(source.iterdir()) for path in _move(entry, target / entry.name)]
