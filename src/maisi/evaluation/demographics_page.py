@@ -35,7 +35,7 @@ def demographics_page(found: DemographicsReport) -> str:
 
 def gap_rows(found: DemographicsReport) -> list[tuple[str, ...]]:
     """Worst and best group of each figure, the gap with its interval, p and verdict; the clearest first."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for each in sorted(found.figures, key=lambda each: 1.0 if each.gap is None else each.gap.p):
         gap = each.gap
         told_gap = ("", "", "", "")
