@@ -165,6 +165,8 @@ def main() -> None:
             timed(again)
             differ = same(result, parts)
             found[kind] = {"seconds": round(seconds, 1), "kills": kills, "files that differ": differ}
+            if kind == "many":
+                found[kind]["samples"] = arguments.samples
             print(f"{kind}: {seconds:.1f} s undisturbed, killed {kills} times, {len(differ)} files differ {differ[:3]}")
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
