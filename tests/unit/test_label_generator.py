@@ -26,6 +26,8 @@ from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.label_codec import decode_ids, logits_of
 from maisi.pipelines.label_generator import GeneratedLabels, rehearse, slot_values
 from maisi.pipelines.labels import LabelSource
+from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import label_sources
 from maisi.space.grid import Grid
 
 ID = load_vocabulary().id
@@ -216,3 +218,13 @@ def test_guidance_compares_with_open_sizes_and_needs_a_network_that_knows_them()
     assert made.open_conditions["context"].flatten().tolist() == [-2.0] * 10
     with pytest.raises(InvalidRequestError, match="guidance needs a label generator that knows open sizes"):
         source(generator_bundle(open_sizes=False), guidance=2.0)
+
+
+def test_a_request_for_cts_may_name_the_bundle_that_draws_its_labels(tmp_path) -> None:
+    path = save_bundle(generator_bundle(), tmp_path / "drawn")
+    asked = {"region": "abdomen", "spacing": (4.0, 4.0, 4.0), "force": True, "compute": COMPUTE}
+    request = GenerateRequest(label_bundle=str(path), **asked)  # type: ignore[arg-type]
+    (made,) = label_sources(request, load_bundle("ct-small"))
+    assert isinstance(made, GeneratedLabels)
+    assert made.grid.shape == (40, 40, 16)  # as much of the usual view as the network draws, in whole multiples
+    assert made.grid.spacing == (4.0, 4.0, 4.0)
