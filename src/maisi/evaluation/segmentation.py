@@ -13,7 +13,7 @@ from scipy import ndimage
 from maisi.anatomy.segmented import known_masks
 from maisi.errors import InvalidLabelsError, InvalidRequestError
 from maisi.shapes import Frozen, Spacing3
-from maisi.space.volume import LabelMap, check_same_grid
+from maisi.space.volume import LabelMap
 
 PERCENTILE = 95.0
 RESAMPLES = 2000
@@ -46,8 +46,7 @@ def agreement(
     Surfaces count as agreeing where they lie within the tolerance. Raises `InvalidLabelsError` for maps on different
     grids, `InvalidRequestError` for a tolerance below zero.
     """
-    if not found.grid.is_close(reference.grid):
-        raise InvalidLabelsError(f"label maps on different grids cannot be compared: {reference.grid} and {found.grid}")
+    _check_one_grid(reference, found)
     if tolerance_mm < 0:
         raise InvalidRequestError(f"tolerance {tolerance_mm} mm is below zero")
     masks = {
@@ -64,13 +63,18 @@ def known_agreement(
     `admissible` says which classes an id of the map may stand for, see `anatomy.segmented`; voxels of which it is not
     known whether they are of a class do not count.
     """
-    check_same_grid(found, reference)
+    _check_one_grid(reference, found)
     result = {}
     for channel, name in enumerate(names, start=1):
         truth, told = known_masks(found.array, reference.array, admissible, channel)
         if truth.any():
             result[name] = _of_masks(truth, told, reference.grid.spacing, tolerance_mm)
     return result
+
+
+def _check_one_grid(reference: LabelMap, found: LabelMap) -> None:
+    if not found.grid.is_close(reference.grid):
+        raise InvalidLabelsError(f"label maps on different grids cannot be compared: {reference.grid} and {found.grid}")
 
 
 def _of_masks(reference: np.ndarray, found: np.ndarray, spacing: Spacing3, tolerance_mm: float) -> Agreement:

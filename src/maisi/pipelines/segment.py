@@ -119,17 +119,16 @@ def most_likely(found: Tensor, source: Grid, target: Grid) -> np.ndarray:
 
     Where all voxels around it have the same likeliest channel it is the one, which spares most of the work.
     """
-    around = [_neighbours(source, target, axis) for axis in range(3)]
+    x, y, z = (_neighbours(source, target, axis) for axis in range(3))
     likeliest, rows = found.argmax(0).to(torch.uint8).numpy(), found.flatten(1).T.contiguous()
     result = np.empty(target.shape, np.uint8)
     for start in range(0, target.shape[0], SLAB):
-        low, high, share = around[0]
-        part = slice(start, start + SLAB)
-        slab = [(low[part], high[part], share[part]), *around[1:]]
+        low, high, share = (each[start : start + SLAB] for each in x)
+        slab = ((low, high, share), y, z)
         least = greatest = likeliest
-        for axis, (low, high, _) in enumerate(slab):
-            least = np.minimum(least.take(low, axis), least.take(high, axis))
-            greatest = np.maximum(greatest.take(low, axis), greatest.take(high, axis))
+        for axis, (before, behind, _) in enumerate(slab):
+            least = np.minimum(least.take(before, axis), least.take(behind, axis))
+            greatest = np.maximum(greatest.take(before, axis), greatest.take(behind, axis))
         for points in _chunks(np.nonzero(least != greatest)):
             least[points] = _interpolated(rows, likeliest.shape, points, slab).argmax(1).to(torch.uint8).numpy()
         result[start : start + SLAB] = least
