@@ -36,12 +36,12 @@ run: .venv/core
 	$(BIN)/maisi generate --out out --overwrite
 
 test: .venv/test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 matrix: .venv/test
 	@for circumstance in $(CIRCUMSTANCES); do \
 		echo "== $$circumstance"; \
-		env $$circumstance $(BIN)/python -m pytest $(or $(ARGS),$(SHORT)) || exit 1; \
+		env $$circumstance $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(or $(ARGS),$(SHORT)) || exit 1; \
 	done
 
 check: .venv/check

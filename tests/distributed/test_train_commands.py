@@ -65,7 +65,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    options = ["--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
+    options = ["--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "maisi", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=dict(os.environ))
 

@@ -89,4 +89,4 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(
 def test_labels_come_from_one_place(maisi: Maisi, trained: Path, tmp_path: Path) -> None:
     refused = maisi("generate", "--label-bundle", trained, "--unlabelled", "--out", tmp_path / "out")
     assert refused.code == 2
-    assert "say one of these" in refused.err
+    assert "labels come from one place" in refused.err

@@ -21,7 +21,7 @@ HU_OF_ROUNDING = 1  # volumes are whole HU: a difference of rounding can tip one
 
 
 def torchrun(num_ranks: int, *arguments: object) -> list[str]:
-    options = ["--nproc-per-node", str(num_ranks), "--master-port", "0", "--rdzv-backend", "c10d"]
+    options = ["--standalone", "--nproc-per-node", str(num_ranks)]
     return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "maisi", *map(str, arguments)]
 
 

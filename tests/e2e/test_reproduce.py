@@ -59,7 +59,7 @@ def test_files_that_differ_are_named_and_the_exit_code_is_1(maisi: Maisi, run: P
 
     answer = maisi("reproduce", run)
     assert answer.code == 1
-    assert "error: 1 of 7 files differ: sample_001_ct.nii.gz" in answer.err
+    assert "error: 1 of 9 files differ: sample_001_ct.nii.gz" in answer.err
     assert "torch was 1.0" in answer.err
     assert "differs  sample_001_ct.nii.gz" in answer.out
 

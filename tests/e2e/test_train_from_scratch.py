@@ -66,7 +66,7 @@ def test_the_guide_leads_from_scans_to_a_volume(
             assert "controlnet" in done.out
             assert not (tmp_path / "runs").exists()
     run = tmp_path / "runs" / "tiny"
-    assert set(load_bundle(run / "bundle").names) == {"autoencoder", "unet", "controlnet"}
+    assert set(load_bundle(run / "bundle").names) == {"autoencoder", "unet", "controlnet", "segmenter"}
     assert sorted(path.name for path in (run / "autoencoder" / "pictures").iterdir()) == ["step_000004.png"]
     lines = [json.loads(line) for line in (run / "autoencoder" / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("split", "training") for line in lines] == ["training"] * 4 + ["validation"]

@@ -99,7 +99,7 @@ def test_the_autoencoder_learns(tmp_path: Path) -> None:
     told: list[dict] = []
     train_label_autoencoder(config, source(), tmp_path, lambda step, m: told.append(dict(m)), validation=source())
     assert told[-2]["cross_entropy"] < 0.6 * told[0]["cross_entropy"]
-    assert set(told[-1]) == {"validation loss", "validation right", "validation dice"}
+    assert {"validation loss", "validation right", "validation dice"} <= set(told[-1])
 
 
 def test_a_small_structure_weighs_more_with_balance_and_every_class_alike_at_one() -> None:
