@@ -153,14 +153,14 @@ def takes(
     }
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [p for name, p in inspect.signature(function).parameters.items() if name != "request"]
+        own = [p for name, p in inspect.signature(function).parameters.items() if name not in ("request", "context")]
         given = [p for p in own if _is_argument(p)]  # before those of the request, which may be any number
         own = [p for p in own if not _is_argument(p)]
         first = [settings[name].parameter(metavar, metavar[0] != "[") for name, metavar in positional.items()]
         others = [s.parameter(None, n in required) for n, s in settings.items() if n not in positional]
         extra = [_parameter("config", Config), _parameter("assignments", Assignments)] if config else []
 
-        def command(**given: Any) -> None:
+        def command(context: typer.Context, **given: Any) -> None:
             values = {name: given.pop(name) for name in settings}
             rest = {name: given.pop(name, None) for name in ("config", "assignments")}
             chosen = {
@@ -169,10 +169,12 @@ def takes(
                 if value is not None and value is not False and value != []
             }
             nested = _nested((settings[name].path, value) for name, value in chosen.items())
-            name = function.__name__.replace("_", " ")
+            name = context.command_path.partition(" ")[2]
+            given |= {"context": context} if "context" in inspect.signature(function).parameters else {}
             function(request=_request(model, name, rest["config"], rest["assignments"], nested), **given)
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*given, *first, *own, *others, *extra)]
+        parameters.insert(0, inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}

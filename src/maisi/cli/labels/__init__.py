@@ -2,7 +2,7 @@
 
 import typer
 
-from maisi.cli.labels.augment import labels_augment
+from maisi.cli.labels.augment import augment
 from maisi.cli.labels.check import check
 from maisi.cli.labels.generate import generate
 from maisi.cli.labels.library import library
@@ -17,8 +17,6 @@ def _group() -> None:
     pass
 
 
-labels.command()(generate)
-labels.command("augment")(labels_augment)
-for _command in (prepare, register, check):
+for _command in (generate, augment, prepare, register, check):
     labels.command()(_command)
 labels.add_typer(library, name="library")

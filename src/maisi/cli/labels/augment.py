@@ -11,7 +11,7 @@ OF_IMAGES = (
 
 
 @takes(AugmentLabelsRequest, arguments={"labels": "LABELS"}, leave_out=OF_IMAGES)
-def labels_augment(request: AugmentLabelsRequest, out: Out, overwrite: Overwrite = False) -> None:
+def augment(request: AugmentLabelsRequest, out: Out, overwrite: Overwrite = False) -> None:
     """Vary the tumours of a label map within their organs, or plant new ones by --add.
 
     Writes sample_000_labels and a preview for each variant, run.yaml (repeats the run) and run.json. A tumour that
