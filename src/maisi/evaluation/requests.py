@@ -42,13 +42,6 @@ class EvaluateMemorizationRequest(Frozen):
     )
     modality: Modality = Field(default="ct", description="ct or mr.")
 
-    @model_validator(mode="after")
-    def _folders_have_no_splits(self) -> "EvaluateMemorizationRequest":
-        if self.held_out is not None:
-            object.__setattr__(self, "training_split", None)
-            object.__setattr__(self, "held_out_split", None)
-        return self
-
 
 class EvaluateLabelsRequest(Frozen):
     """A segmenter on real and on synthetic volumes that have label maps."""

@@ -28,14 +28,14 @@ class GroupNorm(nn.GroupNorm):
 class ResBlock(nn.Module):
     """Pre-activation residual block: (norm, SiLU, conv) twice, plus a pointwise shortcut where the width changes.
 
-    He et al., arXiv 1603.05027, figure 4e.
+    He et al., arXiv 1603.05027, figure 4e. Without `groups` every channel is one: an instance norm.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, eps: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int | None, eps: float) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups or in_channels, in_channels, eps=eps)
         self.conv1 = conv3(in_channels, out_channels)
-        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups or out_channels, out_channels, eps=eps)
         self.conv2 = conv3(out_channels, out_channels)
         self.shortcut = conv1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from maisi.errors import InvalidGridError
-from maisi.networks.blocks import Downsample, GroupNorm, conv1, conv3
+from maisi.networks.blocks import Downsample, GroupNorm, ResBlock, conv1, conv3
 from maisi.shapes import Frozen, ImageBatch, Size3, VoxelBatch
 
 
@@ -66,23 +66,6 @@ class SegmenterConfig(Frozen):
         return tuple(each.name for each in self.classes)
 
 
-class InstanceBlock(nn.Module):
-    """Pre-activation residual block: (instance norm, SiLU, conv) twice, with a pointwise shortcut to a new width."""
-
-    def __init__(self, in_channels: int, out_channels: int, eps: float) -> None:
-        super().__init__()
-        self.norm1 = GroupNorm(in_channels, in_channels, eps=eps)  # a group a channel: an instance norm
-        self.conv1 = conv3(in_channels, out_channels)
-        self.norm2 = GroupNorm(out_channels, out_channels, eps=eps)
-        self.conv2 = conv3(out_channels, out_channels)
-        self.shortcut = conv1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.shortcut(x) + h
-
-
 class SegmentationUNet(nn.Module):
     """Volume (b, 1, x, y, z) in HU -> scores (b, 1 + classes, x, y, z) before a softmax."""
 
@@ -97,14 +80,14 @@ class SegmentationUNet(nn.Module):
         self.up, self.widen = nn.ModuleList(), nn.ModuleList()
         width = widths[0]
         for level, (channels, repeats) in enumerate(zip(widths, config.num_res_blocks, strict=True)):
-            blocks = [InstanceBlock(width if i == 0 else channels, channels, eps) for i in range(repeats)]
+            blocks = [ResBlock(width if i == 0 else channels, channels, None, eps) for i in range(repeats)]
             self.down.append(nn.Sequential(*blocks))
             width = channels if repeats else width
             if level < len(widths) - 1:
                 self.shrink.append(Downsample(width))
         for channels, skip in zip(widths[:0:-1], widths[-2::-1], strict=True):
             self.widen.append(conv1(channels, skip))
-            self.up.append(InstanceBlock(skip, skip, eps))
+            self.up.append(ResBlock(skip, skip, None, eps))
         self.norm_out = GroupNorm(widths[0], widths[0], eps=eps)
         self.conv_out = conv1(widths[0], 1 + len(config.classes))
 

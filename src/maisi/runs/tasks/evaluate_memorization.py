@@ -18,8 +18,9 @@ def check(request: EvaluateMemorizationRequest) -> Checked[EvaluateMemorizationR
     """The request with generated, training and held-out volumes, and the features."""
     extractor = find_extractor(request.features)
     generated = image_set(request.generated, None, request.modality, least=1)
-    training = image_set(request.real, request.training_split, request.modality)
-    held_out = image_set(request.held_out or request.real, request.held_out_split, request.modality)
+    splits = (request.training_split, request.held_out_split) if request.held_out is None else (None, None)
+    training = image_set(request.real, splits[0], request.modality)
+    held_out = image_set(request.held_out or request.real, splits[1], request.modality)
     return Checked(request, (generated, training, held_out, extractor))
 
 
