@@ -1,6 +1,7 @@
 """`maisi evaluate`: what generated volumes are worth, with an interval on every number."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -14,6 +15,12 @@ from maisi.evaluation.requests import (
     EvaluateLabelsRequest,
     EvaluateMemorizationRequest,
 )
+from maisi.shapes import Frozen
+
+if TYPE_CHECKING:
+    from maisi.runs.record import RunRecord
+
+Report = TypeVar("Report", bound=Frozen)
 
 evaluate = typer.Typer(help="Measure what generated volumes are worth.", no_args_is_help=True)
 
@@ -21,6 +28,15 @@ evaluate = typer.Typer(help="Measure what generated volumes are worth.", no_args
 @evaluate.callback()
 def _group() -> None:
     pass
+
+
+def _measured(
+    what: str, request: Frozen, out: Path, overwrite: bool, kind: type[Report], file: str
+) -> "tuple[RunRecord, Report]":
+    """Carry out a measurement and read the report that it wrote."""
+    record = run_task(f"evaluate {what}", request, out, overwrite, quiet=True)
+    assert record is not None
+    return record, kind.model_validate_json((out / file).read_text(encoding="utf-8"))
 
 
 @evaluate.command()
@@ -33,9 +49,7 @@ def images(request: EvaluateImagesRequest, out: Out, overwrite: Overwrite = Fals
     from maisi.evaluation.images import ImageReport
     from maisi.runs.tasks.evaluate_images import REPORT
 
-    record = run_task("evaluate images", request, out, overwrite, quiet=True)
-    assert record is not None
-    found = ImageReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    record, found = _measured("images", request, out, overwrite, ImageReport, REPORT)
     if as_json:
         give_json(found.model_dump())
         return
@@ -68,9 +82,7 @@ def memorization(
     from maisi.evaluation.memorization import MemorizationReport
     from maisi.runs.tasks.evaluate_memorization import REPORT
 
-    record = run_task("evaluate memorization", request, out, overwrite, quiet=True)
-    assert record is not None
-    found = MemorizationReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    _, found = _measured("memorization", request, out, overwrite, MemorizationReport, REPORT)
     close = sum(each.is_close for each in found.generated)
     if as_json:
         give_json({**found.model_dump(), "close": close, "copies": [each.name for each in found.copies]})
@@ -103,9 +115,7 @@ def labels(request: EvaluateLabelsRequest, out: Out, overwrite: Overwrite = Fals
     from maisi.evaluation.labels import LabelReport
     from maisi.runs.tasks.evaluate_labels import REPORT
 
-    record = run_task("evaluate labels", request, out, overwrite, quiet=True)
-    assert record is not None
-    found = LabelReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    record, found = _measured("labels", request, out, overwrite, LabelReport, REPORT)
     if as_json:
         give_json(found.model_dump())
         return
@@ -141,9 +151,7 @@ def autoencoder(
     from maisi.evaluation.autoencoder_page import figure_rows
     from maisi.runs.tasks.evaluate_autoencoder import REPORT
 
-    record = run_task("evaluate autoencoder", request, out, overwrite, quiet=True)
-    assert record is not None
-    found = AutoencoderReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    record, found = _measured("autoencoder", request, out, overwrite, AutoencoderReport, REPORT)
     if as_json:
         give_json(found.model_dump())
         return
@@ -168,9 +176,7 @@ def demographics(
     from maisi.evaluation.demographics_page import gap_rows
     from maisi.runs.tasks.evaluate_demographics import REPORT
 
-    record = run_task("evaluate demographics", request, out, overwrite, quiet=True)
-    assert record is not None
-    found = DemographicsReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
+    record, found = _measured("demographics", request, out, overwrite, DemographicsReport, REPORT)
     if as_json:
         give_json(found.model_dump())
         return
