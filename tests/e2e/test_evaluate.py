@@ -8,6 +8,7 @@ from command_line import Maisi, files_in
 
 from maisi.evaluation.fidelity import box_blur
 from maisi.evaluation.images import precision_recall
+from maisi.evaluation.memorization import Neighbour, in_place
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.space.files import write_volume
@@ -117,6 +118,10 @@ def test_a_planted_copy_is_found_whether_shifted_or_mirrored(maisi: Maisi, tmp_p
     assert (found["mirrored"]["nearest"], found["mirrored"]["mirrored"]) == ("1_ct.nii.gz", True)
     assert found["shifted"]["nearest"] == "2_ct.nii.gz"
     assert not found["new"]["is_copy"]
+    for name, original in (("mirrored", 1), ("shifted", 2)):  # as the pictures show them: one upon the other
+        pair, made = Neighbour.model_validate(found[name]), {"mirrored": mirrored, "shifted": shifted}[name]
+        apart = np.abs(in_place(volumes[original], pair, made.grid).array - made.array)[6:-6, 6:-6, 3:-3]
+        assert np.median(apart) < 40  # noise of 20 HU
     assert {"memorization.json", "pair_00.png"} <= set(files_in(tmp_path / "out"))
     honest = maisi(*ask, "--out", tmp_path / "again")
     assert honest.code == 0

@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
 from maisi.evaluation.sets import NamedImage
-from maisi.shapes import Frozen
+from maisi.shapes import Frozen, Spacing3
+from maisi.space.grid import Grid
 from maisi.space.intensity import to_unit
 from maisi.space.resample import fit, resample, with_spacing
 from maisi.space.volume import Volume
@@ -32,6 +33,7 @@ class Neighbour(Frozen):
     nearest_by_features: str
     features: float
     mirrored: bool
+    shift_mm: Spacing3  # of the nearest's field of view to where both show the same, middles upon each other
     is_close: bool = False
     is_copy: bool = False
 
@@ -125,13 +127,14 @@ def _neighbour(sight: _Sight, others: Sequence[_Sight], mean: np.ndarray, scale:
     apart = [float(np.sqrt(np.square((sight.features - o.features) / scale).mean())) for o in others]
     by_features = int(np.argmin(apart))
     spectra = [np.conj(np.fft.rfftn(cube)) for cube in (sight.fine, sight.fine[::-1])]
-    best = (np.inf, 0, False)
+    best = (np.inf, 0, False, 0)
     for k, other in enumerate(others):
         spectrum = np.fft.rfftn(other.fine)
         for mirrored, own in enumerate(spectra):
-            likeness = float(np.fft.irfftn(spectrum * own, s=other.fine.shape, axes=(0, 1, 2)).max())
-            best = min(best, (1 - likeness, k, bool(mirrored)))
-    distance, nearest, mirrored_best = best
+            likeness = np.fft.irfftn(spectrum * own, s=other.fine.shape, axes=(0, 1, 2))
+            place = int(likeness.argmax())
+            best = min(best, (1 - float(likeness.flat[place]), k, bool(mirrored), place))
+    distance, nearest, mirrored_best, place = best
     return Neighbour(
         name=sight.name,
         nearest=others[nearest].name,
@@ -139,4 +142,23 @@ def _neighbour(sight: _Sight, others: Sequence[_Sight], mean: np.ndarray, scale:
         nearest_by_features=others[by_features].name,
         features=apart[by_features],
         mirrored=mirrored_best,
+        shift_mm=_shift(place),
     )
+
+
+def _shift(place: int) -> Spacing3:
+    """The shift (mm) of an element of the circular correlation of two cubes."""
+    x, y, z = (
+        THUMB_MM * (k if k <= THUMB_SIZE // 2 else k - THUMB_SIZE) for k in np.unravel_index(place, (THUMB_SIZE,) * 3)
+    )
+    return float(x), float(y), float(z)
+
+
+def in_place(real: Volume, pair: Neighbour, grid: Grid) -> Volume:
+    """The nearest training volume where the generated one of a grid shows the same, mirrored if that one is."""
+    middle, own = (g.world((np.array(g.shape) - 1) / 2) for g in (grid, real.grid))
+    moved = Grid.axis_aligned(
+        real.grid.shape, real.grid.spacing, np.array(real.grid.origin) + middle - own - pair.shift_mm
+    )
+    placed = resample(Volume(real.array, moved, real.modality), grid)
+    return Volume(placed.array[::-1].copy(), grid, real.modality) if pair.mirrored else placed

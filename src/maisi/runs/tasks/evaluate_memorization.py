@@ -4,12 +4,11 @@ from functools import partial
 from pathlib import Path
 
 from maisi.evaluation.features import PROTOCOLS, find_extractor
-from maisi.evaluation.memorization import find_copies
+from maisi.evaluation.memorization import find_copies, in_place
 from maisi.evaluation.requests import EvaluateMemorizationRequest
 from maisi.evaluation.sets import image_set
 from maisi.pipelines.preview import comparison, write_png
 from maisi.runs.task import Checked, Run, Task
-from maisi.space.resample import resample
 
 REPORT, NUM_PAIRS = "memorization.json", 5
 
@@ -39,8 +38,9 @@ def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
     made, real = ({image.name: image for image in images} for images in (generated, training))
     for rank, pair in enumerate(found.generated[:NUM_PAIRS]):
         volume = made[pair.name].read()
-        title = f"{pair.nearest}, and {pair.name} · {pair.image:.2f} apart; held out at least {found.least_image:.2f}"
-        picture = comparison(resample(real[pair.nearest].read(), volume.grid), volume, title)
+        title = f"{pair.name} and its nearest · {pair.image:.2f} apart; held out at least {found.least_image:.2f}"
+        near = in_place(real[pair.nearest].read(), pair, volume.grid)
+        picture = comparison(volume, near, title, (pair.name, pair.nearest))
         write_png(picture, run.partial / f"pair_{rank:02d}.png")
     run.warnings += [f"{each.name} is a copy of {each.nearest}" for each in found.copies]
     run.publish()
