@@ -84,6 +84,17 @@ def test_an_empty_set_is_refused(maisi: Maisi, sets: Path, tmp_path: Path) -> No
     assert "has 0 images; a comparison needs at least 2" in done.err
 
 
+def test_what_is_not_there_is_told_with_what_would_be_accepted(maisi: Maisi, sets: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"cases": [{"id": "one", "image": "one.nii.gz"}]}')
+    for given, said in (
+        ((sets / "real", tmp_path / "nowhere"), "found no such file or folder; accepted: a manifest"),
+        ((tmp_path / "m.json", sets / "real", "--real-split", "x"), "no split 'x'; accepted: training"),
+    ):
+        done = maisi("evaluate", "images", *given, "--out", tmp_path / "out")
+        assert done.code == 2
+        assert said in done.err
+
+
 def test_precision_and_recall_tell_what_is_missing_from_what_is_wrong() -> None:
     rng = np.random.default_rng(0)
     wide, narrow, far = (

@@ -1,15 +1,11 @@
-"""A small abdomen in files, and a bundle of random weights that draws in it."""
+"""A small abdomen in files, and the limits of a bundle that draws in it."""
 
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec
-from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
-from maisi.networks.controlnet import ControlNet, ControlNetConfig
-from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.bundle.bundle import Limits
 from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume
@@ -18,32 +14,6 @@ VOCABULARY = load_vocabulary()
 LIVER, TUMOUR, BODY = (VOCABULARY.id(name) for name in ("liver", "hepatic tumor", "body"))
 GRID = Grid.centered((40, 36, 28), (4.0, 4.0, 4.0))
 LIMITS = Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(8, 8, 8), max_size=(48, 48, 48))
-LEVELS = {
-    "channels": (8, 16),
-    "num_res_blocks": (1, 1),
-    "attention_levels": (False, True),
-    "head_channels": 8,
-    "norm_groups": 4,
-    "num_modalities": 9,
-}
-
-
-def random_bundle() -> Bundle:
-    """Networks of random weights that take 2 to 8 mm and up to 48 voxels, sizes that are multiples of 4."""
-    torch.manual_seed(0)
-    networks = {
-        "autoencoder": Autoencoder(AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2)),
-        "unet": DenoisingUNet(UNetConfig(**LEVELS, regions=True, spacing=True)),
-        "controlnet": ControlNet(ControlNetConfig(**LEVELS, embedding_widths=(4, 8))),
-    }
-    for network in networks.values():
-        for parameter in network.parameters():
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    networks["autoencoder"].decoder.conv_out.bias.data.fill_(0.5)
-    info = BundleInfo(
-        name="tiny", licence="none", vocabulary_version="1.0", scheduler=RectifiedFlowSpec(), limits=LIMITS
-    )
-    return Bundle.of(info, networks)
 
 
 def write_abdomen(folder: Path) -> Path:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_abdomen import BODY, GRID, LIMITS, LIVER, TUMOUR, VOCABULARY, random_bundle, write_abdomen
+from made_abdomen import BODY, GRID, LIMITS, LIVER, TUMOUR, VOCABULARY, write_abdomen
+from made_bundle import random_bundle
 from scipy import ndimage
 
 from maisi.bundle.bundle import Bundle
@@ -23,7 +24,7 @@ from maisi.space.volume import Volume
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return random_bundle()
+    return random_bundle(LIMITS)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_bundle import BACKBONE, random_bundle
 from pydantic import ValidationError
 
 from maisi.anatomy.bits import label_bits
 from maisi.anatomy.regions import BodyRegion, RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec
+from maisi.bundle.bundle import Bundle, Limits
 from maisi.compute.calls import calls_of
 from maisi.diffusion.denoiser import denoiser
 from maisi.diffusion.sampler import sample
@@ -24,8 +25,7 @@ from maisi.errors import (
     InvalidRequestError,
 )
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
-from maisi.networks.controlnet import ControlNet, ControlNetConfig
-from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.networks.unet import UNetConfig
 from maisi.pipelines.codec import decode, encode
 from maisi.pipelines.conditioning import Conditioning, encode_conditioning, modality_code, shown_labels
 from maisi.pipelines.generate import (
@@ -54,33 +54,12 @@ from maisi.space.grid import Grid
 from maisi.space.intensity import to_unit
 from maisi.space.volume import LabelMap, Volume
 
-BACKBONE = {
-    "channels": (8, 16),
-    "num_res_blocks": (1, 1),
-    "attention_levels": (False, True),
-    "head_channels": 8,
-    "norm_groups": 4,
-    "num_modalities": 9,
-}
 LIMITS = Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(20, 20, 20), max_size=(32, 32, 32), held_to=())
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    torch.manual_seed(0)
-    networks = {
-        "autoencoder": Autoencoder(AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2)),
-        "unet": DenoisingUNet(UNetConfig(**BACKBONE, regions=True, spacing=True)),
-        "controlnet": ControlNet(ControlNetConfig(**BACKBONE, embedding_widths=(4, 8))),
-    }
-    for network in networks.values():
-        for parameter in network.parameters():
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    networks["autoencoder"].decoder.conv_out.bias.data.fill_(0.5)
-    info = BundleInfo(
-        name="tiny", licence="none", vocabulary_version="1.0", scheduler=RectifiedFlowSpec(), limits=LIMITS
-    )
-    return Bundle.of(info, networks)
+    return random_bundle(LIMITS)
 
 
 def asked(**more: object) -> GenerateRequest:

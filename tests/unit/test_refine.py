@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_abdomen import BODY, GRID, LIVER, VOCABULARY, random_bundle, write_abdomen
+from made_abdomen import BODY, GRID, LIMITS, LIVER, VOCABULARY, write_abdomen
+from made_bundle import random_bundle
 
 from maisi.bundle.bundle import Bundle
 from maisi.errors import InvalidRequestError
@@ -21,7 +22,7 @@ GALLBLADDER = VOCABULARY.id("gallbladder")
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return random_bundle()
+    return random_bundle(LIMITS)
 
 
 @pytest.fixture(scope="module")

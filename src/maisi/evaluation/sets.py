@@ -33,6 +33,11 @@ def image_set(path: Path, split: str | None = None, modality: str = "ct", least:
     Of files those that end in `_labels`, `_mask` or `_seg` are no images. Raises `InvalidRequestError` for fewer than
     `least` images.
     """
+    if not path.exists():
+        raise InvalidRequestError(
+            f"no volumes at {path}: found no such file or folder; accepted: a manifest, a folder of `maisi prepare`, "
+            "or a folder of NIfTI files"
+        )
     if path.is_dir() and not (path / STORED).is_file():
         found = _files(path, modality)
         if split is not None:
@@ -40,10 +45,14 @@ def image_set(path: Path, split: str | None = None, modality: str = "ct", least:
                 f"{path} is a folder of files, which knows no split {split}; accepted: a manifest"
             )
     else:
+        cases = [case for case in read_manifest(path) if case.image is not None]
+        splits = {case.split for case in cases}
+        if split is not None and split not in splits:
+            raise InvalidRequestError(f"{path} has no split {split!r}; accepted: {', '.join(sorted(splits))}")
         found = [
             NamedImage(case.id, case.patient or case.id, partial(case_volume, case), case.group)
-            for case in read_manifest(path)
-            if case.image is not None and split in (None, case.split)
+            for case in cases
+            if split in (None, case.split)
         ]
     if len(found) < least:
         of_split = f" of split {split}" if split else ""

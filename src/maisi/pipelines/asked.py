@@ -7,11 +7,9 @@ import numpy as np
 import torch
 
 from maisi.anatomy.fulfil import fulfil
-from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.request import AnatomyRequest, check_region, check_view
 from maisi.errors import InvalidAnatomyError
-from maisi.pipelines.labels import Anatomy, GivenLabels, LabelFile, LabelSource
-from maisi.space.grid import Grid
+from maisi.pipelines.labels import Anatomy, GivenLabels, LabelFile, LabelsOf, LabelSource
 from maisi.space.reading import FileReport
 
 logger = logging.getLogger(__name__)
@@ -21,23 +19,10 @@ MOST_DRAWS = 4
 
 
 @dataclass(frozen=True)
-class AskedLabels:
+class AskedLabels(LabelsOf):
     """The label maps of another source, changed into what was asked for; see `anatomy.fulfil`."""
 
-    source: LabelSource
     request: AnatomyRequest
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def grid(self) -> Grid:
-        return self.source.grid
-
-    @property
-    def span(self) -> RegionSpan:
-        return self.source.span
 
     @property
     def report(self) -> FileReport | None:

@@ -37,8 +37,7 @@ from maisi.pipelines.blend import (
 from maisi.pipelines.generate import OnStage, sample_generators
 from maisi.pipelines.inpaint_request import InpaintRequest
 from maisi.pipelines.lesion_masks import Lesion, Scene, check_in_body, find_lesion
-from maisi.pipelines.redraw import Redraw, fitted_to
-from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.redraw import Redraw, fitted_to, sampling
 from maisi.pipelines.validate import bundle_of, bundle_vocabulary, check_modality, compute_for, lasting_name
 from maisi.pipelines.windows import Window, windows_of
 from maisi.shapes import Frozen
@@ -190,14 +189,6 @@ class _Part:
             window_voxels=grid.shape,
             window_spacing_mm=grid.spacing,
         )
-
-
-def sampling(request: InpaintRequest) -> GenerateRequest:
-    """How the sampler is to run, as the pipeline that samples is asked."""
-    names = ("steps", "solver", "controlnet_scale", "seed", "compute", "force")
-    told = {name: getattr(request, name) for name in names}
-    named = {"bundle": request.bundle} if "bundle" in request.model_fields_set else {}
-    return GenerateRequest(**told, **named)
 
 
 # Before ---------------------------------------------------------------------------------------------------------------

@@ -67,6 +67,25 @@ class LabelSource(Protocol):
 
 
 @dataclass(frozen=True)
+class LabelsOf:
+    """What another source draws, changed: its samples are called and placed alike."""
+
+    source: LabelSource
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def grid(self) -> Grid:
+        return self.source.grid
+
+    @property
+    def span(self) -> RegionSpan:
+        return self.source.span
+
+
+@dataclass(frozen=True)
 class PhantomLabels:
     """Label maps of a procedural patient; every draw is another one."""
 

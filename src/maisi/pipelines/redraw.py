@@ -17,7 +17,9 @@ from maisi.pipelines.blend import Drawn
 from maisi.pipelines.codec import decode_tensor, encode_tensor, rehearse_both, volume_of_unit
 from maisi.pipelines.conditioning import shown_labels
 from maisi.pipelines.generate import Locked, OnStage, decode_latent, draw_latent, rehearse
+from maisi.pipelines.inpaint_request import InpaintRequest
 from maisi.pipelines.labels import Anatomy, NoLabels
+from maisi.pipelines.refine_request import RefineRequest
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.windows import Window
 from maisi.space.grid import Grid
@@ -99,6 +101,14 @@ def fitted_to(grid: Grid, bundle: Bundle, how: GenerateRequest, held_bytes: int)
             f"to the CT and its labels; accepted: --memory {megabytes}MB or more",
             megabytes * 10**6,
         ) from error
+
+
+def sampling(request: InpaintRequest | RefineRequest) -> GenerateRequest:
+    """How the sampler is to run, as the pipeline that samples is asked."""
+    names = ("steps", "solver", "controlnet_scale", "seed", "compute", "force")
+    told = {name: getattr(request, name) for name in names}
+    named = {"bundle": request.bundle} if "bundle" in request.model_fields_set else {}
+    return GenerateRequest.model_validate({**told, **named})
 
 
 def rehearse_redraw(how: GenerateRequest, grid: Grid, bundle: Bundle) -> None:

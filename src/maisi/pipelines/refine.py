@@ -18,9 +18,8 @@ from maisi.data.door import open_labels, open_volume
 from maisi.errors import InvalidBundleError, InvalidGridError, InvalidLabelsError, InvalidRequestError
 from maisi.pipelines.blend import at_level, soft_edge
 from maisi.pipelines.generate import OnStage, sample_generators
-from maisi.pipelines.redraw import Redraw, fitted_to
+from maisi.pipelines.redraw import Redraw, fitted_to, sampling
 from maisi.pipelines.refine_request import RefineRequest
-from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import bundle_of, bundle_vocabulary, compute_for, lasting_name
 from maisi.pipelines.windows import Window, own_spacing, windows_of
 from maisi.shapes import Frozen, Spacing3
@@ -161,14 +160,6 @@ def _told(valid: ValidRefine, volume: Volume, id: int, vocabulary: Vocabulary) -
         before=adherence(valid.volume, valid.labels, id, vocabulary),
         after=adherence(volume, valid.labels, id, vocabulary),
     )
-
-
-def sampling(request: RefineRequest) -> GenerateRequest:
-    """How the sampler is to run, as the pipeline that samples is asked."""
-    names = ("steps", "solver", "controlnet_scale", "seed", "compute", "force")
-    told = {name: getattr(request, name) for name in names}
-    named = {"bundle": request.bundle} if "bundle" in request.model_fields_set else {}
-    return GenerateRequest.model_validate({**told, **named})
 
 
 # Before ---------------------------------------------------------------------------------------------------------------

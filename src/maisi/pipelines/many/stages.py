@@ -8,16 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from maisi.anatomy.regions import RegionSpan
 from maisi.bundle.bundle import Bundle
 from maisi.compute.compute import Compute
 from maisi.errors import InvalidRequestError, RunError, StorageError
 from maisi.pipelines.generate import OnStage, Sample, draw_one, fit_to, sample_generators
-from maisi.pipelines.labels import Anatomy, LabelSource
+from maisi.pipelines.labels import Anatomy, LabelsOf, LabelSource
 from maisi.pipelines.many.requests import Drawn
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import ValidRequest, load_for, validate_generate
-from maisi.space.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,9 @@ class Made:
 
 
 @dataclass(frozen=True)
-class DrawnBefore:
+class DrawnBefore(LabelsOf):
     """A label source, one draw of which was made before: of the numbers in `state`."""
 
-    source: LabelSource
     state: dict[str, object]
     first: Anatomy
 
@@ -72,18 +69,6 @@ class DrawnBefore:
         rng, generator, _ = sample_generators(seed, 0)
         state = dict(rng.bit_generator.state)
         return cls(source, state, source.draw(rng, generator))
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def grid(self) -> Grid:
-        return self.source.grid
-
-    @property
-    def span(self) -> RegionSpan:
-        return self.source.span
 
     def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
         if rng.bit_generator.state == self.state:
