@@ -1,5 +1,6 @@
 """`maisi evaluate` as a user runs it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,24 @@ def test_what_is_not_there_is_told_with_what_would_be_accepted(maisi: Maisi, set
         done = maisi("evaluate", "images", *given, "--out", tmp_path / "out")
         assert done.code == 2
         assert said in done.err
+
+
+def test_a_set_of_one_patient_and_a_volume_without_a_body_are_refused(maisi: Maisi, sets: Path, tmp_path: Path) -> None:
+    cases = [{"id": str(k), "patient": "one", "image": str(sets / "real" / f"{k}_ct.nii.gz")} for k in range(2)]
+    (tmp_path / "one.json").write_text(json.dumps({"cases": cases}))
+    (tmp_path / "air").mkdir()
+    thin = np.full((24, 24, 24), -1000.0, np.float32)
+    thin[12, 12, 12] = 40.0  # less than a plane shows of a body
+    for k in range(2):
+        write_volume(Volume(thin, Grid.centered(thin.shape, (8, 8, 8))), tmp_path / "air" / f"{k}_ct.nii.gz")
+    for real, made, said in (
+        (tmp_path / "one.json", sets / "other", "of one patient, and halves need two or more"),
+        (sets / "real", tmp_path / "air", "0_ct.nii.gz: no plane of it shows a body"),
+    ):
+        done = maisi("evaluate", "images", real, made, "--out", tmp_path / "out", "--draws", 2)
+        assert done.code == 2, done.err
+        assert said in done.err
+        assert files_in(tmp_path / "out") == []
 
 
 def test_precision_and_recall_tell_what_is_missing_from_what_is_wrong() -> None:

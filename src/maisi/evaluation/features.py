@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, InvalidVolumeError
 from maisi.shapes import Frozen
 from maisi.space.intensity import to_unit
 from maisi.space.resample import fit, resample, with_spacing
@@ -113,11 +113,20 @@ def _filters(size: int, scales: int, orientations: int) -> list[tuple[int, Tenso
 def plane_features(
     volumes: Sequence[Volume] | Iterator[Volume], extractor: FeatureExtractor, protocol: PlaneProtocol | None = None
 ) -> list[dict[str, np.ndarray]]:
-    """The features of the planes of every volume by orientation, each (planes, d) float64."""
-    return [
-        {name: _of(planes, extractor) for name, planes in volume_planes(volume, protocol or PlaneProtocol()).items()}
-        for volume in volumes
-    ]
+    """The features of the planes of every volume by orientation, each (planes, d) float64.
+
+    Raises `InvalidVolumeError` for a volume of which no plane of an orientation shows a body.
+    """
+    found = []
+    for volume in volumes:
+        planes = volume_planes(volume, protocol or PlaneProtocol())
+        bare = [name for name, images in planes.items() if not len(images)]
+        if bare:
+            raise InvalidVolumeError(
+                f"no plane of it shows a body ({', '.join(bare)}); accepted: volumes with tissue brighter than -500 HU"
+            )
+        found.append({name: _of(images, extractor) for name, images in planes.items()})
+    return found
 
 
 def _of(planes: Tensor, extractor: FeatureExtractor) -> np.ndarray:

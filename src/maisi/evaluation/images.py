@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from maisi.errors import InvalidRequestError
 from maisi.evaluation.distances import Distance, Planes, by_planes, frechet, kernel_distance, standardised
-from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
-from maisi.evaluation.sets import NamedImage
+from maisi.evaluation.features import FeatureExtractor, PlaneProtocol
+from maisi.evaluation.sets import NamedImage, features_of
 from maisi.shapes import Frozen
 
 MOST_PLANES = 1500  # of each set and orientation, that precision and recall look at
@@ -62,12 +63,17 @@ def compare_images(
     of the volumes of both sets; a volume that is drawn twice counts twice, which moves distances up a little, the more
     the fewer there are. Halves are over ten random divisions of the real patients, the interval their range.
     """
+    if len({image.patient for image in real}) < 2:
+        raise InvalidRequestError(
+            f"the {len(real)} real volumes are of one patient, and halves need two or more; "
+            "accepted: volumes of others too"
+        )
     total, told = len(real) + len(synthetic), 0
     sets: list[Planes] = []
     for images in (real, synthetic):
         found = []
         for image in images:
-            found += plane_features([image.read()], extractor, protocol)
+            found.append(features_of(image.name, image.read(), extractor, protocol))
             told += 1
             on_volume(told, total)
         sets.append(found)
@@ -115,12 +121,11 @@ def _halves(planes: Planes, patients: Sequence[str], rng: np.random.Generator, d
     names = sorted(set(patients))
     distances, kernels = [], []
     for _ in range(divisions):
-        first = set(rng.permutation(names)[: max(1, len(names) // 2)].tolist())
+        first = set(rng.permutation(names)[: len(names) // 2].tolist())
         there = [v for v, p in zip(planes, patients, strict=True) if p in first]
         others = [v for v, p in zip(planes, patients, strict=True) if p not in first]
-        if there and others:
-            distances.append(by_planes(there, others))
-            kernels.append(by_planes(there, others, kernel_distance)["mean"])
+        distances.append(by_planes(there, others))
+        kernels.append(by_planes(there, others, kernel_distance)["mean"])
     means = [each["mean"] for each in distances]
     return SetDistance(
         frechet={name: float(np.mean([each[name] for each in distances])) for name in distances[0]},

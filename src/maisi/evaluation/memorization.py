@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
-from maisi.evaluation.sets import NamedImage
+from maisi.evaluation.features import FeatureExtractor, PlaneProtocol
+from maisi.evaluation.sets import NamedImage, features_of
 from maisi.shapes import Frozen, Spacing3
 from maisi.space.grid import Grid
 from maisi.space.intensity import to_unit
@@ -80,7 +80,7 @@ def find_copies(
     for images in (training, held_out, generated):
         found = []
         for image in images:
-            found.append(_sight(image.name, image.read(), extractor, protocol))
+            found.append(_sight(image, extractor, protocol))
             told += 1
             on_volume(told, total)
         sights.append(found)
@@ -103,14 +103,11 @@ def find_copies(
     )
 
 
-def _sight(name: str, volume: Volume, extractor: FeatureExtractor, protocol: PlaneProtocol) -> _Sight:
-    (planes,) = plane_features([volume], extractor, protocol)
-    means = np.concatenate([planes[key].mean(0) if len(planes[key]) else _nothing(planes) for key in sorted(planes)])
-    return _Sight(name, means, fine_anatomy(volume))
-
-
-def _nothing(planes: dict[str, np.ndarray]) -> np.ndarray:
-    return np.zeros(next(iter(planes.values())).shape[1])
+def _sight(image: NamedImage, extractor: FeatureExtractor, protocol: PlaneProtocol) -> _Sight:
+    planes = features_of(image, extractor, protocol)
+    return _Sight(
+        image.name, np.concatenate([planes[key].mean(0) for key in sorted(planes)]), fine_anatomy(image.read())
+    )
 
 
 def fine_anatomy(volume: Volume) -> np.ndarray:

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from maisi.data.cases import case_volume
 from maisi.data.door import open_volume
 from maisi.data.manifest import STORED, Case, read_manifest
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, InvalidVolumeError
+from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
 from maisi.space.nifti import SUFFIXES
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import Volume
@@ -25,6 +28,16 @@ class NamedImage:
     patient: str
     read: Callable[[], Volume]
     group: str = ""
+
+
+def features_of(
+    name: str, volume: Volume, extractor: FeatureExtractor, protocol: PlaneProtocol
+) -> dict[str, np.ndarray]:
+    """The features of the planes of a volume by orientation; what is wrong with it is told with its name."""
+    try:
+        return plane_features([volume], extractor, protocol)[0]
+    except InvalidVolumeError as error:
+        raise InvalidVolumeError(f"{name}: {error}") from error
 
 
 def image_set(path: Path, split: str | None = None, modality: str = "ct", least: int = 2) -> list[NamedImage]:
