@@ -104,10 +104,10 @@ def find_copies(
 
 
 def _sight(image: NamedImage, extractor: FeatureExtractor, protocol: PlaneProtocol) -> _Sight:
-    planes = features_of(image, extractor, protocol)
-    return _Sight(
-        image.name, np.concatenate([planes[key].mean(0) for key in sorted(planes)]), fine_anatomy(image.read())
-    )
+    volume = image.read()
+    planes = features_of(image.name, volume, extractor, protocol)
+    means = np.concatenate([planes[key].mean(0) for key in sorted(planes)])
+    return _Sight(image.name, means, fine_anatomy(volume))
 
 
 def fine_anatomy(volume: Volume) -> np.ndarray:
