@@ -90,3 +90,11 @@ class ClaimLostError(RunError):
 
 class CancelledError(RunError):
     """A run that was asked to stop."""
+
+
+class TooLargeError(InvalidRequestError):
+    """An upload, or what it unpacks to, beyond what the service takes."""
+
+
+class UnknownUploadError(InvalidRequestError):
+    """An upload that the service does not have, or has no more."""
