@@ -88,5 +88,9 @@ class ClaimLostError(RunError):
     """A job that its worker does not have any more."""
 
 
-class CancelledError(RunError):
-    """A run that was asked to stop."""
+class CancelledError(MaisiError):
+    """A run that was asked to stop; no `RunError`, so that nobody takes it for one item of many that failed."""
+
+
+class StoppedError(MaisiError):
+    """A worker that is to end with its job unfinished, for another to take up."""
