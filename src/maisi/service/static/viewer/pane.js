@@ -36,6 +36,7 @@ const LOOK = {
   tileMargin: 0,
 };
 const HAIR = 1 / 420; // of the field of view
+const SLOW_MS = 250;
 const IS_LABELS = 1002; // NIFTI_INTENT_LABEL: NiiVue then looks colours up by the very id
 const BONES = { level: 550, width: 900 };
 
@@ -233,8 +234,24 @@ export class Pane {
   #followSolid(mm) {
     if (!this.solid?.volumes.length) return;
     this.solid.scene.crosshairPos = this.solid.mm2frac([...mm].slice(0, 3));
-    cancelAnimationFrame(this.frame);
-    this.frame = requestAnimationFrame(() => this.solid.drawScene());
+    clearTimeout(this.later);
+    if (this.#solidIsSeen()) this.later = setTimeout(() => this.#drawSolid(), this.slow ? 350 : 30);
+  }
+
+  #solidIsSeen() {
+    return this.layout === "all" || this.layout === "solid";
+  }
+
+  /** Draw in 3-D; where that is slow, as without a graphics card, from then on in fewer points. */
+  #drawSolid() {
+    if (!this.solid) return;
+    const start = performance.now();
+    this.solid.drawScene();
+    const { gl } = this.solid;
+    gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits until all is drawn
+    if (this.slow || performance.now() - start < SLOW_MS) return;
+    this.slow = true;
+    this.solid.setHighResolutionCapable(0.4);
   }
 
   /** A ball that is drawn where a lesion will be: `{ mm, diameter }` or null. */
