@@ -30,6 +30,7 @@ from maisi.cli.refine import refine
 from maisi.cli.reproduce import reproduce
 from maisi.cli.segment import segment
 from maisi.cli.selftest import selftest
+from maisi.cli.serve import serve
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
 
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Make": [generate, inpaint, refine],
+    "Serve": [serve],
     "Encode": [reconstruct, encode, decode],
     "Look": [segment, info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],
