@@ -122,7 +122,7 @@ async function showPlan(plan, fields, kind, request) {
   try {
     const found = await post("plan", { kind, request });
     if (mine !== asked) return;
-    const rest = showErrors(fields, []);
+    const rest = showErrors(fields, (found.problems ?? []).map(faultOf));
     plan.replaceChildren(...planned(found, rest));
   } catch (error) {
     if (mine !== asked) return;
@@ -134,9 +134,17 @@ async function showPlan(plan, fields, kind, request) {
   }
 }
 
-function planned({ seconds, bytes: memory, how, problems = [] }) {
-  const figures = h("dl.figures", {}, figure("Time", seconds === null ? "unknown" : `about ${duration(seconds)}`), figure("Memory", bytes(memory) || "unknown"));
-  return [...problems.map((each) => h("p.problem", {}, each)), figures, how && h("p.hint", {}, how)].filter(Boolean);
+function planned({ seconds, bytes: memory, how }, problems) {
+  const figures = h("dl.figures", {}, figure("Time", known(seconds) ? `about ${duration(seconds)}` : "–"), figure("Memory", known(memory) ? bytes(memory) : "–"));
+  return [figures, how && h("p.hint", {}, how), ...problems.map(({ what }) => h("p.problem", {}, what))].filter(Boolean);
+}
+
+const known = (number) => number !== null && number !== undefined;
+
+/** Where and what of a line such as `size: 400 is too large`. */
+function faultOf(line) {
+  const [, where = "", what = line] = /^(\S+): (.*)$/s.exec(line) || [];
+  return { where, what };
 }
 
 const figure = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));

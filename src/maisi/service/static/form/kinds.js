@@ -111,20 +111,15 @@ function labelsAugment() {
 
 const ofImage = () => ({ fields: [source("source", "CT", "image")], advanced: [model(), memory()] });
 
-/** Each kind: its name, the verb on its button, its fields, the network that some model must have. */
+/** Each kind: its name, the verb on its button, its fields, and what a model must be able to do. */
 export const KINDS = {
   generate: { text: "Generate a CT", verb: "Generate", make: generate },
   inpaint: { text: "Change a CT: tumours in or out", verb: "Inpaint", make: inpaint },
   "labels-augment": { text: "Vary a label map", verb: "Vary", make: labelsAugment },
-  "labels-generate": { text: "Draw a label map", verb: "Draw", make: labelsGenerate, needs: "label_unet" },
-  segment: { text: "Segment a CT", verb: "Segment", make: ofImage, needs: "segmenter" },
+  "labels-generate": { text: "Draw a label map", verb: "Draw", make: labelsGenerate, here: (each) => each.draws_labels },
+  segment: { text: "Segment a CT", verb: "Segment", make: ofImage, here: (each) => each.networks.includes("segmenter") },
   reconstruct: { text: "Encode a CT and decode it again", verb: "Reconstruct", make: ofImage },
 };
 
-/** The kinds that the models here can do. */
-export function kindsHere() {
-  const networks = new Set(bundles().flatMap((each) => networkNames(each.networks)));
-  return Object.entries(KINDS).filter(([, { needs }]) => !needs || networks.has(needs)).map(([kind]) => kind);
-}
-
-const networkNames = (networks) => (Array.isArray(networks) ? networks.map((each) => each.name || each) : Object.keys(networks || {}));
+/** The kinds that some model here can do. */
+export const kindsHere = () => Object.keys(KINDS).filter((kind) => !KINDS[kind].here || bundles().some(KINDS[kind].here));
