@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from maisi.downstream.backends.backend import Exercise, OnStep, backend_named
+from maisi.downstream.backends.backend import Exercise, OnStep, backend_of
 from maisi.downstream.experiment import TrainingSettings
 from maisi.downstream.plan import Cell
 from maisi.downstream.store import StoredCase, check_no_leak
@@ -68,7 +68,7 @@ def carry_out_cell(work: CellWork, on_step: OnStep = lambda done, total: None) -
     )
     work.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=work.out, prefix=".scratch-") as scratch:
-        found = backend_named(work.settings.backend).segment(exercise, Path(scratch), on_step)
+        found = backend_of(work.settings).segment(exercise, Path(scratch), on_step)
         tested = tuple(_tested(case, labels, work) for case, labels in found)
     return CellResult(
         cell=work.cell,

@@ -16,7 +16,7 @@ from maisi.storage.settings import check_settings, read_settings, with_assignmen
 ALL = "all"
 NumReal = Literal["all"] | int
 
-_PATHS = (("manifest",), ("synthetic", "folder"))
+_PATHS = (("manifest",), ("synthetic", "folder"), ("training", "environment"), ("training", "templates"))
 
 
 class SplitSettings(Frozen):
@@ -77,9 +77,14 @@ class SyntheticSettings(Frozen):
 
 
 class TrainingSettings(Frozen):
-    """How a segmentation network is trained; what follows `backend` is of the built-in one."""
+    """How a segmentation network is trained: by the built-in U-Net, or by a framework in an environment of its own."""
 
     backend: Literal["builtin", "auto3dseg", "nnunet"] = "builtin"
+    environment: Path | None = Field(default=None, description="Virtual environment that Auto3DSeg or nnU-Net is in.")
+    device: Literal["cpu", "cuda"] = "cpu"
+    algorithms: str = Field(default="segresnet", description="Of Auto3DSeg.")
+    templates: Path | None = Field(default=None, description="Folder of Auto3DSeg's algorithm templates.")
+    trainer: str | None = Field(default=None, description="Class of an nnU-Net trainer.")
     steps: int = Field(default=300, ge=1)
     batch: int = Field(default=2, ge=1)
     patch: Size3 = (48, 48, 48)

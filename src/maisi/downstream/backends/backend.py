@@ -37,16 +37,16 @@ class Backend(Protocol):
         """Train, then each case to test on with the map of classes that was found."""
 
 
-def backend_named(name: str) -> Backend:
-    """The backend of a name of the settings."""
-    if name == "builtin":
+def backend_of(settings: TrainingSettings) -> Backend:
+    """The backend that the settings name."""
+    if settings.backend == "builtin":
         from maisi.downstream.backends.builtin import Builtin
 
         return Builtin()
-    if name == "auto3dseg":
+    if settings.backend == "auto3dseg":
         from maisi.downstream.backends.auto3dseg import Auto3DSeg
 
-        return Auto3DSeg()
+        return Auto3DSeg(settings)
     from maisi.downstream.backends.nnunet import NNUNet
 
-    return NNUNet()
+    return NNUNet(settings)

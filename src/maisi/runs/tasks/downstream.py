@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maisi.data.manifest import Case
-from maisi.downstream.backends.backend import backend_named
+from maisi.downstream.backends.backend import backend_of
 from maisi.downstream.cell import CellResult, CellWork, carry_out_cell
 from maisi.downstream.experiment import DownstreamRequest, Experiment
 from maisi.downstream.page import downstream_page
@@ -59,7 +59,7 @@ class Planned:
 def check(request: DownstreamRequest) -> Checked[DownstreamRequest]:
     """The request, planned; nothing is read but the manifest."""
     experiment = request.experiment
-    backend_named(experiment.training.backend).check()
+    backend_of(experiment.training).check()
     members = members_of(experiment.structures)
     cases = cases_of(experiment)
     split = divide(cases, experiment)
