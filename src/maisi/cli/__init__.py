@@ -17,6 +17,7 @@ from maisi.cli.console import ASKED_WRONGLY, complain, follow_log, interrupted
 from maisi.cli.convert import convert
 from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
+from maisi.cli.downstream import downstream
 from maisi.cli.evaluate import evaluate
 from maisi.cli.export import export
 from maisi.cli.generate import generate
@@ -59,6 +60,7 @@ app.add_typer(labels, name="labels", rich_help_panel="Make")
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Look")
 app.command(rich_help_panel="Build", context_settings={"allow_extra_args": True})(export)
 app.add_typer(train, name="train", rich_help_panel="Build")
+app.add_typer(downstream, name="downstream", rich_help_panel="Look")
 
 _ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")
 
