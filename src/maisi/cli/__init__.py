@@ -58,7 +58,7 @@ app.add_typer(evaluate, name="evaluate", rich_help_panel="Look")
 app.command(rich_help_panel="Build", context_settings={"allow_extra_args": True})(export)
 app.add_typer(train, name="train", rich_help_panel="Build")
 
-_ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")
+_ON_RANKS = ("generate", "encode", "decode", "reproduce", "train", "evaluate")
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # every wrong use of options and arguments
 
