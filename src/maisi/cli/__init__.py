@@ -62,7 +62,7 @@ app.command(rich_help_panel="Build", context_settings={"allow_extra_args": True}
 app.add_typer(train, name="train", rich_help_panel="Build")
 app.add_typer(downstream, name="downstream", rich_help_panel="Look")
 
-_ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")
+_ON_RANKS = ("generate", "encode", "decode", "reproduce", "train", "evaluate")
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # every wrong use of options and arguments
 
