@@ -23,6 +23,7 @@ from maisi.errors import InvalidPlanError, RankError
 from maisi.splitting.graph import MomentsOf, Node, Summary
 from maisi.splitting.layout import Range
 from maisi.splitting.norm import Moments, merge
+from maisi.splitting.shares import Shares
 from maisi.splitting.store import MemoryStore
 
 TIMEOUT_S = 120.0  # of a rank that is alive but silent; a dead one is noticed at once
@@ -40,7 +41,7 @@ class Failure:
     message: str
 
 
-class Ranks:
+class Ranks(Shares):
     """This process among those that share a computation."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
@@ -76,16 +77,6 @@ class Ranks:
         """Ends this process's part in the run."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def slabs(self, count: int, rank: int | None = None) -> Range:
-        """The slabs of a rank, by default this one: first..last, last excluded."""
-        rank = self.rank if rank is None else rank
-        return count * rank // self.size, count * (rank + 1) // self.size
-
-    def owned(self, cuts: Sequence[int], rank: int | None = None) -> Range:
-        """The rows of a rank."""
-        first, last = self.slabs(len(cuts) - 1, rank)
-        return cuts[first], cuts[last]
 
     def begin(self) -> None:
         """Starts a new order of communication."""
