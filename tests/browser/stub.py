@@ -32,6 +32,7 @@ class Stub:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     uploads: dict[str, Path] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    url: str = ""
 
     def folder(self, job: dict[str, Any]) -> Path:
         return self.changed if job["kind"] == "inpaint" else self.files
