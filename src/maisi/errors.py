@@ -88,13 +88,17 @@ class ClaimLostError(RunError):
     """A job that its worker does not have any more."""
 
 
-class CancelledError(RunError):
-    """A run that was asked to stop."""
-
-
 class TooLargeError(InvalidRequestError):
     """An upload, or what it unpacks to, beyond what the service takes."""
 
 
 class UnknownUploadError(InvalidRequestError):
     """An upload that the service does not have, or has no more."""
+
+
+class CancelledError(MaisiError):
+    """A run that was asked to stop; no `RunError`, so that nobody takes it for one item of many that failed."""
+
+
+class StoppedError(MaisiError):
+    """A worker that is to end with its job unfinished, for another to take up."""

@@ -90,7 +90,9 @@ class Database:
     def transaction(self, *, lasting: bool = True) -> Iterator[sqlite3.Connection]:
         """All or nothing of what the block writes, and nothing of others in between.
 
-        What is not `lasting` survives a kill, but not a power cut; that spares the wait for the disk. Raises `StorageError` where the disk is full or the database is damaged.
+        What is not `lasting` survives a kill, but not a power cut; that spares the wait for the disk.
+
+        Raises `StorageError` where the disk is full or the database is damaged.
         """
         connection = self.connection
         try:

@@ -76,9 +76,10 @@ class Limits(Frozen):
     )
     memory: Bytes | None = Field(default=None, description="Memory of all workers together, such as 16GB.")
     workers: int = Field(default=1, ge=1, description="Processes that carry out jobs.")
-    disk: Bytes | None = Field(default=None, description="Bytes that results may take.")
-    keep_jobs: int | None = Field(default=None, ge=0, description="Ended jobs that are kept.")
+    disk: Bytes | None = Field(default=None, description="Bytes that results may take; beyond, jobs are refused.")
+    keep_jobs: int | None = Field(default=None, ge=1, description="Ended jobs that are kept, the newest.")
     keep_days: float | None = Field(default=None, ge=0, description="Days that ended jobs are kept.")
+    keep_bytes: Bytes | None = Field(default=None, description="Bytes of ended jobs that are kept, the newest.")
 
     @property
     def share(self) -> int | None:

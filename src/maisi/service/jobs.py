@@ -203,10 +203,10 @@ class JobStore:
 
     # For the supervisor -----------------------------------------------------------------------------------------------
 
-    def running(self) -> dict[str, str]:
-        """Jobs that run: the worker of each."""
-        rows = self._database.connection.execute("SELECT id, worker FROM job WHERE state = 'running'").fetchall()
-        return {row["id"]: row["worker"] for row in rows}
+    def grants(self) -> dict[str, int]:
+        """The workers that have a job, and the memory that it was counted with."""
+        rows = self._database.connection.execute("SELECT worker, memory FROM job WHERE state = 'running'").fetchall()
+        return {row["worker"]: row["memory"] for row in rows}
 
     def cancelling(self, seconds: float) -> dict[str, str]:
         """Jobs that were asked to stop that long ago and run still: the worker of each."""
@@ -247,6 +247,17 @@ class JobStore:
         rows = connection.execute(f"{_SELECT} WHERE finished IS NOT NULL ORDER BY finished, place").fetchall()
         total = "SELECT coalesce(sum(bytes), 0) FROM artifact WHERE job = ?"
         return [(self._job(connection, row), connection.execute(total, (row["id"],)).fetchone()[0]) for row in rows]
+
+    def has(self, id: str) -> bool:
+        """Whether there is such a job."""
+        return self._database.connection.execute("SELECT 1 FROM job WHERE id = ?", (id,)).fetchone() is not None
+
+    def is_read(self, id: str) -> bool:
+        """Whether a job that has not ended names the folder of this one in its request."""
+        named = self._database.connection.execute(
+            "SELECT 1 FROM job WHERE finished IS NULL AND id != ?1 AND instr(request, ?2) > 0", (id, f"/{FOLDERS}/{id}")
+        )
+        return named.fetchone() is not None
 
     def close(self) -> None:
         """Close the connection of this thread."""

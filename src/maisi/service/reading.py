@@ -33,6 +33,8 @@ def read(question: Mapping[str, Any]) -> dict[str, Any]:
     options = ReadOptions(series=question.get("series"), numbering=question.get("numbering"))
     _check_voxels(path, int(limits["voxels"]))
     content, report = _understood(path, options, question.get("kind"))
+    if options.series is not None and path.is_dir():
+        _leave_out_others(path, options.series)
     write = write_labels if isinstance(content, LabelMap) else write_volume
     write(content, Path(SHOWN))  # type: ignore[arg-type]  # each takes its own
     return {"path": str(path), **_facts(content), "findings": [each.model_dump() for each in report.findings]}
@@ -83,6 +85,20 @@ def _dicom_voxels(path: Path) -> int:
         except (InvalidDicomError, ValueError, OSError, LookupError, TypeError, AttributeError, EOFError):
             continue  # the door says what is wrong
     return total
+
+
+def _leave_out_others(folder: Path, series: str) -> None:
+    """Remove the files of other series, so that whoever reads the folder later finds the one that was chosen."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+        try:
+            found = dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]).get("SeriesInstanceUID")
+        except InvalidDicomError:
+            continue
+        if found != series:
+            file.unlink()
 
 
 def _understood(path: Path, options: ReadOptions, kind: str | None) -> tuple[Volume | LabelMap, FileReport]:

@@ -19,6 +19,7 @@ from maisi.service.metrics import Metrics
 from maisi.service.planner import Planner
 from maisi.service.references import Places
 from maisi.service.settings import LEAST_TOKEN, ServeSettings
+from maisi.service.supervisor import Supervisor
 from maisi.service.uploads import UploadStore
 
 MOST_WAITING = 100_000
@@ -36,6 +37,7 @@ class Service:
     places: Places
     metrics: Metrics
     planner: Planner
+    supervisor: Supervisor
 
     @classmethod
     def of(cls, settings: ServeSettings) -> "Service":
@@ -47,16 +49,22 @@ class Service:
         jobs = JobStore(data, limits_of(settings))
         uploads = UploadStore(data / "uploads", settings)
         planner = Planner(default_threads(), jobs.limits.share)
-        return cls(settings, token, jobs, uploads, Places(jobs, uploads, bundles, settings.inputs), Metrics(), planner)
+        places = Places(jobs, uploads, bundles, settings.inputs)
+        supervisor = Supervisor(jobs, warm=next(iter(bundles.values())))
+        return cls(settings, token, jobs, uploads, places, Metrics(), planner, supervisor)
 
     @contextmanager
     def working(self) -> Iterator["Service"]:
-        """The service with its workers."""
-        yield self
+        """The service with its workers; raises `InvalidRequestError` where another has the same data."""
+        try:
+            self.supervisor.start()
+            yield self
+        finally:
+            self.supervisor.stop()
 
     def why_not_ready(self) -> str:
         """Why no job is carried out; "" where they are."""
-        return ""
+        return "" if self.supervisor.is_ready else "no worker is ready; accepted: to ask again in a moment"
 
     def expire(self) -> list[str]:
         """Remove uploads that nobody has used for long and that no job will read; gives their ids."""
