@@ -1,22 +1,19 @@
 """A browser, and a service for it to show."""
 
+import importlib.util
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stub import Stub, serve
+from running import SMALL, Running
 
-import maisi
-
-PAGES = Path(maisi.__file__).parent / "service" / "static"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
 SOFTWARE = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")  # WebGL 2 without a graphics card
-PATIENCE_MS = 90_000  # drawing without a graphics card on a busy machine
+PATIENCE_MS = 120_000  # drawing without a graphics card on a busy machine
+EXPECTED = ("Failed to load resource", "GPU stall", "GL Driver Message")  # refusals are part of some tests
 
 
 @pytest.fixture(scope="session")
@@ -32,47 +29,65 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+def _needs_serve() -> None:
+    for name in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"no {name} here: pip install 'maisi[serve]'")
+
+
 @pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated CT in `made`, and in `changed` the same with a tumour put in."""
-    root = tmp_path_factory.mktemp("results")
-    size = ["--size", "48", "48", "48", "--spacing", "5", "5", "5", "--steps", "2", "--region", "abdomen"]
-    _maisi("generate", *size, "--phantom", "--out", root / "made")
-    image, labels = root / "made" / "sample_000_ct.nii.gz", root / "made" / "sample_000_labels.nii.gz"
-    place = ["--labels", labels, "--tumor", "hepatic tumor", "--random", "1", "--diameter", "30", "--steps", "2"]
-    _maisi("inpaint", image, *place, "--out", root / "changed")
-    return root
+def service(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A service with one worker, and room for one job that waits."""
+    _needs_serve()
+    running = Running(tmp_path_factory.mktemp("service") / "data", options=("--queue", "1")).start()
+    yield running
+    running.stop()
 
 
-def _maisi(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "maisi", *map(str, arguments)], check=True, capture_output=True)
-
-
-@pytest.fixture
-def service(results: Path) -> Iterator[Stub]:
-    """A service with nothing in it."""
-    stub = Stub(PAGES, results / "made", results / "changed")
-    server = serve(stub)
-    stub.url = f"http://127.0.0.1:{server.server_address[1]}/"
-    yield stub
-    server.shutdown()
-    server.server_close()
+@pytest.fixture(scope="session")
+def made(service: Running) -> str:
+    """A generated CT: the id of its job."""
+    return service.made("generate", SMALL)
 
 
 @pytest.fixture
-def page(chromium: Any, service: Stub) -> Iterator[Any]:
-    """The page of the service; a test fails where the browser complains of anything, a breach of the policy included."""
+def guarded(tmp_path: Path) -> Iterator[Running]:
+    """A service that asks for a token, and that may be stopped and started."""
+    _needs_serve()
+    running = Running(tmp_path / "data", token="the-first-token-of-all").start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def context(chromium: Any) -> Iterator[Any]:
+    """A browser's profile of its own; fails where the page breaks its policy or throws."""
     context = chromium.new_context(viewport={"width": 1100, "height": 700}, reduced_motion="reduce")
     context.set_default_timeout(PATIENCE_MS)
-    page, complaints = context.new_page(), []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if _is_complaint(message) else None)
-    page.goto(service.url)
-    yield page
+    complaints: list[str] = []
+    context.on("weberror", lambda error: complaints.append(str(error.error)))
+    context.on("console", lambda message: complaints.append(message.text) if _is_complaint(message) else None)
+    yield context
     context.close()
     assert complaints == []
 
 
 def _is_complaint(message: Any) -> bool:
-    expected = ("Failed to load resource", "GPU stall", "GL Driver Message")  # refusals are part of some tests
-    return message.type in ("error", "warning") and not any(each in message.text for each in expected)
+    return message.type in ("error", "warning") and not any(each in message.text for each in EXPECTED)
+
+
+@pytest.fixture
+def page(context: Any, service: Running) -> Iterator[Any]:
+    """The page of the service."""
+    page = context.new_page()
+    page.goto(service.url)
+    yield page
+    service.cancel_all()
+
+
+@pytest.fixture
+def result(page: Any, service: Running, made: str) -> Any:
+    """The page with a generated CT in one plane."""
+    page.goto(f"{service.url}#job={made}")
+    page.locator("body.has-result .crosshair .hu").wait_for()
+    return page

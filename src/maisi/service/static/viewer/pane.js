@@ -40,7 +40,7 @@ const HAIR = 1 / 240; // of the field of view
 const SLOW_MS = 250;
 const COARSE = 0.4; // points of the canvas for one of the screen
 const IS_LABELS = 1002; // NIFTI_INTENT_LABEL: NiiVue then looks colours up by the very id
-const BONES = { level: 550, width: 900 };
+const BONES = { level: 360, width: 420 };
 
 /** A pane; `onplace({ mm, hu, id })` hears where its crosshair goes, `onclick(mm)` where it is clicked. */
 export class Pane {
@@ -72,15 +72,13 @@ export class Pane {
     this.volume = await NVImage.loadFromUrl({ url: image ?? labels, name: "image.nii.gz", trustCalMinMax: false });
     this.labels = labels && image ? await NVImage.loadFromUrl({ url: labels, name: "labels.nii.gz", opacity: this.opacity }) : null;
     this.map = this.labels ?? (labels ? this.volume : null);
-    this.counts = this.map ? countsOf(this.map) : new Map();
+    this.ids = this.map ? Uint8Array.from(this.map.img) : null;
+    this.counts = this.ids ? countsOf(this.ids) : new Map();
     this.hidden = new Set([...this.counts.keys()].filter(isEverywhere));
     this.planes.opts.crosshairWidth = this.#hair();
     for (const each of [...this.planes.volumes]) this.planes.removeVolume(each);
     if (image) this.planes.addVolume(this.volume);
-    if (this.map) {
-      this.#colour(this.map);
-      this.planes.addVolume(this.map);
-    }
+    if (this.map) this.planes.addVolume(this.#coloured(this.map));
     this.planes.held = false;
     this.stale = true;
     await this.setLayout(this.layout);
@@ -120,9 +118,7 @@ export class Pane {
     for (const each of [...this.solid.volumes]) this.solid.removeVolume(each);
     this.solid.opts.crosshairWidth = this.#hair();
     this.solidVolume = await NVImage.loadFromUrl({ url: bytes, name: "solid.nii.gz", trustCalMinMax: false });
-    if (bytes === labels) this.#colour(this.solidVolume);
-    else this.#boneLook(this.solidVolume);
-    this.solid.addVolume(this.solidVolume);
+    this.solid.addVolume(bytes === labels ? this.#coloured(this.solidVolume) : this.#boneLook(this.solidVolume));
     await this.solid.setVolumeRenderIllumination(0.6);
     if (this.place) this.solid.scene.crosshairPos = this.solid.mm2frac(this.place.mm);
     this.solid.held = false;
@@ -130,8 +126,9 @@ export class Pane {
   }
 
   #boneLook(volume) {
+    volume.colormap = "ct_bones";
     [volume.cal_min, volume.cal_max] = rangeOf(BONES);
-    volume.setColormap?.("ct_bones");
+    return volume;
   }
 
   /** `structures` or `bones` in 3-D. */
@@ -142,33 +139,27 @@ export class Pane {
     await this.#showSolid();
   }
 
-  #colour(volume) {
-    const ids = [0, ...this.counts.keys()].sort((a, b) => a - b);
-    const most = Math.max(...ids);
-    const table = { R: [], G: [], B: [], A: [], I: [], labels: [] };
-    for (let id = 0; id <= most; id++) {
-      const [red, green, blue] = rgb(structure(id).colour);
-      table.R.push(red);
-      table.G.push(green);
-      table.B.push(blue);
-      table.A.push(id === 0 || this.hidden.has(id) || !this.counts.has(id) ? 0 : 255);
-      table.I.push(id);
-      table.labels.push(id ? structure(id).name : "");
-    }
+  /** A map with the colours of its ids; what is hidden becomes background, so that it has no outline either. */
+  #coloured(volume) {
+    const most = Math.max(0, ...this.counts.keys());
+    const ids = Array.from({ length: most + 1 }, (_, id) => id);
+    const [R, G, B] = [0, 1, 2].map((part) => ids.map((id) => rgb(structure(id).colour)[part]));
     volume.hdr.intent_code = IS_LABELS;
-    volume.setColormapLabel(table);
+    volume.setColormapLabel({ R, G, B, A: ids.map((id) => (id ? 255 : 0)), I: ids, labels: ids.map((id) => (id ? structure(id).name : "")) });
+    const shown = Uint8Array.from({ length: 256 }, (_, id) => (this.hidden.has(id) ? 0 : id));
+    for (let index = 0; index < this.ids.length; index++) volume.img[index] = shown[this.ids[index]];
+    return volume;
   }
 
   /** Hide and show structures by their ids. */
   setHidden(hidden) {
     this.hidden = hidden;
     if (!this.map) return;
-    this.#colour(this.map);
+    this.#coloured(this.map);
     this.planes.updateGLVolume();
-    if (this.solidVolume?.colormapLabel) {
-      this.#colour(this.solidVolume);
-      this.solid.updateGLVolume();
-    }
+    if (!this.solidVolume?.colormapLabel || this.stale) return;
+    this.#coloured(this.solidVolume);
+    this.solid.updateGLVolume();
   }
 
   setOpacity(opacity) {
@@ -223,8 +214,8 @@ export class Pane {
 
   /** Where a structure is: the voxel of it that is nearest to its middle, in mm. */
   whereIs(id) {
-    const { img, dims } = { img: this.map.img, dims: this.map.hdr.dims };
-    const [nx, ny] = [dims[1], dims[2]];
+    const { ids: img } = this;
+    const [, nx, ny] = this.map.hdr.dims;
     const at = (index) => [index % nx, Math.floor(index / nx) % ny, Math.floor(index / (nx * ny))];
     const sum = [0, 0, 0, 0];
     for (let index = 0; index < img.length; index++) if (img[index] === id) at(index).forEach((value, axis) => (sum[axis] += value)), sum[3]++;
@@ -240,9 +231,16 @@ export class Pane {
 
   #placed({ mm, values }) {
     const of = (volume) => values[this.planes.volumes.indexOf(volume)]?.value;
-    this.place = { mm: [...mm].slice(0, 3), hu: this.isImage ? of(this.volume) : null, id: this.map ? Math.round(of(this.map) ?? 0) : null };
+    this.place = { mm: [...mm].slice(0, 3), hu: this.isImage ? of(this.volume) : null, id: this.map ? this.#idAt(mm) : null };
     this.#followSolid(mm);
     this.onplace(this, this.place);
+  }
+
+  #idAt(mm) {
+    const [, nx, ny, nz] = this.map.hdr.dims;
+    const [x, y, z] = this.map.mm2vox([...mm].slice(0, 3));
+    const isInside = x >= 0 && y >= 0 && z >= 0 && x < nx && y < ny && z < nz;
+    return isInside ? this.ids[x + nx * (y + ny * z)] : 0;
   }
 
   #followSolid(mm) {
@@ -334,9 +332,9 @@ function isSoftware(gl) {
   return /swiftshader|llvmpipe|softpipe|software/i.test(info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
 }
 
-function countsOf({ img }) {
+function countsOf(ids) {
   const found = new Uint32Array(256);
-  for (const id of img) found[id]++;
+  for (const id of ids) found[id]++;
   return new Map([...found].map((count, id) => [id, count]).filter(([id, count]) => id && count));
 }
 
