@@ -40,7 +40,7 @@ const HAIR = 1 / 240; // of the field of view
 const SLOW_MS = 250;
 const COARSE = 0.4; // points of the canvas for one of the screen
 const IS_LABELS = 1002; // NIFTI_INTENT_LABEL: NiiVue then looks colours up by the very id
-const BONES = { level: 360, width: 420 };
+const BONES = { level: 260, width: 280 };
 
 /** A pane; `onplace({ mm, hu, id })` hears where its crosshair goes, `onclick(mm)` where it is clicked. */
 export class Pane {
@@ -119,7 +119,7 @@ export class Pane {
     this.solid.opts.crosshairWidth = this.#hair();
     this.solidVolume = await NVImage.loadFromUrl({ url: bytes, name: "solid.nii.gz", trustCalMinMax: false });
     this.solid.addVolume(bytes === labels ? this.#coloured(this.solidVolume) : this.#boneLook(this.solidVolume));
-    await this.solid.setVolumeRenderIllumination(0.6);
+    await this.solid.setVolumeRenderIllumination(bytes === labels ? 0.6 : 0.25);
     if (this.place) this.solid.scene.crosshairPos = this.solid.mm2frac(this.place.mm);
     this.solid.held = false;
     this.#drawSolid();
