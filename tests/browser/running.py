@@ -1,13 +1,10 @@
 """A `maisi serve` of its own process, and a client of it."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,27 +33,27 @@ class Running:
 
     def start(self) -> "Running":
         """Start it and wait until it answers."""
-        command = [sys.executable, "-m", "maisi", "serve", "--port", str(self.port), "--data", str(self.data), *self.options]
-        command += ["--token", self.token] if self.token else []
-        log = (self.data.parent / f"{self.data.name}.log").open("a")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        options = ["--port", str(self.port), "--data", str(self.data), *self.options]
+        options += ["--token", self.token] if self.token else []
+        log = self.data.with_suffix(".log")
+        with log.open("a") as talk:
+            command = [sys.executable, "-m", "maisi", "serve", *options]
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=talk, text=True)
         assert self.process.stdout is not None
-        assert self.process.stdout.readline().startswith("http"), (self.data.parent / f"{self.data.name}.log").read_text()
+        assert self.process.stdout.readline().startswith("http"), log.read_text()
         return self
 
     def stop(self) -> None:
         """End it as a terminal does."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.terminate()
+        self.process.wait(60)
+        self.process.stdout.close()
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """What the service answers, as JSON."""
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}v1/{path}", data, headers, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:

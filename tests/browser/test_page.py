@@ -2,6 +2,7 @@
 
 import io
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,18 @@ def test_everything_that_can_be_used_has_a_name(result: Any) -> None:
         .map((each) => each.outerHTML.slice(0, 120))"""
     )
     assert nameless == []
+
+
+def test_a_folder_of_files_is_sent_as_a_zip_that_others_can_read(page: Any) -> None:
+    given = {"study/1.dcm": "first", "study/Größe/2.dcm": "second" * 1000}
+    sent = page.evaluate(
+        """async (given) => {
+        const { zipped } = await import("/static/zip.js");
+        const entries = Object.entries(given).map(([name, text]) => ({ name, file: new Blob([text]) }));
+        return [...new Uint8Array(await (await zipped(entries)).arrayBuffer())];
+        }""",
+        given,
+    )
+    with zipfile.ZipFile(io.BytesIO(bytes(sent))) as archive:
+        assert archive.testzip() is None
+        assert {name: archive.read(name).decode() for name in archive.namelist()} == given
