@@ -82,7 +82,9 @@ async function place(request) {
 }
 
 function example() {
-  page.form.start("generate", { region: "abdomen", anatomy: ["liver=0.6", "hepatic tumor=30mm"], seed: 1 });
+  const request = { region: "abdomen", anatomy: ["liver=0.6", "hepatic tumor=30mm"], seed: 1 };
+  page.form.write("generate", request);
+  page.form.start("generate", request);
 }
 
 /** A message that goes when it is read, or by itself. */

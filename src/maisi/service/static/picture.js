@@ -84,7 +84,8 @@ export class Picture {
     if (isActive(job)) return this.#put(this.#progress(job));
     const title = job.state === "cancelled" ? "The job was cancelled" : "The job failed";
     const text = job.problem?.detail || job.problem?.title || (job.state === "cancelled" ? "What was finished before lies among its files." : "");
-    const hint = job.problem?.accepted ? `Accepted: ${[job.problem.accepted].flat().join(", ")}` : summary(job);
+    const accepted = job.problem?.accepted;
+    const hint = accepted && !text.includes(accepted) ? `Accepted: ${accepted}` : summary(job);
     const change = KINDS[job.kind] && button("edit", "Change and start again", () => this.actions.change(job));
     this.#put(this.#failure(title, text, hint, button("repeat", "Repeat", () => this.actions.repeat(job)), change));
   }

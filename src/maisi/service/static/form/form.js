@@ -9,7 +9,7 @@ import { KINDS, kindsHere } from "./kinds.js";
 
 /** Fill `root` with the form; `started(job)` hears of each job. Gives back how to write a request into it. */
 export function mountForm(root, started) {
-  const kind = h("select", { id: "kind" }, kindsHere().map((value) => h("option", { value }, KINDS[value].text)));
+  const kind = h("select", { id: "kind" }, kindsHere().map((value) => h("option", { value }, [KINDS[value].text, KINDS[value].more].filter(Boolean).join(": "))));
   const fields = h("div.fields", {});
   const plan = h("div.plan", { role: "status", "aria-label": "Estimate" });
   const trouble = h("div.trouble", { role: "alert", hidden: true });
@@ -103,7 +103,7 @@ function writeRequest({ fields, advanced, untidy = (request) => request }, given
 function told(error, rest, again) {
   if (error instanceof Problem && error.status === 429) return queueFull(error, again);
   const more = rest.map(({ where, what }) => h("p", {}, `${where}: ${what}`));
-  const accepted = error.accepted ? [h("p.accepted", {}, `Accepted: ${[error.accepted].flat().join(", ")}`)] : [];
+  const accepted = error.accepted && !error.message.includes(error.accepted) ? [h("p.accepted", {}, `Accepted: ${error.accepted}`)] : [];
   const said = error instanceof Unreachable ? "The service does not answer." : error.message;
   return [h("p", {}, said), ...more, ...accepted];
 }

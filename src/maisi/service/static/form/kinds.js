@@ -114,7 +114,7 @@ const ofImage = () => ({ fields: [source("source", "CT", "image")], advanced: [m
 /** Each kind: its name, the verb on its button, its fields, and what a model must be able to do. */
 export const KINDS = {
   generate: { text: "Generate a CT", verb: "Generate", make: generate },
-  inpaint: { text: "Change a CT: tumours in or out", verb: "Inpaint", make: inpaint },
+  inpaint: { text: "Change a CT", more: "tumours in or out", verb: "Inpaint", make: inpaint },
   "labels-augment": { text: "Vary a label map", verb: "Vary", make: labelsAugment },
   "labels-generate": { text: "Draw a label map", verb: "Draw", make: labelsGenerate, here: (each) => each.draws_labels },
   segment: { text: "Segment a CT", verb: "Segment", make: ofImage, here: (each) => each.networks.includes("segmenter") },

@@ -178,10 +178,9 @@ export class Stage {
     if (!canvas || event.ctrlKey || event.metaKey || event.altKey) return;
     const pane = this.panes.find((each) => each.element.contains(canvas));
     const plane = this.layout === "coronal" ? [0, 2, 1] : this.layout === "sagittal" ? [1, 2, 0] : [0, 1, 2];
-    const radiological = plane[0] === 0 ? -1 : 1; // the patient's left is on the right
     const far = event.shiftKey ? 5 : 1;
     const moves = {
-      ArrowLeft: [plane[0], -radiological * far], ArrowRight: [plane[0], radiological * far],
+      ArrowLeft: [plane[0], far], ArrowRight: [plane[0], -far], // left is the patient's right, or front
       ArrowUp: [plane[1], far], ArrowDown: [plane[1], -far], PageUp: [plane[2], far], PageDown: [plane[2], -far],
     };
     const move = moves[event.key];
