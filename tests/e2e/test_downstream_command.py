@@ -1,14 +1,12 @@
 """`maisi downstream run`: from an experiment to its table, and on after a kill."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import Maisi
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from made_limbs import save_limbs
 
 TRAINING = {"steps": 2, "patch": [8, 8, 8], "channels": [4, 8], "flips": True}
@@ -39,7 +37,8 @@ def test_an_experiment_leaves_its_table_and_goes_on_after_a_kill(
     out = tmp_path / "out"
     done = maisi("downstream", "run", experiment, "--out", out)
     assert done.code == 0, done.err
-    assert sorted(path.name for path in out.iterdir() if path.is_file()) == [
+    files = sorted(path.name for path in out.iterdir() if path.is_file())
+    assert files == [
         "report.html",
         "report.json",
         "run.json",

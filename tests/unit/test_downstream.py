@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_limbs import SARCOMA, save_limbs
 
+from made_limbs import SARCOMA, save_limbs
 from maisi.data.manifest import Case, read_manifest
 from maisi.downstream.backends import builtin
 from maisi.downstream.backends.auto3dseg import write_input
 from maisi.downstream.backends.backend import Exercise, backend_of
 from maisi.downstream.cell import CellResult, CellWork, ScoredCase, carry_out_cell
 from maisi.downstream.experiment import Experiment, Regime, TrainingSettings, read_experiment
+from maisi.downstream.levels import level_of, levelled
 from maisi.downstream.page import downstream_page
 from maisi.downstream.plan import Cell, Split, cases_of, cells_of, divide, num_synthetic, patient_of, training_cases
 from maisi.downstream.report import report_of, told_rows
@@ -25,7 +26,7 @@ from maisi.downstream.synthetic import folder_cases, variants_of, varied
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.evaluation.segmentation import Agreement
 from maisi.space.grid import Grid
-from maisi.space.volume import LabelMap
+from maisi.space.volume import LabelMap, Volume
 
 QUICK: dict[str, Any] = {"steps": 120, "batch": 2, "patch": [16, 16, 16], "channels": [16, 32], "learning_rate": 0.01}
 
@@ -203,6 +204,26 @@ def test_a_varied_map_keeps_its_tumour_elsewhere_and_its_borders_closed(manifest
     assert (first.array == again.array).all()
     assert (first.array != second.array).any()
     assert (first.array != labels.array).any()
+
+
+def test_levels_are_those_of_the_reference_and_outlines_stay() -> None:
+    rng, grid = np.random.default_rng(0), Grid.centered((20, 20, 20), (4, 4, 4))
+    ids = np.zeros(grid.shape, np.uint8)
+    ids[2:18, 2:18, 2:18] = 200
+    ids[6:12, 6:12, 6:12] = SARCOMA
+    labels = LabelMap(ids, grid)
+    drawn, wanted = (
+        Volume(np.select([ids == SARCOMA, ids == 200], levels, -1000.0) + rng.normal(0, sd, grid.shape), grid)
+        for levels, sd in (((-10.0, 20.0), 30), ((40.0, 50.0), 10))
+    )
+    found = levelled(drawn, labels, wanted, labels)
+    for id in (SARCOMA, 200):
+        own, reference = (level_of(each, labels, id) for each in (found, wanted))
+        assert own is not None
+        assert reference is not None
+        assert own.median == pytest.approx(reference.median, abs=2)
+        assert own.spread < 1.5 * reference.spread
+    assert (found.array[ids == 0] == drawn.array[ids == 0]).all()
 
 
 # The built-in backend -------------------------------------------------------------------------------------------------
