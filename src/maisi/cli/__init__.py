@@ -31,6 +31,7 @@ from maisi.cli.refine import refine
 from maisi.cli.reproduce import reproduce
 from maisi.cli.segment import segment
 from maisi.cli.selftest import selftest
+from maisi.cli.serve import serve
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
 
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Make": [generate, inpaint, refine],
+    "Serve": [serve],
     "Encode": [reconstruct, encode, decode],
     "Look": [segment, info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],
@@ -60,7 +62,7 @@ app.command(rich_help_panel="Build", context_settings={"allow_extra_args": True}
 app.add_typer(train, name="train", rich_help_panel="Build")
 app.add_typer(downstream, name="downstream", rich_help_panel="Look")
 
-_ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")
+_ON_RANKS = ("generate", "encode", "decode", "reproduce", "train", "evaluate")
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # every wrong use of options and arguments
 

@@ -1,5 +1,6 @@
 """`maisi evaluate`: what generated volumes are worth, with an interval on every number."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -22,31 +23,39 @@ if TYPE_CHECKING:
 
 Report = TypeVar("Report", bound=Frozen)
 
+NOT_OF_FEATURES = tuple(f"compute.{name}" for name in ("memory", "scratch", "host_memory", "precision"))
+NOT_OF_SEGMENTERS = (*NOT_OF_FEATURES, "compute.ranks")
+
 evaluate = typer.Typer(help="Measure what generated volumes are worth.", no_args_is_help=True)
 
 
 @evaluate.callback()
-def _group() -> None:
-    pass
+def _group(context: typer.Context) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand != "images":
+        raise typer.BadParameter(
+            f"torchrun splits evaluate images; start `maisi evaluate {context.invoked_subcommand}` without it"
+        )
 
 
 def _measured(
     what: str, request: Frozen, out: Path, overwrite: bool, kind: type[Report], file: str
 ) -> "tuple[RunRecord, Report]":
-    """Carry out a measurement and read the report that it wrote."""
+    """Carry out a measurement and read the report that it wrote; ranks besides the first end here."""
     record = run_task(f"evaluate {what}", request, out, overwrite, quiet=True)
-    assert record is not None
+    if record is None:
+        raise typer.Exit
     return record, kind.model_validate_json((out / file).read_text(encoding="utf-8"))
 
 
 @evaluate.command()
-@takes(EvaluateImagesRequest, arguments={"real": "REAL", "synthetic": "SYNTHETIC"})
+@takes(EvaluateImagesRequest, arguments={"real": "REAL", "synthetic": "SYNTHETIC"}, leave_out=NOT_OF_FEATURES)
 def images(request: EvaluateImagesRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False) -> None:
     """Compare two sets of volumes: 2.5-D Frechet and kernel distance, precision and recall, with intervals.
 
     Beside them the distance between two halves of the real set. Writes images.json and images.html.
     """
     from maisi.evaluation.images import ImageReport
+    from maisi.evaluation.images_page import ROWS, told
     from maisi.runs.tasks.evaluate_images import REPORT
 
     record, found = _measured("images", request, out, overwrite, ImageReport, REPORT)
@@ -54,15 +63,14 @@ def images(request: EvaluateImagesRequest, out: Out, overwrite: Overwrite = Fals
         give_json(found.model_dump())
         return
     rows = [
-        (name, f"{m.value:.3f}", f"{m.low:.3f} to {m.high:.3f}", f"{d.kernel.value:.4f}")
-        for name, d in (("synthetic against real", found.synthetic), ("halves of the real ones", found.halves))
-        for m in (d.frechet_mean,)
+        (words, told(d.frechet_mean), told(d.kernel, 4), told(d.precision, 2), told(d.recall, 2))
+        for words, name in ROWS
+        for d in (getattr(found, name),)
     ]
-    give_table(rows, ("", "Frechet", "interval", "kernel"))
-    give_table([(f"{found.synthetic.precision:.3f}", f"{found.synthetic.recall:.3f}")], ("precision", "recall"))
+    give_table(rows, ("", "Frechet", "kernel", "precision", "recall"))
     for note in found.notes:
         tell(f"note: {note}")
-    tell(f"{out}: {', '.join(record.outputs)}, in {record.seconds:.1f} s")
+    tell(f"{out}: {REPORT}, images.html, in {record.seconds:.1f} s")
 
 
 @evaluate.command()
@@ -99,9 +107,6 @@ def memorization(
     if gate and found.copies:
         complain(f"{len(found.copies)} copies: {', '.join(each.name for each in found.copies)}")
         raise typer.Exit(1)
-
-
-NOT_OF_SEGMENTERS = tuple(f"compute.{name}" for name in ("ranks", "memory", "scratch", "host_memory", "precision"))
 
 
 @evaluate.command()

@@ -10,15 +10,15 @@ from maisi.pipelines.prepare.settings import check_segmenter
 from maisi.pipelines.requests import DEFAULT_BUNDLE
 from maisi.shapes import Frozen, Modality
 
+FEATURES = "scattering, a file (SqueezeNet or ResNet-50 weights, TorchScript), or module:callable."
+
 
 class EvaluateImagesRequest(Frozen):
     """Comparing two sets of volumes: a manifest, a folder that maisi prepare made, or a folder of files."""
 
     real: Path = Field(description="Manifest, prepared folder or folder of files.")
     synthetic: Path = Field(description="Likewise.")
-    features: str = Field(
-        default="scattering", description="scattering, a TorchScript file (.pt, .ts), or module:callable."
-    )
+    features: str = Field(default="scattering", description=FEATURES)
     protocol: Literal["maisi", "paper"] = Field(
         default="maisi", description="maisi (4 mm, every 4th plane) or paper (1 mm, 512^3)."
     )
@@ -27,6 +27,7 @@ class EvaluateImagesRequest(Frozen):
     modality: Modality = Field(default="ct", description="ct or mr.")
     draws: int = Field(default=200, ge=0, description="Resamplings for the intervals.")
     seed: int = Field(default=0, ge=0, description="Of the resamplings.")
+    compute: Compute = Compute()
 
 
 class EvaluateMemorizationRequest(Frozen):
@@ -37,9 +38,7 @@ class EvaluateMemorizationRequest(Frozen):
     held_out: Path | None = Field(default=None, description="Folder of held-out volumes, where no manifest tells them.")
     training_split: str | None = Field(default="training", description="Split of the manifest that was trained on.")
     held_out_split: str | None = Field(default="validation", description="Split that was not.")
-    features: str = Field(
-        default="scattering", description="scattering, a TorchScript file (.pt, .ts), or module:callable."
-    )
+    features: str = Field(default="scattering", description=FEATURES)
     modality: Modality = Field(default="ct", description="ct or mr.")
 
 

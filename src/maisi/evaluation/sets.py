@@ -10,7 +10,7 @@ import numpy as np
 from maisi.data.cases import case_volume
 from maisi.data.door import open_volume
 from maisi.data.manifest import STORED, Case, read_manifest
-from maisi.errors import InvalidRequestError, InvalidVolumeError
+from maisi.errors import InvalidRequestError, InvalidVolumeError, MaisiError
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
 from maisi.space.nifti import SUFFIXES
 from maisi.space.reading import ReadOptions
@@ -38,6 +38,13 @@ def features_of(
         return plane_features([volume], extractor, protocol)[0]
     except InvalidVolumeError as error:
         raise InvalidVolumeError(f"{name}: {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:  # of a network that is not ours
+        if isinstance(error, MaisiError):
+            raise
+        said = str(error).strip().splitlines()
+        raise InvalidRequestError(
+            f"{name}: features by {extractor.name} failed: {said[-1] if said else error!r}"
+        ) from error
 
 
 def image_set(path: Path, split: str | None = None, modality: str = "ct", least: int = 2) -> list[NamedImage]:

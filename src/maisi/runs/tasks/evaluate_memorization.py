@@ -3,7 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-from maisi.evaluation.features import PROTOCOLS, find_extractor
+from maisi.evaluation.extractors import find_extractor
+from maisi.evaluation.features import PROTOCOLS
 from maisi.evaluation.memorization import find_copies, in_place
 from maisi.evaluation.requests import EvaluateMemorizationRequest
 from maisi.evaluation.sets import image_set
