@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi.cli.console import give, give_json, give_table, tell
+from maisi.cli.console import give, give_json, give_table, steps_told, tell
 from maisi.cli.options import AsJson, Assignments, Out, Overwrite
-from maisi.cli.run import run_task
 
 if TYPE_CHECKING:
     from maisi.downstream.experiment import DownstreamRequest
@@ -41,10 +40,14 @@ def run(
 
     Writes report.json and report.html; asked again after a kill it goes on where it stopped.
     """
+    from maisi.cli.process import process_for
     from maisi.compute.across import Across
+    from maisi.compute.compute import Compute
     from maisi.downstream.experiment import DownstreamRequest, read_experiment
     from maisi.downstream.report import DownstreamReport, told_rows
-    from maisi.runs.tasks.downstream import PAGE, REPORT
+    from maisi.runs.carry_out import carry_out
+    from maisi.runs.task import Watch
+    from maisi.runs.tasks.downstream import DOWNSTREAM, PAGE, REPORT
 
     request = DownstreamRequest(
         experiment=read_experiment(experiment, assignments or (), manifest),
@@ -54,8 +57,8 @@ def run(
     if plan:
         _tell_plan(request, as_json)
         return
-    record = run_task("downstream run", request, out, overwrite, quiet=True)
-    assert record is not None
+    with process_for(Compute(threads=threads)), steps_told() as on_stage:
+        carry_out(DOWNSTREAM, request, out, overwrite=overwrite, watch=Watch(on_stage))
     found = DownstreamReport.model_validate_json((out / REPORT).read_text(encoding="utf-8"))
     if as_json:
         give_json(found.model_dump(mode="json"))

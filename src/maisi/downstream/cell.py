@@ -34,7 +34,7 @@ class CellWork(Frozen):
         return self.out / f"{self.cell.name}.json"
 
 
-class TestedCase(Frozen):
+class ScoredCase(Frozen):
     """A case that was tested on, and how its classes came out."""
 
     id: str
@@ -48,7 +48,7 @@ class CellResult(Frozen):
     cell: Cell
     real: tuple[str, ...]
     synthetic: tuple[str, ...]
-    tested: tuple[TestedCase, ...]
+    tested: tuple[ScoredCase, ...]
     seconds: float
 
 
@@ -79,10 +79,10 @@ def carry_out_cell(work: CellWork, on_step: OnStep = lambda done, total: None) -
     )
 
 
-def _tested(case: StoredCase, labels: LabelMap, work: CellWork) -> TestedCase:
+def _tested(case: StoredCase, labels: LabelMap, work: CellWork) -> ScoredCase:
     """The classes that a case is known to have."""
     numbers = {name: (k,) for k, name in enumerate(work.classes, start=1) if name in case.known}
     agreed = agreement(case.classes(work.folder), labels, numbers, work.tolerance_mm)
-    return TestedCase(
+    return ScoredCase(
         id=case.id, patient=case.patient, classes={n: each for n, each in agreed.items() if each.reference_ml > 0}
     )

@@ -64,6 +64,9 @@ class SyntheticSettings(Frozen):
     tumour: str | None = Field(default=None, description="What inpaint puts in.")
     bend: float = Field(default=1.0, ge=0, description="How far label maps are bent; 1 is a person of the same make.")
     strength: float = Field(default=1.0, ge=0, description="How far tumours are varied.")
+    levels: Literal["case", "network"] = Field(
+        default="case", description="Whose HU the structures of a generated CT have: of the case, or of the network."
+    )
     steps: int = Field(default=10, ge=1, description="Steps of the sampler.")
     seed: int = Field(default=0, ge=0)
 

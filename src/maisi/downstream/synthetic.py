@@ -18,6 +18,7 @@ from maisi.compute.machine import fill_defaults
 from maisi.data.cases import case_span
 from maisi.data.manifest import Case
 from maisi.downstream.experiment import Experiment, SyntheticSettings
+from maisi.downstream.levels import levelled
 from maisi.downstream.plan import patient_of
 from maisi.downstream.store import (
     Members,
@@ -96,13 +97,15 @@ def _paired(variant: Variant, volume: Volume, own: LabelMap, experiment: Experim
     volume, own = crop(volume, *box), crop(own, *box)
     grid = with_spacing(volume.grid, (experiment.spacing_mm,) * 3)
     small = resample(volume, grid)
-    labels = varied(complete_labels(resample(own, grid), small), variant, settings)
-    return generated(labels, case_of(variant, own), seed_of(variant, settings), settings)
+    complete = complete_labels(resample(own, grid), small)
+    labels = varied(complete, variant, settings)
+    drawn, labels = generated(labels, case_of(variant, own), seed_of(variant, settings), settings)
+    return levelled(drawn, labels, small, complete) if settings.levels == "case" else drawn, labels
 
 
 def case_of(variant: Variant, own: LabelMap) -> GivenLabels:
     """Which regions a case shows, as its label source."""
-    return GivenLabels(own, case_span(variant.case, own))
+    return GivenLabels(own, case_span(variant.case, own), variant.case.id)
 
 
 def varied(labels: LabelMap, variant: Variant, settings: SyntheticSettings) -> LabelMap:
@@ -136,11 +139,12 @@ def _grown(labels: LabelMap, before: Sequence[int], after: Sequence[int]) -> Lab
 def generated(labels: LabelMap, source: GivenLabels, seed: int, settings: SyntheticSettings) -> tuple[Volume, LabelMap]:
     """A CT that follows labels, on their grid: they are continued to a size that the networks take, and cut again."""
     bundle, request = _bundle(settings.bundle), _request(settings, seed)
+    request = request.model_copy(update={"labels": Path(source.name)})  # given ones are not drawn again
     missing = [-n % bundle.size_multiple for n in labels.grid.shape]
     before = [n // 2 for n in missing]
     wide = _grown(labels, before, [n - b for n, b in zip(missing, before, strict=True)])
     given = GivenLabels(wide, source.span)
-    fitted = _fitted(settings.bundle, request.model_copy(update={"seed": 0}), _Place(wide.grid, source))
+    fitted = _fitted(settings.bundle, request.model_copy(update={"seed": 0, "labels": None}), _Place(wide.grid, source))
     drawn = draw_one(request, fitted, given, 0, lambda stage, done, total: None)
     stop = [b + n for b, n in zip(before, labels.grid.shape, strict=True)]
     return crop(drawn.volume, before, stop), labels

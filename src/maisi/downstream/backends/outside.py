@@ -33,8 +33,8 @@ def complete_cases(cases: tuple[StoredCase, ...], exercise: Exercise) -> list[St
     complete = [case for case in cases if set(exercise.classes) <= set(case.known)]
     if not complete:
         raise InvalidRequestError(
-            f"the backend {exercise.settings.backend} takes cases that are labelled completely, and none of {len(cases)} "
-            f"is for {', '.join(exercise.classes)}; accepted: the backend builtin, or fewer structures"
+            f"the backend {exercise.settings.backend} takes cases that are labelled completely, and none of "
+            f"{len(cases)} is for {', '.join(exercise.classes)}; accepted: the backend builtin, or fewer structures"
         )
     if len(complete) < len(cases):
         logger.warning(

@@ -1,5 +1,6 @@
 """`maisi downstream run`: cases in files, synthetic ones of them, trainings, and the table; what is done stays."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +55,20 @@ class Planned:
             real = self.real(cell, experiment)
             wanted |= {each.id: each for each in variants_of(real, num_synthetic(cell, len(real)))}
         return tuple(wanted.values())
+
+
+class _Clock:
+    """Tells how far a stage is, and how long the rest will take by what has been done since it began."""
+
+    def __init__(self, stage: str, run: Run, first: int = 0) -> None:
+        self.stage, self.run, self.first, self.started = stage, run, first, time.monotonic()
+
+    def tell(self, done: int, total: int) -> None:
+        each = (time.monotonic() - self.started) / max(done - self.first, 1)
+        left = f"{each * (total - done) / 60:.1f} min left" if done < total else "done"
+        self.run.watch.on_stage(f"{self.stage}: {left}", done, total)
+        if done == total:
+            self.run.meter.end(self.stage)
 
 
 def check(request: DownstreamRequest) -> Checked[DownstreamRequest]:
@@ -113,13 +128,14 @@ def _made(
 ) -> dict[str, StoredCase]:
     """The cases by the id of the item; those that fail are told and left out."""
     found: dict[str, StoredCase] = {}
+    clock = _Clock(stage, run)
     for done, outcome in enumerate(spread(make, items, request.across, request.threads), start=1):
         name = items[outcome.place].id
         if outcome.result is None:
             run.warnings.append(f"case {name} is left out: {outcome.error}")
         else:
             found[name] = outcome.result
-        run.on_stage(stage, done, len(items))
+        clock.tell(done, len(items))
     return found
 
 
@@ -178,14 +194,14 @@ def _train(trainings: Sequence[CellWork], checked: Checked[DownstreamRequest], r
     results = [found for found in done.values() if found is not None]
     waiting = [each for each in trainings if done[each.cell.name] is None]
     failures: list[FailedCell] = []
-    run.on_stage("train", len(results), len(trainings))
+    clock = _Clock("train", run, first=len(results))
     for outcome in spread(train_one, waiting, request.across, request.threads):
         if outcome.result is None:
             failures.append(FailedCell(cell=waiting[outcome.place].cell, words=str(outcome.error)))
         else:
             results.append(outcome.result)
             write_report(_report(results, failures, request.experiment, planned, run), run.folder)
-        run.on_stage("train", len(results) + len(failures), len(trainings))
+        clock.tell(len(results) + len(failures), len(trainings))
     if not results:
         raise RunError(f"no training succeeded; first: {failures[0].words}")
     write_report(_report(results, failures, request.experiment, planned, run), run.folder)
