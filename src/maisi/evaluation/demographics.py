@@ -23,7 +23,7 @@ from maisi.evaluation.segmentation import Interval, interval
 from maisi.shapes import Frozen
 
 FIELDS = ("group", "region", "split", "modality", "source")  # of a case, besides its attributes
-HIGHER, LOWER = ("dice", "surface_dice", "psnr_db", "ssim"), ("hd95_mm", "mae_hu")
+HIGHER, LOWER = ("dice", "surface_dice", "psnr_db", "ssim"), ("hd95_mm", "mae_hu", "lpips", "edges")
 PERMUTATIONS = 999
 LEVEL = 0.05
 MOST_VALUES = 6  # that are groups by themselves; of more numbers thirds are made

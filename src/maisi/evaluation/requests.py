@@ -77,6 +77,9 @@ class EvaluateAutoencoderRequest(Frozen):
     bundle: str = Field(default=DEFAULT_BUNDLE, description="Packaged bundle or folder.")
     split: str | None = Field(default=None, description="Split of the manifest.")
     modality: Modality = Field(default="ct", description="Of files in a folder: ct or mr.")
+    lpips: tuple[Path, ...] = Field(
+        default=(), description="Weights of LPIPS with SqueezeNet; may be repeated: trunk and heads."
+    )
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     seed: int = Field(default=0, ge=0, description="Of the resamplings.")
     compute: Compute = Compute()
