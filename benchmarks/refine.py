@@ -33,7 +33,8 @@ def samples(arguments: argparse.Namespace) -> Iterator[tuple[str, Sample]]:
     for seed in range(arguments.seeds):
         yield f"phantom, seed {seed}", next(generate(GenerateRequest.model_validate({**asked, "seed": seed})))
     for path in arguments.labels:
-        yield path.parent.name, next(generate(GenerateRequest.model_validate({**asked, "labels": path})))
+        given = {**asked, "labels": path, "enclose": True}
+        yield path.parent.name, next(generate(GenerateRequest.model_validate(given)))
 
 
 def organs_of(sample: Sample) -> tuple[str, ...]:
