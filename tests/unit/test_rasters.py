@@ -150,9 +150,7 @@ def swapped(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
         (edited("l.seg.nrrd", swapped(b"LabelValue:=14", b"LabelValue:=15")), "ids without a name"),
     ],
 )
-def test_what_is_wrong_is_refused_in_one_line(
-    make: Callable[[Path], Path], message: str, tmp_path: Path
-) -> None:
+def test_what_is_wrong_is_refused_in_one_line(make: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
     path = make(tmp_path)
     with pytest.raises(InvalidRequestError, match=message) as raised:
         open_labels(path)

@@ -30,6 +30,7 @@ from maisi.cli.refine import refine
 from maisi.cli.reproduce import reproduce
 from maisi.cli.segment import segment
 from maisi.cli.selftest import selftest
+from maisi.cli.send import send
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
 
@@ -47,7 +48,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Make": [generate, inpaint, refine],
     "Encode": [reconstruct, encode, decode],
-    "Look": [segment, info, doctor, plan, selftest, reproduce],
+    "Look": [segment, info, doctor, plan, selftest, reproduce, send],
     "Build": [datasets, prepare, convert],
 }
 for _panel, _commands in _COMMANDS.items():

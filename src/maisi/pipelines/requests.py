@@ -141,7 +141,7 @@ class GenerateRequest(Frozen):
 class EncodeRequest(Frozen):
     """Encoding one CT, or a label map with an autoencoder of label maps. With a spacing (mm) it is resampled first."""
 
-    source: Path | None = Field(default=None, description=".nii, .nii.gz or a DICOM folder.")
+    source: Path | None = Field(default=None, description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
     content: Literal["volume", "labels"] | None = Field(
         default=None,
         description="What the file holds: volume or labels.",
@@ -166,7 +166,7 @@ class EncodeCasesRequest(Frozen):
 class RegisterRequest(Frozen):
     """Labelling a CT by labelled ones."""
 
-    source: Path = Field(description=".nii, .nii.gz or a DICOM folder.")
+    source: Path = Field(description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
     atlases: Path = Field(description="Manifest of labelled CTs, or the folder that maisi prepare made.")
     leave_out: tuple[str, ...] = Field(
         default=(), description="Case of the manifest that is no atlas; may be repeated."
@@ -178,7 +178,7 @@ class RegisterRequest(Frozen):
 class SegmentRequest(Frozen):
     """Telling the structures of one CT by a bundle's segmenter."""
 
-    source: Path = Field(description=".nii, .nii.gz or a DICOM folder.")
+    source: Path = Field(description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
     bundle: BundleName = DEFAULT_BUNDLE
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()

@@ -127,8 +127,16 @@ def _of_map(
 
 
 def _frames(dataset: Any) -> Iterator[np.ndarray]:
-    """The frames `[row column]` in order."""
-    yield from iter_pixels(dataset, raw=True)
+    """The frames `[row column]` in order; of one bit a pixel they begin anywhere in a byte (PS3.5 8.1.1)."""
+    if int(dataset.BitsAllocated) != 1 or dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        yield from iter_pixels(dataset, raw=True)
+        return
+    rows, columns, packed = int(dataset.Rows), int(dataset.Columns), np.frombuffer(dataset.PixelData, np.uint8)
+    size = rows * columns
+    for start in range(0, size * int(dataset.NumberOfFrames), size):
+        few = packed[start // 8 : (start + size + 7) // 8]
+        bits = np.unpackbits(few, bitorder="little")[start % 8 : start % 8 + size]
+        yield bits.reshape(rows, columns)
 
 
 @dataclass(frozen=True, eq=False)
