@@ -80,11 +80,19 @@ class Run:
 
     def publish(self) -> None:
         """Move all that was written to where it belongs."""
-        moved = self.publish_files()
-        files = [file for entry in moved for file in ([entry] if entry.is_file() else sorted(entry.rglob("*")))]
-        self.outputs.update(file for file in files if file.is_file())
+        files = _files_in(self.publish_files())
+        self.outputs.update(files)
         self.meter.end("write")
         self.watch.on_files(files)
+
+    def publish_beside(self) -> None:
+        """The same from another thread: whoever runs counts outputs and time."""
+        self.watch.on_files(_files_in(self.publish_files()))
+
+
+def _files_in(moved: Iterable[Path]) -> list[Path]:
+    entries = [file for entry in moved for file in ([entry] if entry.is_file() else sorted(entry.rglob("*")))]
+    return [file for file in entries if file.is_file()]
 
 
 def no_inputs(request: Any) -> tuple[Path, ...]:

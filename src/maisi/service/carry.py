@@ -94,12 +94,16 @@ class _Told:
         count = job.request.get("count")
         self.pace = Pace(count - job.samples_done if isinstance(count, int) else None)
         self.stage, self.told = "", 0.0
+        self.goes_on = False  # after a sample that is in place
 
     def on_stage(self, stage: str, done: int, total: int) -> None:
-        """Raise where the run is to stop; tell the stage, but not each of many quick steps."""
+        """Raise where the run is to stop, or has no room for more; tell the stage, but not each of many quick steps."""
         self.go_on()
         if self.store.is_cancelled(self.id, self.worker):
             raise CancelledError(f"job {self.id} was cancelled")
+        if self.goes_on:
+            self.store.check_quota()
+            self.goes_on = False
         left, now = self.pace.seconds_left(stage, done, total), time.monotonic()
         if stage != self.stage or done == total or now - self.told >= TOLD_EVERY_S:
             self.stage, self.told = stage, now
@@ -113,6 +117,7 @@ class _Told:
         self.store.published(self.id, self.worker, placed, is_sample=is_sample)
         if is_sample:
             self.pace.finished()
+            self.goes_on = True
 
 
 def failed_check(record: RunRecord) -> Problem | None:

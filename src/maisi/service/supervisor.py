@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = "service.lock"
 LOCK_S = 15.0  # for the workers of a server that was killed to notice
-WATCH_S, RETIRE_S = 0.2, 60.0
+WATCH_S, RETIRE_S, TROUBLE_S = 0.2, 60.0, 5.0
 CANCEL_S = 10.0  # for a job to notice that it was cancelled, before its worker is killed
 RESTART_S = 1.0, 30.0  # a worker that dies at its start is started again ever later
 STOP_S = 10.0
@@ -146,8 +146,9 @@ class Supervisor:
         while not self._stopping.wait(WATCH_S):
             try:
                 self._look()
-            except (RunError, OSError):  # a full disk: later it may be free again
-                logger.exception("the supervisor goes on")
+            except (RunError, OSError) as error:  # a full disk: later it may be free again
+                logger.error("%s", error)
+                self._stopping.wait(TROUBLE_S)
 
     def _look(self) -> None:
         for worker in self.workers:
