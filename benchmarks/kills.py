@@ -5,8 +5,9 @@
 Makes phantoms as scans, and for each kind of work lets it run once whole, then kills it (SIGKILL) at random moments of
 that time until the count is reached, starts it again each time, and compares what is left whenever it came to its end:
 all files of prepared cases, latents and samples, the weights of every bundle. Moments are drawn from the time of a
-whole run, for `many` from a tenth of it, so that all kills fall into one. Prints a line a kind and writes it to
-benchmarks/results/kills.json at once. `encode` and what follows it need what goes before; `many` needs nothing.
+whole run; for `many` when so many more samples were begun that all kills fall into one run, and a random moment later.
+Prints a line a kind and writes it to benchmarks/results/kills.json at once. `encode` and what follows it need what goes
+before; `many` needs nothing.
 """
 
 import argparse
@@ -47,7 +48,6 @@ SHORT = (
 )
 
 KINDS = ("prepare", "autoencoder", "encode", "diffusion", "controlnet", "many")
-LEAST_SECONDS = 20.0  # a command has begun by then, also on a busy machine
 REQUESTS = """
 count: {count}
 size: 32
@@ -128,6 +128,30 @@ def killed(command: list[str], seconds: float, count: int, draws: random.Random)
     return kills
 
 
+def killed_on_the_way(command: list[str], samples: int, count: int, draws: random.Random) -> int:
+    """Start the command and kill it whenever a few more files are there, `count` times at most; how often it was."""
+    folder, kills, most = Path(command[-1]), 0, int(1.6 * FILES * samples / count)
+    while kills < count:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        enough = files_in(folder) + draws.randint(0, most)
+        while process.poll() is None and files_in(folder) < enough:
+            time.sleep(0.02)
+        time.sleep(draws.uniform(0, 1))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    return kills
+
+
+FILES = 5  # of a sample
+
+
+def files_in(folder: Path) -> int:
+    return sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+
+
 def same(ours: Path, theirs: Path) -> list[str]:
     """Names of files that differ: tensors by their values, all else but records byte by byte."""
     names = {p.relative_to(each).as_posix() for each in (ours, theirs) for p in each.rglob("*") if p.is_file()}
@@ -164,10 +188,13 @@ def main() -> None:
             seconds = timed(command)
             again, parts = works(root, "parts")[kind]
             record = Path(again[-1]) / "run.json"
-            within = max(seconds / 10, LEAST_SECONDS) if kind == "many" else seconds
             kills, ended, differ = 0, 0, list[str]()
             while kills < arguments.kills:
-                kills += killed(again, within, arguments.kills - kills, draws)
+                left = arguments.kills - kills
+                if kind == "many":
+                    kills += killed_on_the_way(again, arguments.samples, left, draws)
+                else:
+                    kills += killed(again, seconds, left, draws)
                 if not record.is_file():
                     timed(again)
                 ended, differ = ended + 1, differ + same(result, parts)

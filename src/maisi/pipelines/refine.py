@@ -122,7 +122,7 @@ def _usual(valid: ValidRefine) -> dict[int, HuRange | None]:
 
 
 def _as_usual(values: np.ndarray, ct: np.ndarray, ids: np.ndarray, usual: Mapping[int, HuRange | None]) -> np.ndarray:
-    """What was drawn, each structure at the median that it had, or the nearest that is usual in real CTs.
+    """What was drawn, each structure at the median that it had, or the nearest that most real CTs have.
 
     A texture that is more uneven than within real CTs is damped: to draw again is to sharpen, not to roughen.
     """
@@ -135,7 +135,8 @@ def _as_usual(values: np.ndarray, ct: np.ndarray, ids: np.ndarray, usual: Mappin
         drawn, level = float(np.median(values[core])), float(np.median(ct[core]))
         share = 1.0
         if wanted is not None:
-            level = float(np.clip(level, *wanted.usual))
+            low, high = ((wanted.mean + bound) / 2 for bound in wanted.usual)  # about a standard deviation
+            level = float(np.clip(level, low, high))
             share = min(1.0, (wanted.spread or np.inf) / max(deviation(values[core]), 1e-6))
         values = values + weight * (level + share * (values - drawn) - values)
     return values

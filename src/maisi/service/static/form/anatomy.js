@@ -106,6 +106,7 @@ function finderOf(region, chosen) {
     const options = found.map((label, index) => optionOf(label, index, region(), () => take(label)));
     list.replaceChildren(...(options.length ? options : [h("li.nothing", {}, "No structure has this name")]));
     open(true);
+    list.scrollIntoView({ block: "nearest" });
     point(input.value && found.length ? 0 : -1);
     list.found = found;
   };

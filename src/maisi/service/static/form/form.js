@@ -1,6 +1,6 @@
 // The form: a kind, its fields, what it will take, and the start.
 
-import { Problem, Unreachable, post } from "../api.js";
+import { Problem, Unreachable, connection, post } from "../api.js";
 import { button, h, say, settled } from "../dom.js";
 import { submit } from "../jobs.js";
 import { bytes, duration } from "../units.js";
@@ -62,6 +62,7 @@ export function mountForm(root, started) {
     trouble.hidden = false;
   };
   build();
+  connection.watch(({ lost }) => lost || estimate());
   return {
     /** Show a request, such as that of a job that is to be changed. */
     write(what, given) {

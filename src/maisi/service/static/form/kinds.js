@@ -50,7 +50,7 @@ function generate(changed) {
   const where = region();
   const labels = labelsFrom();
   return {
-    fields: [where, labels, ...sizeAndSpacing(), anatomy("anatomy", where.read, changed), seed("seed")],
+    fields: [where, anatomy("anatomy", where.read, changed), labels, ...sizeAndSpacing(), seed("seed")],
     advanced: [
       steps(10), samples(), model(), choice("solver", "Solver", SOLVERS),
       number("controlnet_scale", "How strongly labels steer", { min: 0, placeholder: "the model's" }),
@@ -90,7 +90,7 @@ function omit(request, ...names) {
 function labelsGenerate(changed) {
   const where = region();
   return {
-    fields: [where, ...sizeAndSpacing(), anatomy("anatomy", where.read, changed), seed("seed")],
+    fields: [where, anatomy("anatomy", where.read, changed), ...sizeAndSpacing(), seed("seed")],
     advanced: [steps(30), samples(), model(), number("guidance", "Guidance", { min: 0, placeholder: "1" }), memory()],
   };
 }
