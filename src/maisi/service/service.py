@@ -50,7 +50,7 @@ class Service:
         uploads = UploadStore(data / "uploads", settings)
         planner = Planner(default_threads(), jobs.limits.share)
         places = Places(jobs, uploads, bundles, settings.inputs)
-        supervisor = Supervisor(jobs, warm=next(iter(bundles.values())))
+        supervisor = Supervisor(jobs, warm=next(iter(bundles.values())), ray=settings.ray)
         return cls(settings, token, jobs, uploads, places, Metrics(), planner, supervisor)
 
     @contextmanager

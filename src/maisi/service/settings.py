@@ -40,6 +40,9 @@ class ServeSettings(Frozen):
         description="Processes that carry out jobs, side by side.",
         json_schema_extra={"shown_default": "one for each GPU, else one"},
     )
+    ray: str | None = Field(
+        default=None, description="Carry jobs out on a Ray cluster: its address, or local to start one here."
+    )
     memory: Bytes | None = Field(default=None, description="Memory of all workers together, such as 16GB.")
     queue: int = Field(default=100, ge=1, description="Jobs that may wait.")
     quota: Bytes | None = Field(default=None, description="Disk that results, and again uploads, may take: 100GB.")

@@ -82,8 +82,10 @@ class Worker:
 class Supervisor:
     """Workers on the jobs of a store; `store.limits` says how many, and how much memory they have together."""
 
-    def __init__(self, store: JobStore, *, warm: str | None = None, threads: int | None = None) -> None:
-        self.store, self.warm = store, warm
+    def __init__(
+        self, store: JobStore, *, warm: str | None = None, threads: int | None = None, ray: str | None = None
+    ) -> None:
+        self.store, self.warm, self.ray = store, warm, ray
         names = devices()
         count = store.limits.workers
         self.threads = threads or max(1, available_cores() // count)
@@ -169,6 +171,7 @@ class Supervisor:
             device="cpu" if worker.device == "cpu" else "cuda",
             threads=self.threads,
             warm=self.warm,
+            ray=self.ray,
         )
         environment = os.environ | dict.fromkeys(NUM_THREADS, str(self.threads))
         if worker.device != "cpu":
