@@ -32,9 +32,9 @@ def packed(service: "Service", job: Job, asked: NimRequest) -> Path:
             "spacing": asked.spacing,
             "endings": {"ct": asked.image_output_ext, "labels": asked.label_output_ext},
         }
-        told = ask("maisi.service.regridding", question, cwd=folder, seconds=LONGEST_S)
+        told = ask("maisi.service.regridding", question, cwd=folder, seconds=LONGEST_S) if question["files"] else {}
         path = folder.with_suffix(".zip")
-        write_zip(path, ((name, folder / name) for name in told["files"]))
+        write_zip(path, ((name, folder / name) for name in told.get("files", ())))
         return path
     finally:
         shutil.rmtree(folder, ignore_errors=True)
