@@ -66,7 +66,7 @@ export class Stage {
     this.leavePlacing();
     while (this.panes.length > views.length) this.#dropPane();
     while (this.panes.length < views.length) this.#addPane(Pane);
-    this.grid.dataset.count = views.length;
+    this.#suit(views.length);
     this.views = views;
     for (const [index, pane] of this.panes.entries()) {
       pane.layout = this.layout;
@@ -78,6 +78,14 @@ export class Stage {
     this.placeButton.disabled = !this.panes.at(-1).isImage;
     this.labelsButton.disabled = this.outlineButton.disabled = this.opacity.disabled = !this.panes.some((pane) => pane.labels);
     return true;
+  }
+
+  /** Two results are compared in one large plane, unless another layout is chosen. */
+  #suit(count) {
+    if (count === 2 && this.grid.dataset.count !== "2" && this.layout === "all") [this.alone, this.layout] = [this.layout, "axial"];
+    if (count === 1 && this.alone) [this.alone, this.layout] = [null, this.alone];
+    this.grid.dataset.count = count;
+    this.layoutButtons.set(this.layout);
   }
 
   #addPane(Pane) {
@@ -122,6 +130,7 @@ export class Stage {
   }
 
   setLayout(layout) {
+    this.alone = null;
     this.layout = layout;
     this.layoutButtons.set(layout);
     for (const pane of this.panes) pane.setLayout(layout);
