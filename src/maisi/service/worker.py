@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 READY = "ready"
 IDLE_S = 0.1
+GIVES_WAY = 5  # the niceness of a worker, so that the web process answers while all cores compute
 UNPLANNED = ("segment", "segment-file", "evaluate-labels")
 """Kinds of jobs that take no `compute.memory`: they work window by window."""
 
@@ -144,6 +145,8 @@ def main() -> None:
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s worker %(process)d: %(message)s")
     wait_asleep()
+    if hasattr(os, "nice"):
+        os.nice(GIVES_WAY)
     store = JobStore(settings.folder, settings.limits)
     worker = Worker(store, settings)
     signal.signal(signal.SIGTERM, worker.stop)
