@@ -18,6 +18,7 @@ export class Stage {
     this.window = "soft";
     this.layout = matchMedia("(max-width: 719px)").matches ? "axial" : "all";
     this.labelsOn = true;
+    this.outline = 0;
     this.marked = null;
     this.place = h("output.crosshair", { "aria-live": "off" });
     this.toolbar = this.#toolbar();
@@ -36,7 +37,7 @@ export class Stage {
     this.labelsButton = button("eye", "Labels", () => this.toggleLabels(), { kind: "tool", "aria-pressed": "true" });
     this.outlineButton = button(null, "Outline", () => this.toggleOutline(), { kind: "tool", "aria-pressed": "false" });
     this.opacity = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.55, "aria-label": "Opacity of labels" });
-    this.opacity.addEventListener("input", () => this.panes.forEach((pane) => pane.setOpacity(Number(this.opacity.value))));
+    this.opacity.addEventListener("input", () => this.#showLabels(true));
     this.placeButton = button("target", "Place a tumour", () => (this.placing ? this.leavePlacing() : this.startPlacing()), { kind: "tool", "aria-pressed": "false" });
     this.beside = h("select", { "aria-label": "Beside it" });
     this.beside.addEventListener("change", () => this.compare(this.beside.value));
@@ -70,8 +71,9 @@ export class Stage {
     this.views = views;
     for (const [index, pane] of this.panes.entries()) {
       pane.layout = this.layout;
-      pane.opacity = Number(this.opacity.value);
+      pane.opacity = this.#opacity();
       await pane.show(loaded[index]);
+      pane.setOutline(this.outline);
       
     }
     this.setWindow(this.window);
@@ -137,15 +139,23 @@ export class Stage {
   }
 
   toggleLabels() {
-    this.labelsOn = !this.labelsOn;
-    press(this.labelsButton, this.labelsOn);
-    for (const pane of this.panes) pane.setOpacity(this.labelsOn ? Number(this.opacity.value) : 0);
+    this.#showLabels(!this.labelsOn);
     say(this.labelsOn ? "Labels shown" : "Labels hidden");
   }
 
+  #showLabels(on) {
+    this.labelsOn = on;
+    press(this.labelsButton, on);
+    for (const pane of this.panes) pane.setOpacity(this.#opacity());
+  }
+
+  #opacity() {
+    return this.labelsOn ? Number(this.opacity.value) : 0;
+  }
+
   toggleOutline() {
-    const on = press(this.outlineButton);
-    for (const pane of this.panes) pane.setOutline(on ? 1 : 0);
+    this.outline = press(this.outlineButton) ? 1 : 0;
+    for (const pane of this.panes) pane.setOutline(this.outline);
   }
 
   setHidden(hidden) {
