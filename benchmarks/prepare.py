@@ -5,8 +5,9 @@
 
 Prepares the first cases of a manifest by `maisi prepare` with each number of workers, and the smallest, the median and
 the largest of them alone; then encodes some by `maisi encode --manifest` in one process, and over two Ray workers that
-`--ray local` starts. Prints a line a run and writes its parts into benchmarks/results/prepare.json: seconds on the clock
-and of the processor, the largest resident memory of any process, the load of the machine before, and which files differ.
+`--ray local` starts. Prints a line a run and writes its parts into benchmarks/results/prepare.json: seconds on the
+clock and of the processor, the largest resident memory of any process, the load of the machine before, and which files
+differ.
 """
 
 import argparse
