@@ -71,7 +71,7 @@ class Server:
         while client.ask("GET", path)[0] != 200:
             if time.monotonic() > end:
                 raise SystemExit(f"{path} was not 200 within {PATIENCE_S} s")
-            time.sleep(0.02)
+            time.sleep(0.1)
         return time.perf_counter()
 
     def kill(self) -> None:
