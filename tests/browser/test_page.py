@@ -29,7 +29,7 @@ def job_of(page: Any) -> str:
 
 def fill(page: Any, request: dict[str, Any]) -> None:
     """Ask the form for a small phantom."""
-    page.get_by_text(str(request["region"]).capitalize(), exact=True).click()
+    page.get_by_role("radio", name=str(request["region"]).capitalize()).check()
     page.get_by_label("Labels", exact=True).select_option("phantom")
     for text, values in (("Size in voxels", request["size"]), ("Spacing in mm", request["spacing"])):
         for axis, value in zip("xyz", values, strict=True):

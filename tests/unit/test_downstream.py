@@ -396,6 +396,20 @@ def test_the_table_tells_folds_average_and_the_change_by_patient(manifest: Path)
     assert "<script" not in page
 
 
+def test_fewer_real_cases_are_drawn_as_lines(manifest: Path) -> None:
+    settings = experiment(manifest, structures=["liver"], regimes=[{"num_real": [1, "all"], "ratios": [0, 1]}])
+    few = [
+        each.model_copy(update={"cell": each.cell.model_copy(update={"num_real": 1}), "real": ("a",)})
+        for each in (result(0, 0, {"p": 0.2, "q": 0.4}), result(0, 1, {"p": 0.3, "q": 0.4}))
+    ]
+    cells = [*few, result(0, 0, {"p": 0.5, "q": 0.7}), result(0, 1, {"p": 0.5, "q": 0.7})]
+    report = report_of(settings, Split(test=("p", "q"), folds=(("r",), ("s",))), cells)
+    assert [(row.num_real, row.ratio) for row in report.rows] == [(1, 0), (1, 1), ("all", 0), ("all", 1)]
+    page = downstream_page(report)
+    assert "Fewer real cases" in page
+    assert page.count("opacity='0.35'/>") == 3  # two points and the line between them
+
+
 def test_only_trainings_that_have_a_partner_are_compared(manifest: Path) -> None:
     settings = experiment(manifest, structures=["liver"])
     split = Split(test=("p", "q"), folds=(("r",), ("s",)))

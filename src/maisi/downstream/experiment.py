@@ -13,7 +13,7 @@ from maisi.errors import InvalidConfigError
 from maisi.shapes import Frozen, Size3
 from maisi.storage.settings import check_settings, read_settings, with_assignments
 
-ALL = "all"
+ALL: Literal["all"] = "all"
 NumReal = Literal["all"] | int
 
 _PATHS = (("manifest",), ("synthetic", "folder"), ("training", "environment"), ("training", "templates"))

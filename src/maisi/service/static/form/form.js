@@ -1,6 +1,6 @@
 // The form: a kind, its fields, what it will take, and the start.
 
-import { Problem, Unreachable, connection, post } from "../api.js";
+import { Problem, Unreachable, askAgain, connection, post } from "../api.js";
 import { button, h, say, settled } from "../dom.js";
 import { submit } from "../jobs.js";
 import { bytes, duration } from "../units.js";
@@ -42,6 +42,7 @@ export function mountForm(root, started) {
   });
 
   const start = async (what, asked) => {
+    askAgain();
     go.disabled = true;
     trouble.hidden = true;
     try {

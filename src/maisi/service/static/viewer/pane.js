@@ -15,7 +15,7 @@ const TILES = {
 };
 const NAMES = { [AXIAL]: "Axial", [CORONAL]: "Coronal", [SAGITTAL]: "Sagittal" };
 const LOOK = {
-  backColor: [0.03, 0.035, 0.04, 1],
+  backColor: [0, 0, 0, 1],
   crosshairColor: [0.44, 0.78, 0.87, 0.55],
   crosshairWidthUnit: "mm",
   crosshairGap: 8,
