@@ -3,14 +3,17 @@
     python benchmarks/kills.py [--kills 20] [--seed 0] [--kinds prepare autoencoder encode diffusion controlnet many]
 
 Makes phantoms as scans, and for each kind of work lets it run once whole, then kills it (SIGKILL) at random moments of
-that time until the count is reached, starts it again each time, and compares what is left at the end: all files of
-prepared cases, latents and samples, the weights of every bundle. Prints a line a kind and writes those to
-benchmarks/results/kills.json. `encode` and what follows it need what goes before; `many` needs nothing.
+that time until the count is reached, starts it again each time, and compares what is left whenever it came to its end:
+all files of prepared cases, latents and samples, the weights of every bundle. Moments are drawn from the time of a
+whole run; for `many` when so many more samples were begun that all kills fall into one run, and a random moment later.
+Prints a line a kind and writes it to benchmarks/results/kills.json at once. `encode` and what follows it need what goes
+before; `many` needs nothing.
 """
 
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -105,9 +108,12 @@ def timed(command: list[str]) -> float:
 
 
 def killed(command: list[str], seconds: float, count: int, draws: random.Random) -> int:
-    """Start the command and kill it at a random moment, `count` times at most; how often it was alive to be killed."""
-    kills = 0
-    for _ in range(count):
+    """Start the command and kill it at a random moment, `count` times at most; how often it was alive to be killed.
+
+    A process that is killed after its record was written, which comes last, has done its work.
+    """
+    kills, record = 0, Path(command[-1]) / "run.json"
+    while kills < count and not record.is_file():
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             _, told = process.communicate(timeout=draws.uniform(0.5, seconds))
@@ -120,6 +126,30 @@ def killed(command: list[str], seconds: float, count: int, draws: random.Random)
             raise SystemExit(f"{' '.join(command)} failed after a kill: {told}")
         break
     return kills
+
+
+def killed_on_the_way(command: list[str], samples: int, count: int, draws: random.Random) -> int:
+    """Start the command and kill it whenever a few more files are there, `count` times at most; how often it was."""
+    folder, kills, most = Path(command[-1]), 0, int(1.6 * FILES * samples / count)
+    while kills < count:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        enough = files_in(folder) + draws.randint(0, most)
+        while process.poll() is None and files_in(folder) < enough:
+            time.sleep(0.02)
+        time.sleep(draws.uniform(0, 1))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    return kills
+
+
+FILES = 5  # of a sample
+
+
+def files_in(folder: Path) -> int:
+    return sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
 def same(ours: Path, theirs: Path) -> list[str]:
@@ -157,18 +187,25 @@ def main() -> None:
                 continue
             seconds = timed(command)
             again, parts = works(root, "parts")[kind]
-            kills = 0
+            record = Path(again[-1]) / "run.json"
+            kills, ended, differ = 0, 0, list[str]()
             while kills < arguments.kills:
-                kills += killed(again, seconds, arguments.kills - kills, draws)
-                if kills < arguments.kills:  # it came to its end: begin anew
-                    subprocess.run(["rm", "-rf", str(root / "parts" / kind)], check=True)
-            timed(again)
-            differ = same(result, parts)
-            found[kind] = {"seconds": round(seconds, 1), "kills": kills, "files that differ": differ}
+                left = arguments.kills - kills
+                if kind == "many":
+                    kills += killed_on_the_way(again, arguments.samples, left, draws)
+                else:
+                    kills += killed(again, seconds, left, draws)
+                if not record.is_file():
+                    timed(again)
+                ended, differ = ended + 1, differ + same(result, parts)
+                if kills < arguments.kills:
+                    shutil.rmtree(root / "parts" / kind)
+            found[kind] = {"seconds": round(seconds, 1), "kills": kills, "runs to the end": ended}
+            found[kind]["files that differ"] = sorted(set(differ))
             if kind == "many":
                 found[kind]["samples"] = arguments.samples
-            print(f"{kind}: {seconds:.1f} s undisturbed, killed {kills} times, {len(differ)} files differ {differ[:3]}")
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            print(f"{kind}: {found[kind]}", flush=True)
+            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,14 +33,21 @@ def samples(arguments: argparse.Namespace) -> Iterator[tuple[str, Sample]]:
     for seed in range(arguments.seeds):
         yield f"phantom, seed {seed}", next(generate(GenerateRequest.model_validate({**asked, "seed": seed})))
     for path in arguments.labels:
-        yield path.parent.name, next(generate(GenerateRequest.model_validate({**asked, "labels": path})))
+        given = {**asked, "labels": path, "enclose": True}
+        yield path.parent.name, next(generate(GenerateRequest.model_validate(given)))
+
+
+def organs_of(sample: Sample) -> tuple[str, ...]:
+    """The small organs that it has."""
+    assert sample.labels is not None
+    vocabulary, present = load_vocabulary(), np.unique(sample.labels.array)
+    return tuple(name for name in ORGANS if vocabulary.id(name) in present)
 
 
 def refined(sample: Sample, arguments: argparse.Namespace, folder: Path, **more: Any) -> Refined:
     """The volume with its small organs drawn again."""
     assert sample.labels is not None
-    vocabulary, present = load_vocabulary(), np.unique(sample.labels.array)
-    organs = tuple(name for name in ORGANS if vocabulary.id(name) in present)
+    organs = organs_of(sample)
     write_volume(sample.volume, folder / "ct.nii")
     write_labels(sample.labels, folder / "labels.nii")
     fields = {"source": folder / "ct.nii", "labels": folder / "labels.nii", "structures": organs}
@@ -82,6 +89,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for name, sample in samples(arguments):
+        if not organs_of(sample):
+            print(f"{name}: none of {', '.join(ORGANS)}", flush=True)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             made = refined(sample, arguments, Path(folder))

@@ -64,9 +64,14 @@ def _plan_training(name: str, as_json: bool) -> None:
     if as_json:
         give_json({part: {**memory.model_dump(), "total": memory.total} for part, memory in found.items()})
         return
+    kinds = ("weights", "gradients", "moments", "averages", "activations")
     rows = [
-        (part, *map(format_bytes, memory.model_dump().values()), format_bytes(memory.total))
+        (part, memory.processes, *(format_bytes(getattr(memory, kind)) for kind in kinds), format_bytes(memory.total))
         for part, memory in found.items()
     ]
-    give_table(rows, ("a step of", "weights", "gradients", "moments", "averages", "activations", "in all"))
+    give_table(rows, ("a step of", "processes", *kinds, "in all"))
     give("at the largest patch or latent of the recipe, in float32; half precision takes about half of the activations")
+    if any(memory.processes > 1 for memory in found.values()):
+        give(
+            "in each of the processes that share the slabs of a step; one alone holds about what it does without slabs"
+        )

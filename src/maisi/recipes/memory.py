@@ -16,37 +16,47 @@ from maisi.training.autoencoder import AutoencoderTraining
 from maisi.training.controlnet import ControlNetTraining, controlnet_like
 from maisi.training.diffusion import DiffusionTraining
 from maisi.training.memory import StepMemory, step_memory
+from maisi.training.optimization import Optimization
 from maisi.training.segmenter import SegmenterTraining
+from maisi.training.slabs import Slabs, gathered
 
 
-def training_memory(recipe: BundleRecipe) -> dict[str, StepMemory]:
-    """The memory of a step of each part of a recipe at its largest patch or latent, one batch of those that add up."""
+def training_memory(recipe: BundleRecipe, processes: int | None = None) -> dict[str, StepMemory]:
+    """The memory of a step of each part of a recipe at its largest patch or latent, one batch of those that add up.
+
+    Where a step is divided into slabs (`optimization.slabs`), it is that of each of `processes`, by default of as many
+    as there are slabs.
+    """
     found: dict[str, StepMemory] = {}
     with torch.device("meta"):
         if recipe.autoencoder is not None:
-            found["autoencoder"] = _of_autoencoder(recipe.autoencoder)
+            found["autoencoder"] = _of_autoencoder(recipe.autoencoder, processes)
         if recipe.diffusion is not None:
-            found["diffusion"] = _of_unet(recipe, recipe.diffusion)
+            found["diffusion"] = _of_unet(recipe, recipe.diffusion, processes)
         if recipe.controlnet is not None:
-            found["controlnet"] = _of_controlnet(recipe, recipe.controlnet)
+            found["controlnet"] = _of_controlnet(recipe, recipe.controlnet, processes)
         if recipe.segmenter is not None:
             found["segmenter"] = _of_segmenter(recipe.segmenter)
     return found
 
 
-def _of_autoencoder(config: AutoencoderTraining) -> StepMemory:
+def _shared(config: Optimization, processes: int | None) -> int:
+    return min(processes or config.slabs, config.slabs)
+
+
+def _of_autoencoder(config: AutoencoderTraining, processes: int | None) -> StepMemory:
     network = Autoencoder(config.network)
     critic = PatchDiscriminator(config.discriminator) if config.adversarial_weight > 0 else None
     networks = [network, *([critic] if critic is not None else [])]
     real = torch.empty((config.batch_size, 1, *config.patch))
 
-    def loss() -> Tensor:
-        mean, log_variance = network.encode(real)
-        fake = network.decode(mean + log_variance.exp().sqrt() * torch.empty_like(mean))
+    def loss(slabs: Slabs) -> Tensor:
+        mean, log_variance = gathered(*network.encode(slabs.split(real)))
+        (fake,) = gathered(network.decode(slabs.split(mean + log_variance.exp().sqrt() * torch.empty_like(mean))))
         total = (fake - real).abs().mean() + mean.square().mean() + log_variance.exp().mean()
         return total if critic is None else total + critic(fake)[-1].square().mean()
 
-    return step_memory(networks, networks, loss, config.optimization)
+    return step_memory(networks, networks, loss, config.optimization, _shared(config.optimization, processes))
 
 
 def _largest(recipe: BundleRecipe, config: DiffusionTraining) -> Size3:
@@ -69,17 +79,18 @@ def _conditions(unet: UNetConfig) -> dict[str, Tensor]:
     return given
 
 
-def _of_unet(recipe: BundleRecipe, config: DiffusionTraining) -> StepMemory:
+def _of_unet(recipe: BundleRecipe, config: DiffusionTraining, processes: int | None) -> StepMemory:
     unet = DenoisingUNet(config.network or UNetConfig())
     noisy = torch.empty((1, unet.config.in_channels, *_largest(recipe, config)))
 
-    def loss() -> Tensor:
-        return predict(unet, None, noisy, torch.empty(1), conditions=_conditions(unet.config)).abs().mean()
+    def loss(slabs: Slabs) -> Tensor:
+        conditions = _conditions(unet.config)
+        return gathered(predict(unet, None, slabs.split(noisy), torch.empty(1), conditions=conditions))[0].abs().mean()
 
-    return step_memory([unet], [unet], loss, config.optimization)
+    return step_memory([unet], [unet], loss, config.optimization, _shared(config.optimization, processes))
 
 
-def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining) -> StepMemory:
+def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: int | None) -> StepMemory:
     first = recipe.diffusion
     unet = DenoisingUNet((first.network if first is not None else None) or config.network or UNetConfig())
     factor = recipe.autoencoder.network.factor if recipe.autoencoder is not None else 4
@@ -90,16 +101,17 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining) -> StepMemo
     noisy = torch.empty((1, unet.config.in_channels, *size))
     bits = torch.empty((1, like.condition_channels, *(n * like.condition_factor for n in size)))
 
-    def loss() -> Tensor:
-        seen = controlnet.embed_condition(bits)
-        conditions = _conditions(unet.config)
-        return predict(unet, controlnet, noisy, torch.empty(1), conditions=conditions, embedding=seen).abs().mean()
+    def loss(slabs: Slabs) -> Tensor:
+        (seen,) = gathered(controlnet.embed_condition(slabs.split(bits)))
+        given = {"conditions": _conditions(unet.config), "embedding": slabs.split(seen)}
+        return gathered(predict(unet, controlnet, slabs.split(noisy), torch.empty(1), **given))[0].abs().mean()
 
     learning = [controlnet, *([unet] if config.train_unet else [])]
-    return step_memory([controlnet, unet], learning, loss, config.optimization)
+    shared = _shared(config.optimization, processes)
+    return step_memory([controlnet, unet], learning, loss, config.optimization, shared)
 
 
 def _of_segmenter(config: SegmenterTraining) -> StepMemory:
     network = SegmentationUNet(config.network(load_vocabulary()))
     hu = torch.empty((config.batch_size, 1, *config.patch))
-    return step_memory([network], [network], lambda: network(hu).log_softmax(1).mean(), config.optimization)
+    return step_memory([network], [network], lambda _: network(hu).log_softmax(1).mean(), config.optimization)

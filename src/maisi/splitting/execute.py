@@ -16,8 +16,8 @@ from maisi.splitting.fuse import fuse
 from maisi.splitting.graph import Leaf, Node, Summary
 from maisi.splitting.interpret import Rows, SplitSettings, StepWalk, Walked, carry_out
 from maisi.splitting.layout import Range
-from maisi.splitting.ranks import Ranks
 from maisi.splitting.schedule import Schedule, Sweep, Target, demands, make_schedule, make_steps
+from maisi.splitting.shares import Shares
 from maisi.splitting.store import DiskStore, HostStore, MemoryStore, Store, run_folder
 
 
@@ -49,7 +49,7 @@ def evaluate(outputs: Sequence[Node], settings: SplitSettings) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def together(ranks: Ranks) -> Iterator[None]:
+def together(ranks: Shares) -> Iterator[None]:
     """A run in which a rank that fails makes the others fail too, at once."""
     ranks.begin()
     try:
@@ -180,7 +180,7 @@ class Execution:
         if node in self.stores:
             self.stores.pop(node).close()
 
-    def _exchange(self, sweep: Sweep, ranks: Ranks) -> None:
+    def _exchange(self, sweep: Sweep, ranks: Shares) -> None:
         """Fetches from other ranks the rows that this rank's part of a sweep reads beyond its own."""
         wanted = [demands(sweep, *ranks.owned(sweep.cuts, rank), {}).demand for rank in range(ranks.size)]
         self.halos = {}

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from maisi.splitting.arithmetic import Arithmetic
 from maisi.splitting.graph import Node, Summary
 from maisi.splitting.layout import Range
-from maisi.splitting.ranks import Ranks
 from maisi.splitting.schedule import Schedule, Step, Sweep, Target
+from maisi.splitting.shares import Shares
 
 V = TypeVar("V")
 
@@ -27,7 +27,7 @@ class SplitSettings:
     on_disk: frozenset[str] = frozenset()
     on_host: frozenset[str] = frozenset()  # in the memory of the machine that a GPU sits in
     folder: Path | None = None
-    ranks: Ranks | None = None
+    ranks: Shares | None = None
 
 
 class Rows(NamedTuple):

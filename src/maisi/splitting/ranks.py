@@ -23,9 +23,11 @@ from maisi.errors import InvalidPlanError, RankError
 from maisi.splitting.graph import MomentsOf, Node, Summary
 from maisi.splitting.layout import Range
 from maisi.splitting.norm import Moments, merge
+from maisi.splitting.shares import Shares
 from maisi.splitting.store import MemoryStore
 
 TIMEOUT_S = 120.0  # of a rank that is alive but silent; a dead one is noticed at once
+PATIENT_S = 7200.0  # the same where ranks work on tasks of their own between meetings
 
 
 _FAILURE = "maisi/failure"
@@ -39,7 +41,7 @@ class Failure:
     message: str
 
 
-class Ranks:
+class Ranks(Shares):
     """This process among those that share a computation."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
@@ -48,6 +50,7 @@ class Ranks:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         wait = timedelta(seconds=timeout_s)
         self._halos, self._collectives = dist.new_group(timeout=wait), dist.new_group(timeout=wait)
+        self._patient: Any = None
         self._thread: Tensor | None = None
 
     @classmethod
@@ -75,23 +78,13 @@ class Ranks:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def slabs(self, count: int, rank: int | None = None) -> Range:
-        """The slabs of a rank, by default this one: first..last, last excluded."""
-        rank = self.rank if rank is None else rank
-        return count * rank // self.size, count * (rank + 1) // self.size
-
-    def owned(self, cuts: Sequence[int], rank: int | None = None) -> Range:
-        """The rows of a rank."""
-        first, last = self.slabs(len(cuts) - 1, rank)
-        return cuts[first], cuts[last]
-
     def begin(self) -> None:
         """Starts a new order of communication."""
         self._thread = torch.zeros((), requires_grad=True) if torch.is_grad_enabled() else None
 
     def abort(self) -> None:
         """Leaves the run, so that the others fail at once instead of waiting."""
-        for group in (self._halos, self._collectives):
+        for group in (self._halos, self._collectives, *([self._patient] if self._patient else [])):
             with contextlib.suppress(RuntimeError, ValueError, AssertionError):
                 dist.destroy_process_group(group)
 
@@ -171,6 +164,17 @@ class Ranks:
             return list(Replicated.apply(self._collectives, self._thread, own))
         self._thread, *got = AllGather.apply(self._collectives, self._thread, own)
         return got
+
+    def collect(self, rows: Tensor) -> list[Tensor]:
+        """Rows (n, d) of every rank, n of each its own, in the order of ranks; one without rows need not know d."""
+        if self._patient is None:
+            self._patient = dist.new_group(timeout=timedelta(seconds=PATIENT_S))
+        shapes = [each.tolist() for each in all_gather(torch.tensor(rows.shape, device=rows.device), self._patient)]
+        most = [max(sizes) for sizes in zip(*shapes, strict=True)]
+        padded = rows.new_zeros(most)
+        padded[: rows.shape[0], : rows.shape[1]] = rows
+        got = all_gather(padded, self._patient)
+        return [each[:count, :width] for each, (count, width) in zip(got, shapes, strict=True)]
 
     def reduce_gradients(self, tensors: Sequence[Tensor]) -> None:
         """Sums the gradients of parameters and inputs over the ranks: each has those of its own rows."""

@@ -19,7 +19,7 @@ from maisi.splitting.graph import Leaf, Node
 from maisi.splitting.interpret import SplitSettings
 from maisi.splitting.layout import Layout
 from maisi.splitting.ops import ELEMENTWISE, HANDLERS, Deferred, refuse, walk
-from maisi.splitting.ranks import Ranks
+from maisi.splitting.shares import Shares
 
 DESCRIBING = {  # what may be asked of a tensor that is not there
     "__get__", "size", "dim", "ndimension", "numel", "nelement", "__len__", "element_size", "is_floating_point",
@@ -61,7 +61,7 @@ class SlabTensor(Deferred):
         axis: int = 0,
         *,
         sizes: Sequence[int] | None = None,
-        ranks: Ranks | None = None,
+        ranks: Shares | None = None,
         settings: SplitSettings | None = None,
     ) -> "SlabTensor":
         """The tensor (b, c, x, y, z) as `parts` slabs along a spatial axis (0 = x), or slabs of the given sizes.

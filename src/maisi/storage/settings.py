@@ -1,6 +1,6 @@
 """Settings of a request: from a YAML file, `a.b=value` assignments and options, in this order, strictly checked."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -13,14 +13,35 @@ from maisi.errors import InvalidConfigError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
+class _SaidTwice(yaml.YAMLError):
+    """A mapping has a name twice, of which YAML libraries silently keep the last."""
+
+
+class _EachOnce(yaml.SafeLoader):
+    """A loader that refuses mappings with a name twice."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        seen = set[str]()
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.value in seen:
+                line = name.start_mark.line + 1
+                raise _SaidTwice(f"says {name.value!r} twice, again in line {line}; accepted: once")
+            if isinstance(name, yaml.ScalarNode):
+                seen.add(name.value)
+        return node
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises `InvalidConfigError` for anything else."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachOnce)
     except FileNotFoundError as error:
         raise InvalidConfigError(f"no settings file {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfigError(f"{path} cannot be read as settings: {error}") from error
+    except _SaidTwice as error:
+        raise InvalidConfigError(f"{path} {error}") from error
     except yaml.YAMLError as error:
         raise InvalidConfigError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     if content is None:
@@ -38,7 +59,9 @@ def with_assignments(settings: Mapping[str, Any], assignments: Iterable[str]) ->
         if not sign or not name.strip():
             raise InvalidConfigError(f"{assignment!r} assigns nothing; accepted: name=value or group.name=value")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_EachOnce)
+        except _SaidTwice as error:
+            raise InvalidConfigError(f"{assignment!r} {error}") from error
         except yaml.YAMLError as error:
             raise InvalidConfigError(f"the value of {assignment!r} is no YAML: {error}") from error
         result = _with(result, name.strip().split("."), value, assignment)
@@ -85,9 +108,7 @@ def _told(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:
         known, wrong = _settings_at(kind, problem["loc"][:-1]), str(problem["loc"][-1])
         inside = [f"{group}.{name}" for group in known for name in _settings_at(kind, (*problem["loc"][:-1], group))]
         within = [name for name in inside if name.rpartition(".")[2] == wrong]
-        close = within or get_close_matches(wrong, known, n=1, cutoff=0.55)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-        return f"unknown setting {where!r}; {hint}"
+        return f"unknown setting {where!r}; {f'did you mean {within[0]!r}?' if within else close_to(wrong, known)}"
     reason = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     reason = reason.partition(", unable to parse")[0]
     if problem["type"] in {"tuple_type", "list_type"}:
@@ -99,6 +120,12 @@ def _told(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:
     if problem["type"] == "value_error" or not where:
         return f"{where}: {reason}" if where else reason
     return f"{where}: {problem['input']!r} is not accepted; it should be {reason[:1].lower()}{reason[1:]}"
+
+
+def close_to(wrong: str, known: Sequence[str]) -> str:
+    """A hint at the name that was meant, or at all that there are."""
+    close = get_close_matches(wrong, known, n=1, cutoff=0.55)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
 
 
 def _settings_at(kind: Any, location: Iterable[Any]) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from maisi.splitting.ranks import Ranks
+from maisi.splitting.shares import Shares, SupposedShares
 from maisi.splitting.slabs import SlabTensor, gather
 from maisi.training.distributed import TIMEOUT, Team
 
@@ -19,13 +20,18 @@ class Slabs:
     """Into how many slabs activations are split, and over which processes; one slab is the whole."""
 
     count: int = 1
-    ranks: Ranks | None = None
+    ranks: Shares | None = None
 
     @classmethod
     def of(cls, count: int) -> "Slabs":
         """Slabs over the processes that train together, where there are several of both."""
         alone = count == 1 or Team.here().size == 1
         return cls(count, None if alone else Ranks(TIMEOUT.total_seconds()))
+
+    @classmethod
+    def supposed(cls, count: int, processes: int) -> "Slabs":
+        """Slabs of one of so many processes that are not there, to count what it holds: that in the middle."""
+        return cls(count, SupposedShares(processes // 2, processes) if min(count, processes) > 1 else None)
 
     def split(self, x: Tensor) -> Tensor:
         """The tensor (b, c, x, y, z), which every process has, as slabs along its longest axis."""

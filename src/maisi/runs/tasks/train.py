@@ -30,6 +30,7 @@ from maisi.recipes.stages import (
     encoded,
     save_measured,
     segmenter_stage,
+    segmenter_to_start_from,
     starting_bundle,
     stored_latents,
     unet_stage,
@@ -87,12 +88,15 @@ def _checked_bundle(request: TrainRequest) -> Checked[TrainRequest]:
 def _check_memory(request: TrainRequest) -> None:
     """Nothing, or the refusal of a recipe of which a step does not fit into the memory that it may have."""
     memory = request.compute.memory
-    for part, needed in training_memory(request.recipe).items() if memory is not None else ():
-        if memory is not None and needed.total > memory:
+    if memory is None:
+        return
+    for part, needed in training_memory(request.recipe, num_ranks()).items():
+        if needed.total > memory:
             raise InvalidPlanError(
                 f"a step of the {part} needs {format_bytes(needed.total)}, of which {format_bytes(needed.activations)} "
                 f"for what the backward pass reads, and may take {format_bytes(memory)}; accepted: smaller patches or "
-                f"sizes, optimization.checkpoint_activations, or --memory {-(-needed.total // 10**6)}MB or more",
+                f"sizes, optimization.checkpoint_activations, optimization.slabs over processes, or "
+                f"--memory {-(-needed.total // 10**6)}MB or more",
                 needed.total,
             )
 
@@ -139,9 +143,11 @@ def _before(checked: Checked[TrainRequest]) -> Bundle:
 
 def check_segmenter(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a segmenter is trained."""
-    Team(0, num_ranks()).parts(request.recipe.for_segmenter().optimization.accumulate)
+    config = request.recipe.for_segmenter()
+    Team(0, num_ranks()).parts(config.optimization.accumulate)
     if request.manifest is None:
         raise InvalidRequestError("a segmenter learns from volumes with labels; give --manifest")
+    segmenter_to_start_from(config)
     return check(request)
 
 

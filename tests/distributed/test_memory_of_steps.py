@@ -1,0 +1,119 @@
+"""What `maisi plan --train` says that a step keeps for its backward pass is what each process of a training keeps."""
+
+import json
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from processes import run_ranks
+from test_training_on_slabs import source
+
+from maisi.diffusion.denoiser import predict
+from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.recipes.load import load_recipe
+from maisi.recipes.memory import training_memory
+from maisi.recipes.recipe import BundleRecipe
+from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
+from maisi.training.diffusion import DiffusionTraining
+from maisi.training.loop import LoopConfig
+from maisi.training.memory import kept_bytes
+from maisi.training.optimization import Optimization
+from maisi.training.slabs import Slabs, gathered
+
+
+class Kept:
+    """A tensor that the backward pass will read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@contextmanager
+def measured() -> Iterator[list[int]]:
+    """Bytes that are kept for backward passes within, at most, but for weights."""
+    alive: dict[int, tuple[int, int]] = {}  # by storage: how many keep it, and its bytes
+    most = [0]
+
+    def drop(key: int) -> None:
+        count, size = alive.pop(key)
+        if count > 1:
+            alive[key] = count - 1, size
+
+    def keep(tensor: Tensor) -> Kept | Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        if base.is_leaf and base.requires_grad:
+            return tensor
+        storage, kept = tensor.untyped_storage(), Kept(tensor)
+        count, size = alive.get(storage._cdata, (0, storage.nbytes()))
+        alive[storage._cdata] = count + 1, size
+        weakref.finalize(kept, drop, storage._cdata)
+        most[0] = max(most[0], sum(size for _, size in alive.values()))
+        return kept
+
+    def give(kept: Kept | Tensor) -> Tensor:
+        return kept.tensor if isinstance(kept, Kept) else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, give):
+        yield most
+
+
+def recipe(slabs: int) -> BundleRecipe:
+    """The tiny recipe's autoencoder on patches that are longer than wide, in slabs."""
+    whole = load_recipe("tiny")
+    config = whole.for_autoencoder()
+    update = {
+        "optimization": config.optimization.model_copy(update={"slabs": slabs, "precision": "float32"}),
+        "loop": LoopConfig(num_steps=1),
+        "batch_size": 1,
+        "patch": (24, 64, 24),
+        "perceptual_weight": 0.0,
+        "adversarial_weight": 0.0,
+        "early_share": 0.0,
+    }
+    settings = {**config.model_dump(), **update}
+    return BundleRecipe(name="tiny", licence="none", autoencoder=AutoencoderTraining.model_validate(settings))
+
+
+UNET = UNetConfig(
+    channels=(8, 16), num_res_blocks=(1, 1), attention_levels=(False, True), head_channels=8, norm_groups=4
+)
+LATENT = (8, 24, 8)
+
+
+def hold_of_unet(rank: int, folder: Path, slabs: int) -> None:
+    unet, x, shares = DenoisingUNet(UNET), torch.zeros(1, 4, *LATENT), Slabs.of(slabs)
+    t = torch.tensor([300.0])
+    kept = kept_bytes([unet], lambda: gathered(predict(unet, None, shares.split(x), t, conditions={}))[0].abs().mean())
+    (folder / f"{rank}.json").write_text(json.dumps(kept))
+
+
+def test_a_process_keeps_of_a_unet_with_attention_what_was_planned(tmp_path: Path) -> None:
+    run_ranks(hold_of_unet, 2, tmp_path, 2)
+    kept = max(json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    settings = {"loop": LoopConfig(num_steps=1), "network": UNET, "sizes": (LATENT,)}
+    optimization = Optimization(slabs=2, precision="float32")
+    diffusion = DiffusionTraining.model_validate({**settings, "optimization": optimization})
+    planned = training_memory(BundleRecipe(name="tiny", licence="none", diffusion=diffusion))["diffusion"]
+    assert kept == pytest.approx(planned.activations, rel=0.02)
+
+
+def hold(rank: int, folder: Path, slabs: int) -> None:
+    with measured() as most:
+        train_autoencoder(recipe(slabs).for_autoencoder(), source(), folder / "run")
+    (folder / f"{rank}.json").write_text(json.dumps(most[0]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_process_keeps_what_was_planned(size: int, tmp_path: Path) -> None:
+    run_ranks(hold, size, tmp_path, size)
+    kept = max(json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size))
+    planned = training_memory(recipe(size))["autoencoder"]
+    assert planned.processes == size
+    assert kept == pytest.approx(planned.activations, rel=0.02)
