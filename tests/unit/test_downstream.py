@@ -260,6 +260,15 @@ def test_a_class_that_nobody_looked_for_takes_no_part_in_the_loss() -> None:
     assert logits.grad[1, 1].any()
 
 
+def test_the_last_steps_see_real_cases_alone_where_that_is_asked_for() -> None:
+    hu, classes, known = np.zeros((1, 1, 1)), np.zeros((1, 1, 1), np.uint8), np.array([True])
+    real, made = (builtin.Arrays(hu, classes, known, synthetic) for synthetic in (False, True))
+    settings = TrainingSettings(steps=10, real_last=0.4)
+    assert [len(builtin.seen_at(step, [real, made], settings)) for step in range(10)] == [2] * 6 + [1] * 4
+    assert builtin.seen_at(9, [real, made], TrainingSettings(steps=10)) == [real, made]
+    assert builtin.seen_at(9, [made], settings) == [made]  # of synthetic data alone
+
+
 def test_a_patch_beyond_the_volume_is_air_without_classes() -> None:
     case = builtin.Arrays(np.zeros((8, 8, 4), np.float32), np.ones((8, 8, 4), np.uint8), np.array([True]))
     settings = TrainingSettings(patch=(16, 8, 8))
