@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from made_limbs import SARCOMA, save_limbs
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.manifest import Case, read_manifest
 from maisi.downstream.backends import builtin
 from maisi.downstream.backends.auto3dseg import write_input
@@ -22,7 +23,7 @@ from maisi.downstream.plan import Cell, Split, cases_of, cells_of, divide, num_s
 from maisi.downstream.report import report_of, told_rows
 from maisi.downstream.statistics import paired_difference
 from maisi.downstream.store import StoredCase, check_no_leak, known_classes, members_of, store_real
-from maisi.downstream.synthetic import folder_cases, variants_of, varied
+from maisi.downstream.synthetic import folder_cases, variants_of, varied, without_blur
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.evaluation.segmentation import Agreement
 from maisi.space.grid import Grid
@@ -224,6 +225,19 @@ def test_levels_are_those_of_the_reference_and_outlines_stay() -> None:
         assert own.median == pytest.approx(reference.median, abs=2)
         assert own.spread < 1.5 * reference.spread
     assert (found.array[ids == 0] == drawn.array[ids == 0]).all()
+
+
+def test_no_shell_of_muscle_stays_where_a_tumour_in_fat_was() -> None:
+    vocabulary = load_vocabulary()
+    fat, body = vocabulary.id("fat"), vocabulary.id("body")
+    ids = np.full((30, 30, 30), fat, np.uint8)
+    ids[:, :8] = body  # muscle, which the tumour touches
+    ids[10:18, 7:15, 10:18] = body
+    ids[11:17, 8:14, 11:17] = SARCOMA
+    found = without_blur(LabelMap(ids, Grid.centered(ids.shape, (4, 4, 4))), {SARCOMA}).array
+    assert (found[10:18, 8:15, 10:18][ids[10:18, 8:15, 10:18] == body] == fat).all()
+    assert (found[:, :7] == body).all()
+    assert ((found == SARCOMA) == (ids == SARCOMA)).all()
 
 
 # The built-in backend -------------------------------------------------------------------------------------------------
