@@ -1,4 +1,4 @@
-"""The steps of the Dockerfile carried out without docker, in an empty environment, and the result asked whether it is ready.
+"""The steps of the Dockerfile done without docker, in an empty environment, and the result asked whether it is ready.
 
     python benchmarks/dockerfile.py [FOLDER]
 

@@ -50,7 +50,7 @@ class ServeSettings(Frozen):
     allow_origin: tuple[str, ...] = Field(default=(), description="Web page of another place that may ask.")
     upload_bytes: Bytes = Field(default=2_000_000_000, description="Largest upload.")
     unpacked_bytes: Bytes = Field(default=4_000_000_000, description="Most that an upload may unpack to.")
-    upload_voxels: Voxels = Field(default=1024 * 1024 * 1024, description="Most voxels of an upload.")
+    upload_voxels: Voxels = Field(default=512 * 512 * 1024, description="Most voxels of an upload.")
     upload_files: int = Field(default=5000, ge=1, description="Most files of an uploaded zip.")
     upload_seconds: float = Field(default=120, gt=0, description="How long reading an upload may take.")
     outputs: Path | None = Field(
