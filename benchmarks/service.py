@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 
 ENDED = ("done", "failed", "cancelled")
-POLL_S, PATIENCE_S = 0.2, 120.0
+POLL_S, PATIENCE_S = 0.2, 600.0
 SMALL = {"region": "chest", "size": [32, 32, 32], "spacing": [4.5, 4.5, 4.5], "steps": 2}
 
 
