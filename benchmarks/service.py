@@ -208,9 +208,8 @@ def told(ended: list[dict[str, Any]], jobs: int, seconds: float) -> dict[str, An
 def serving(options: argparse.Namespace) -> Iterator[tuple[Server, dict[str, float]]]:
     with tempfile.TemporaryDirectory() as name:
         server = Server(Path(name), options.workers, options.jobs, options.memory)
-        start = server.start()
         try:
-            yield server, start
+            yield server, server.start()
         finally:
             if server.process is not None and server.process.poll() is None:
                 server.stop()
