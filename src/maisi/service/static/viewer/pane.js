@@ -274,7 +274,8 @@ export class Pane {
 
   #drawOverlay() {
     const scale = 1 / (this.planes.uiData.dpr || 1);
-    const tiles = this.layout === "solid" ? [] : this.planes.screenSlices.filter(({ axCorSag }) => axCorSag in NAMES);
+    // NiiVue lists a tile before it knows what it shows
+    const tiles = this.layout === "solid" ? [] : this.planes.screenSlices.filter(({ axCorSag, fovMM }) => axCorSag in NAMES && fovMM.length);
     this.overlay.replaceChildren(...tiles.flatMap((tile) => [this.#tileName(tile, scale), ...this.#ball(tile, scale)]));
   }
 
