@@ -230,6 +230,7 @@ export class Pane {
   }
 
   #placed({ mm, values }) {
+    if (![...mm].slice(0, 3).every(Number.isFinite)) return this.place && this.goTo(this.place.mm); // beside the picture
     const of = (volume) => values[this.planes.volumes.indexOf(volume)]?.value;
     this.place = { mm: [...mm].slice(0, 3), hu: this.isImage ? of(this.volume) : null, id: this.map ? this.#idAt(mm) : null };
     this.#followSolid(mm);
@@ -274,8 +275,7 @@ export class Pane {
 
   #drawOverlay() {
     const scale = 1 / (this.planes.uiData.dpr || 1);
-    // NiiVue lists a tile before it knows what it shows
-    const tiles = this.layout === "solid" ? [] : this.planes.screenSlices.filter(({ axCorSag, fovMM }) => axCorSag in NAMES && fovMM.length);
+    const tiles = this.layout === "solid" ? [] : this.planes.screenSlices.filter(({ axCorSag }) => axCorSag in NAMES);
     this.overlay.replaceChildren(...tiles.flatMap((tile) => [this.#tileName(tile, scale), ...this.#ball(tile, scale)]));
   }
 
