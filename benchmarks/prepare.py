@@ -1,11 +1,13 @@
 """Scans to training cases: time and memory a volume by one and by two processes, and latents by a Ray cluster.
 
-    python benchmarks/prepare.py DATA/manifest.json [--cases 121] [--encode 6] [--workers 1 2] [--bundle ct-small]
+    python benchmarks/prepare.py DATA/manifest.json [--parts alone prepared encoded] [--cases 121] [--workers 1 2]
+        [--encode 6] [--bundle ct-small]
 
 Prepares the first cases of a manifest by `maisi prepare` with each number of workers, and the smallest, the median and
 the largest of them alone; then encodes some by `maisi encode --manifest` in one process, and over two Ray workers that
-`--ray local` starts. Prints a line a run and writes benchmarks/results/prepare.json: seconds on the clock and of the
-processor, the largest resident memory of any process, the load of the machine before, and which files differ.
+`--ray local` starts. Prints a line a run and writes its parts into benchmarks/results/prepare.json: seconds on the
+clock and of the processor, the largest resident memory of any process, the load of the machine before, and which files
+differ.
 """
 
 import argparse
@@ -77,7 +79,11 @@ def prepared(cases: list[dict[str, Any]], asked: argparse.Namespace, root: Path)
         took["cpu_seconds_a_volume"] = round(took["cpu_seconds"] / len(cases), 2)
         print(f"{workers} workers, {len(cases)} volumes: {took}", flush=True)
     stores = [root / f"by_{workers}" for workers in asked.workers]
-    return {"runs": runs, "files that differ": [name for store in stores[1:] for name in differing(stores[0], store)]}
+    return {
+        "volumes": len(cases),
+        "runs": runs,
+        "files that differ": [name for store in stores[1:] for name in differing(stores[0], store)],
+    }
 
 
 def alone(cases: list[dict[str, Any]], asked: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
@@ -106,6 +112,9 @@ def encoded(cases: list[dict[str, Any]], asked: argparse.Namespace, root: Path) 
     return found
 
 
+PARTS = {"alone": alone, "prepared": prepared, "encoded": encoded}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
@@ -113,15 +122,16 @@ def main() -> None:
     parser.add_argument("--encode", type=int, default=6)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--bundle", default="ct-small")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     asked = parser.parse_args()
     cases = json.loads(asked.manifest.read_text(encoding="utf-8"))["cases"][: asked.cases]
     path = Path(__file__).parent / "results" / "prepare.json"
-    found: dict[str, Any] = {"volumes": len(cases), "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as name:
-        for part, work in (("alone", alone), ("encoded", encoded), ("prepared", prepared)):
-            found[part] = work(cases, asked, Path(name))
+        for part in asked.parts:
+            told = PARTS[part](cases, asked, Path(name))
+            before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            found = {**before, "cores": os.cpu_count(), part: told}
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":

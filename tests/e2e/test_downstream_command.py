@@ -92,6 +92,33 @@ def test_inpainted_and_given_cases_are_sources_too(maisi: Maisi, experiment: Pat
     assert folder.json["cells"][1]["synthetic"] == ["limb0_given"]
 
 
+def test_a_case_that_cannot_be_read_is_left_out_and_told(maisi: Maisi, experiment: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "limb3_ct.nii.gz").write_bytes(b"no scan")
+    answer = maisi("downstream", "run", experiment, "--out", tmp_path / "out", "-s", "synthetic.source=inpaint",
+                   "-s", "synthetic.tumour=hepatic tumor", "--json")  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert {case["id"] for cell in answer.json["cells"] for case in cell["tested"]} == {"limb2"}
+    notes = " ".join(answer.json["notes"])
+    assert "limb3 is left out" in notes
+    assert "limb0_synthetic_0 is left out" in notes  # a limb has no liver
+
+
+def test_trainings_that_fail_are_told_and_can_be_asked_for_again(
+    maisi: Maisi, experiment: Path, tmp_path: Path
+) -> None:
+    for name in ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict"):
+        command = tmp_path / "env" / "bin" / name
+        command.parent.mkdir(parents=True, exist_ok=True)
+        command.write_text("#!/bin/sh\necho no room >&2\nexit 3\n")
+        command.chmod(0o755)
+    backend = ("-s", "training.backend=nnunet", "-s", f"training.environment={tmp_path / 'env'}")
+    answer = maisi("downstream", "run", experiment, "--out", tmp_path / "out", *backend)
+    assert answer.code == 1
+    assert "4 of 4 trainings failed; first: fold_0_real_all_ratio_0_seed_0" in answer.err
+    assert "ended with 3: no room" in answer.err
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
 def test_what_cannot_be_is_refused_in_a_line(maisi: Maisi, experiment: Path, tmp_path: Path) -> None:
     def refused(*more: object) -> str:
         answer = maisi("downstream", "run", *more, "--out", tmp_path / "out")

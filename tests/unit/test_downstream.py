@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from made_limbs import SARCOMA, save_limbs
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.manifest import Case, read_manifest
 from maisi.downstream.backends import builtin
 from maisi.downstream.backends.auto3dseg import write_input
@@ -22,7 +23,7 @@ from maisi.downstream.plan import Cell, Split, cases_of, cells_of, divide, num_s
 from maisi.downstream.report import report_of, told_rows
 from maisi.downstream.statistics import paired_difference
 from maisi.downstream.store import StoredCase, check_no_leak, known_classes, members_of, store_real
-from maisi.downstream.synthetic import folder_cases, variants_of, varied
+from maisi.downstream.synthetic import folder_cases, variants_of, varied, without_blur
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.evaluation.segmentation import Agreement
 from maisi.space.grid import Grid
@@ -226,6 +227,19 @@ def test_levels_are_those_of_the_reference_and_outlines_stay() -> None:
     assert (found.array[ids == 0] == drawn.array[ids == 0]).all()
 
 
+def test_no_shell_of_muscle_stays_where_a_tumour_in_fat_was() -> None:
+    vocabulary = load_vocabulary()
+    fat, body = vocabulary.id("fat"), vocabulary.id("body")
+    ids = np.full((30, 30, 30), fat, np.uint8)
+    ids[:, :8] = body  # muscle, which the tumour touches
+    ids[10:18, 7:15, 10:18] = body
+    ids[11:17, 8:14, 11:17] = SARCOMA
+    found = without_blur(LabelMap(ids, Grid.centered(ids.shape, (4, 4, 4))), {SARCOMA}).array
+    assert (found[10:18, 8:15, 10:18][ids[10:18, 8:15, 10:18] == body] == fat).all()
+    assert (found[:, :7] == body).all()
+    assert ((found == SARCOMA) == (ids == SARCOMA)).all()
+
+
 # The built-in backend -------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +272,15 @@ def test_a_class_that_nobody_looked_for_takes_no_part_in_the_loss() -> None:
     assert not logits.grad[0, 1].any()
     assert logits.grad[0, 0].any()
     assert logits.grad[1, 1].any()
+
+
+def test_the_last_steps_see_real_cases_alone_where_that_is_asked_for() -> None:
+    hu, classes, known = np.zeros((1, 1, 1)), np.zeros((1, 1, 1), np.uint8), np.array([True])
+    real, made = (builtin.Arrays(hu, classes, known, synthetic) for synthetic in (False, True))
+    settings = TrainingSettings(steps=10, real_last=0.4)
+    assert [len(builtin.seen_at(step, [real, made], settings)) for step in range(10)] == [2] * 6 + [1] * 4
+    assert builtin.seen_at(9, [real, made], TrainingSettings(steps=10)) == [real, made]
+    assert builtin.seen_at(9, [made], settings) == [made]  # of synthetic data alone
 
 
 def test_a_patch_beyond_the_volume_is_air_without_classes() -> None:
@@ -394,6 +417,20 @@ def test_the_table_tells_folds_average_and_the_change_by_patient(manifest: Path)
     assert "default-src 'none'" in page
     assert "+0.150" in page
     assert "<script" not in page
+
+
+def test_fewer_real_cases_are_drawn_as_lines(manifest: Path) -> None:
+    settings = experiment(manifest, structures=["liver"], regimes=[{"num_real": [1, "all"], "ratios": [0, 1]}])
+    few = [
+        each.model_copy(update={"cell": each.cell.model_copy(update={"num_real": 1}), "real": ("a",)})
+        for each in (result(0, 0, {"p": 0.2, "q": 0.4}), result(0, 1, {"p": 0.3, "q": 0.4}))
+    ]
+    cells = [*few, result(0, 0, {"p": 0.5, "q": 0.7}), result(0, 1, {"p": 0.5, "q": 0.7})]
+    report = report_of(settings, Split(test=("p", "q"), folds=(("r",), ("s",))), cells)
+    assert [(row.num_real, row.ratio) for row in report.rows] == [(1, 0), (1, 1), ("all", 0), ("all", 1)]
+    page = downstream_page(report)
+    assert "Fewer real cases" in page
+    assert page.count("opacity='0.35'/>") == 3  # two points and the line between them
 
 
 def test_only_trainings_that_have_a_partner_are_compared(manifest: Path) -> None:

@@ -78,6 +78,8 @@ def test_weights_without_heads_are_refused(tmp_path: Path) -> None:
     torch.save(weights()[0], tmp_path / "trunk.pth")
     with pytest.raises(InvalidRequestError, match=r"7 missing \(lin0.*accepted: one file of LPIPS with SqueezeNet"):
         find_perceptual((tmp_path / "trunk.pth",))
+    with pytest.raises(InvalidRequestError, match=r"no weights at .*none\.pth; accepted"):
+        find_perceptual((tmp_path / "none.pth",))
 
 
 def test_own_filters_tell_a_blur_from_noise_and_name_themselves() -> None:

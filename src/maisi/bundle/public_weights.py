@@ -23,7 +23,12 @@ _COUNTERS = "num_batches_tracked"  # of training alone
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights as float32, in safetensors or as torch saves a state dict; no code is run."""
+    """The tensors of a file of weights as float32, in safetensors or as torch saves a state dict; no code is run.
+
+    Raises `InvalidRequestError` for a file that is not there or damaged.
+    """
+    if not path.is_file():
+        raise InvalidRequestError(f"no weights at {path}; accepted: a file of tensors (.pt, .pth, .safetensors)")
     if path.suffix == ".safetensors":
         return read_weights(path, torch.float32)
     return {name: tensor.float() for name, tensor in read_checkpoint(path).state.items()}

@@ -93,7 +93,7 @@ def memorization(
 
     record, found = _measured("memorization", request, out, overwrite, MemorizationReport, REPORT)
     if as_json:
-        give_json({**found.model_dump(), "copies": [each.name for each in found.copies]})
+        give_json(found.model_dump())
     for what, each in (("volume", found.images), ("label map", found.labels)):
         if each is None or as_json:
             continue
@@ -106,7 +106,7 @@ def memorization(
             tell(f"note: {note}")
     tell(f"{out}: {REPORT}, memorization.html, pictures of pairs, in {record.seconds:.1f} s")
     if gate and found.copies:
-        complain(f"{len(found.copies)} copies: {', '.join(each.name for each in found.copies)}")
+        complain(f"{len(found.copies)} copies: {', '.join(found.copies)}")
         raise typer.Exit(1)
 
 

@@ -13,7 +13,7 @@ from maisi.errors import InvalidConfigError
 from maisi.shapes import Frozen, Size3
 from maisi.storage.settings import check_settings, read_settings, with_assignments
 
-ALL = "all"
+ALL: Literal["all"] = "all"
 NumReal = Literal["all"] | int
 
 _PATHS = (("manifest",), ("synthetic", "folder"), ("training", "environment"), ("training", "templates"))
@@ -93,6 +93,9 @@ class TrainingSettings(Frozen):
     patch: Size3 = (48, 48, 48)
     channels: tuple[int, ...] = (16, 32, 64, 128)
     learning_rate: float = Field(default=3e-3, gt=0)
+    real_last: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the steps, the last ones, that see real cases alone."
+    )
     flips: bool = Field(default=False, description="Mirror left and right; wrong where structures have sides.")
 
     @field_validator("patch")

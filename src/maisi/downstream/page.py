@@ -26,6 +26,7 @@ def downstream_page(found: DownstreamReport) -> str:
         _forest(changed) if changed else "<p>Nothing to compare yet.</p>",
         "<h2>Dice, fold by fold</h2>",
         table(*header_and_rows),
+        *(_curves(found, name) for name in names[-1:]),
         "<h2>Surfaces</h2>",
         table(*_surfaces(found)),
         "<h2>Patients: real data only against real and synthetic data</h2>",
@@ -40,7 +41,7 @@ def downstream_page(found: DownstreamReport) -> str:
 
 def _forest(rows: Sequence[Row]) -> str:
     bars = [
-        (f"{row.name}, {row.num_trained_real:g} + {row.num_synthetic:g}", c.mean, c.low, c.high)
+        (f"{row.name}, {' + '.join(row.counts)}", c.mean, c.low, c.high)
         for row in rows
         if (c := row.change) is not None
     ]
@@ -53,8 +54,7 @@ def _surfaces(found: DownstreamReport) -> tuple[tuple[str, ...], list[tuple[str,
     return header, [
         (
             row.name,
-            f"{row.num_trained_real:g}",
-            f"{row.num_synthetic:g}",
+            *row.counts,
             f"{row.surface_dice:.3f}",
             "" if row.surface_change is None else f"{row.surface_change.mean:+.3f}",
             "" if row.surface_change is None else f"{row.surface_change.p:.3f}",
@@ -63,6 +63,35 @@ def _surfaces(found: DownstreamReport) -> tuple[tuple[str, ...], list[tuple[str,
         )
         for row in found.rows
     ]
+
+
+def _curves(found: DownstreamReport, name: str) -> str:
+    """Dice against the number of real cases, a line for each ratio; nothing where that number is one."""
+    rows = [row for row in found.rows if row.name == name]
+    most = max((row.num_trained_real for row in rows), default=1.0)
+    if len({row.num_real for row in rows}) < 2:
+        return ""
+    span, shapes = _SIZE - _EDGE, []
+    for row in rows:
+        shapes.append(_line_to(row, rows, most, span))
+    ratios = ", ".join(f"{ratio:g}" for ratio in sorted({row.ratio for row in rows}))
+    title = f"Dice from 0 to 1 by real cases, to {most:.3g}"
+    told = f"<p>Lines: synthetic cases for each real one ({ratios}); the darker, the more.</p>"
+    return f"<h2>Fewer real cases</h2>{told}{_frame(title, ''.join(shapes))}"
+
+
+def _line_to(row: Row, rows: Sequence[Row], most: float, span: int) -> str:
+    """The point of a row and the line to that of the next number of real cases with the same ratio."""
+    strongest = max(each.ratio for each in rows) or 1.0
+    opacity = 0.35 + 0.65 * row.ratio / strongest
+    x, y = _EDGE + span * row.num_trained_real / most, span * (1 - row.dice)
+    dot = f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' opacity='{opacity:.2f}'/>"
+    more = [each for each in rows if each.ratio == row.ratio and each.num_trained_real > row.num_trained_real]
+    if not more:
+        return dot
+    after = min(more, key=lambda each: each.num_trained_real)
+    x2, y2 = _EDGE + span * after.num_trained_real / most, span * (1 - after.dice)
+    return f"{dot}<line x1='{x:.1f}' y1='{y:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' opacity='{opacity:.2f}'/>"
 
 
 def _scatter(found: DownstreamReport, name: str) -> str:
@@ -80,7 +109,7 @@ def _scatter(found: DownstreamReport, name: str) -> str:
             for ratio in (0, row.ratio)
         )
         points = [(without[p], with_them[p]) for p in without if p in with_them]
-        squares.append(_square(f"{row.num_trained_real:g} real + {row.num_synthetic:g}", points))
+        squares.append(_square(f"{row.counts[0]} real + {row.counts[1]}", points))
     what = "" if name != MEAN else " (mean over classes)"
     return f"<p>Dice{what} of each patient, from 0 to 1; upwards: with synthetic data.</p>{''.join(squares)}"
 
@@ -90,10 +119,15 @@ def _square(title: str, points: Sequence[tuple[float, float]]) -> str:
     dots = "".join(
         f"<circle cx='{_EDGE + span * x:.1f}' cy='{span * (1 - y):.1f}' r='4' opacity='.8'/>" for x, y in points
     )
+    return _frame(title, f"<line x1='{_EDGE}' y1='{span}' x2='{_SIZE}' y2='0' stroke-dasharray='3 3'/>{dots}")
+
+
+def _frame(title: str, shapes: str) -> str:
+    """Two axes with a title below."""
+    span = _SIZE - _EDGE
     return (
         f"<svg viewBox='-6 -6 {_SIZE + 12} {_SIZE + 12}' width='{_SIZE}' height='{_SIZE}'>"
-        f"<line x1='{_EDGE}' y1='{span}' x2='{_SIZE}' y2='0' stroke-dasharray='3 3'/>"
         f"<line x1='{_EDGE}' y1='{span}' x2='{_SIZE}' y2='{span}'/>"
-        f"<line x1='{_EDGE}' y1='0' x2='{_EDGE}' y2='{span}'/>{dots}"
+        f"<line x1='{_EDGE}' y1='0' x2='{_EDGE}' y2='{span}'/>{shapes}"
         f"<text x='{_EDGE}' y='{_SIZE - 10}'>{escape(title)}</text></svg>"
     )

@@ -40,6 +40,11 @@ class Row(Frozen):
     change: Difference | None = None
     surface_change: Difference | None = None
 
+    @property
+    def counts(self) -> tuple[str, str]:
+        """Real and synthetic cases of a training, on average, as text."""
+        return f"{self.num_trained_real:.3g}", f"{self.num_synthetic:.3g}"
+
 
 class FailedCell(Frozen):
     """A training that came to nothing, and why."""
@@ -192,8 +197,7 @@ def told_rows(found: DownstreamReport) -> tuple[tuple[str, ...], list[tuple[str,
     return header, [
         (
             row.name,
-            f"{row.num_trained_real:g}",
-            f"{row.num_synthetic:g}",
+            *row.counts,
             *(f"{value:.3f}" for value in row.folds),
             *("" for _ in range(num - len(row.folds))),
             f"{row.dice:.3f}",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 from scipy import ndimage
 
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol
@@ -28,13 +29,9 @@ class MemorizationReport(Frozen):
 
     version: int = 2
     features: str
+    copies: tuple[str, ...] = Field(description="Names of all that is called a copy.")
     images: Neighbours | None = None
     labels: Neighbours | None = None
-
-    @property
-    def copies(self) -> tuple[Neighbour, ...]:
-        """All that is called a copy."""
-        return tuple(copy for each in (self.images, self.labels) if each is not None for copy in each.copies)
 
 
 @dataclass(frozen=True)

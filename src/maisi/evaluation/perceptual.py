@@ -63,8 +63,9 @@ def find_perceptual(paths: Sequence[Path]) -> Perceptual:
     """LPIPS of files of weights, see `lpips_weights`; without any, by oriented edges at three scales."""
     if not paths:
         return Perceptual("edges", "oriented edges at three scales: own filters, not LPIPS", OrientedEdges())
+    weights = lpips_weights(paths)
     told = ", ".join(f"{path.name} sha256:{sha256(path)[:12]}" for path in paths)
-    return lpips(lpips_weights(paths), f"LPIPS 0.1 with SqueezeNet 1.1: {told}")
+    return lpips(weights, f"LPIPS 0.1 with SqueezeNet 1.1: {told}")
 
 
 def perceptual_distance(volume: Volume, other: Volume, perceptual: Perceptual) -> float | None:

@@ -56,11 +56,11 @@ class Asked:
                 equals = ""
             if not equals or not 0 <= shares.get(name, -1) < np.inf:
                 raise InvalidRequestError(f"{word!r} is no share of a group; accepted: NAME=SHARE, such as F=0.5")
-        strange = [name for name in shares if name not in groups and shares[name] > 0]
-        for name in strange:
-            close = get_close_matches(name, groups, n=1)
+        alike = {group.casefold(): group for group in groups}
+        for name in (name for name in shares if name not in groups):
+            close = get_close_matches(name.casefold(), alike, n=1)
             if close:
-                raise InvalidRequestError(f"there is no group {name!r}; did you mean {close[0]!r}?")
+                raise InvalidRequestError(f"there is no group {name!r}; did you mean {alike[close[0]]!r}?")
         return cls("shares given", _normed(shares))
 
     @classmethod

@@ -92,6 +92,10 @@ class Run:
         self.meter.end("write")
         self.watch.on_files(files)
 
+    def publish_beside(self) -> None:
+        """The same from another thread: whoever runs counts outputs and time."""
+        self.watch.on_files([file for entry in self.publish_files() for file in _files_of(entry)])
+
 
 def _files_of(entry: Path) -> list[Path]:
     """A file, or the files of a folder."""

@@ -130,6 +130,15 @@ class JobStore:
         """Bytes of all artifacts."""
         return int(self._database.connection.execute("SELECT coalesce(sum(bytes), 0) FROM artifact").fetchone()[0])
 
+    def check_quota(self) -> None:
+        """Nothing, or a `QuotaError` where results take all the room that they may."""
+        used, limit = self.bytes_used(), self.limits.disk
+        if limit is not None and used >= limit:
+            raise QuotaError(
+                f"results take {format_bytes(used)} of {format_bytes(limit)}; accepted: remove jobs that have ended "
+                "(DELETE /v1/jobs/ID)"
+            )
+
     # For workers ------------------------------------------------------------------------------------------------------
 
     def claim(self, worker: str) -> Job | None:
@@ -291,12 +300,7 @@ class JobStore:
         return self.limits.memory is None or used + wanted <= self.limits.memory or used == 0
 
     def _check_room(self, connection: sqlite3.Connection) -> None:
-        used = self.bytes_used()
-        if self.limits.disk is not None and used >= self.limits.disk:
-            raise QuotaError(
-                f"results take {format_bytes(used)} of {format_bytes(self.limits.disk)}; accepted: remove jobs that "
-                "have ended (DELETE /v1/jobs/ID)"
-            )
+        self.check_quota()
         waiting = connection.execute("SELECT count(*) FROM job WHERE state = 'queued'").fetchone()[0]
         if waiting >= self.limits.queued:
             seconds = self._seconds_a_job(connection) / self.limits.workers

@@ -35,11 +35,12 @@ LEAST = 1e-5
 
 @dataclass(frozen=True)
 class Arrays:
-    """A case in memory: HU and classes `[x y z]`, and which channels are known."""
+    """A case in memory: HU and classes `[x y z]`, which channels are known, and whether it is synthetic."""
 
     hu: np.ndarray
     classes: np.ndarray
     known: np.ndarray
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Builtin:
 def arrays_of(case: StoredCase, folder: Path, classes: tuple[str, ...]) -> Arrays:
     """A stored case in memory."""
     known = np.array([name in case.known for name in classes])
-    return Arrays(case.volume(folder).array, case.classes(folder).array, known)
+    return Arrays(case.volume(folder).array, case.classes(folder).array, known, case.synthetic)
 
 
 def train(cases: list[Arrays], num_classes: int, settings: TrainingSettings, seed: int, on_step: OnStep) -> Any:
@@ -74,7 +75,7 @@ def train(cases: list[Arrays], num_classes: int, settings: TrainingSettings, see
     )
     network.train()
     for step in range(settings.steps):
-        hu, classes, known = batch_of(cases, settings, rng)
+        hu, classes, known = batch_of(seen_at(step, cases, settings), settings, rng)
         loss = dice_and_entropy(network(seen(hu)), one_hot(classes, num_classes), known)
         optimizer.zero_grad()
         loss.backward()
@@ -83,6 +84,13 @@ def train(cases: list[Arrays], num_classes: int, settings: TrainingSettings, see
         schedule.step()
         on_step(step + 1, settings.steps)
     return network.eval()
+
+
+def seen_at(step: int, cases: list[Arrays], settings: TrainingSettings) -> list[Arrays]:
+    """The cases that a step draws from: at the end of a training, where asked for, real ones alone."""
+    if step < round((1 - settings.real_last) * settings.steps):
+        return cases
+    return [case for case in cases if not case.synthetic] or cases
 
 
 def build(num_classes: int, settings: TrainingSettings, seed: int) -> Any:

@@ -28,6 +28,7 @@ from maisi.downstream.synthetic import Variant, folder_cases, make_variant, stor
 from maisi.errors import InvalidRequestError, RunError
 from maisi.runs.spread import spread
 from maisi.runs.task import Checked, Output, Run, Task
+from maisi.shapes import Frozen
 from maisi.storage.atomic import write_atomically
 
 REPORT, PAGE, PLAN = "report.json", "report.html", "split.json"
@@ -95,15 +96,7 @@ def work(checked: Checked[DownstreamRequest], run: Run) -> None:
     request, planned = checked.request, checked.subject
     experiment: Experiment = request.experiment
     _write(run.folder / PLAN, planned.split.model_dump_json(indent=1))
-    folder = run.folder / CASES
-    store = partial(_store, members=planned.members, spacing_mm=experiment.spacing_mm, folder=folder)
-    real = _made(store, planned.cases, "read", request, run)
-    if experiment.synthetic.source == "folder":
-        give = partial(_give, members=planned.members, spacing_mm=experiment.spacing_mm, folder=folder)
-        synthetic = _made(give, planned.given, "read synthetic", request, run)
-    else:
-        make = partial(_make, experiment=experiment, folder=folder)
-        synthetic = _made(make, planned.variants(experiment), "generate", request, run)
+    real, synthetic = _cases(request, planned, run)
     _check_some(real, planned, run)
     trainings = [_work(cell, planned, experiment, real, synthetic, run.folder) for cell in planned.cells]
     for each in trainings:
@@ -111,28 +104,49 @@ def work(checked: Checked[DownstreamRequest], run: Run) -> None:
     _train(trainings, checked, run)
 
 
-def _store(case: Case, members: Members, spacing_mm: float, folder: Path) -> StoredCase:
-    return store_real(case, members, spacing_mm, folder)
+def _cases(
+    request: DownstreamRequest, planned: Planned, run: Run
+) -> tuple[dict[str, StoredCase], dict[str, StoredCase]]:
+    """Real and synthetic cases in files, by id."""
+    experiment, folder = request.experiment, run.folder / CASES
+    place: dict[str, Any] = {"members": planned.members, "spacing_mm": experiment.spacing_mm, "folder": folder}
+    real = _made(partial(_or_refused, make=store_real, **place), planned.cases, "read", request, run)
+    if experiment.synthetic.source == "folder":
+        give = partial(_or_refused, make=store_given, **place)
+        return real, _made(give, planned.given, "read synthetic", request, run)
+    make = partial(_or_refused, make=make_variant, experiment=experiment, folder=folder)
+    return real, _made(make, planned.variants(experiment), "generate", request, run)
 
 
-def _give(case: Case, members: Members, spacing_mm: float, folder: Path) -> StoredCase:
-    return store_given(case, members, spacing_mm, folder)
+class Refused(Frozen):
+    """A case that cannot be used, and why."""
+
+    words: str
 
 
-def _make(variant: Variant, experiment: Experiment, folder: Path) -> StoredCase:
-    return make_variant(variant, experiment, folder)
+def _or_refused(item: Any, make: Callable[..., StoredCase], **more: Any) -> StoredCase | Refused:
+    """What is made of an item, or why nothing can be."""
+    try:
+        return make(item, **more)
+    except InvalidRequestError as error:
+        return Refused(words=str(error))
 
 
 def _made(
-    make: Callable[[Any], StoredCase], items: Sequence[Any], stage: str, request: DownstreamRequest, run: Run
+    make: Callable[[Any], StoredCase | Refused], items: Sequence[Any], stage: str, request: DownstreamRequest, run: Run
 ) -> dict[str, StoredCase]:
-    """The cases by the id of the item; those that fail are told and left out."""
+    """The cases by the id of the item; those that cannot be used are told and left out.
+
+    Raises `RunError` for what would be no different with another case: a full disk, a process that was killed.
+    """
     found: dict[str, StoredCase] = {}
     clock = _Clock(stage, run)
     for done, outcome in enumerate(spread(make, items, request.across, request.threads), start=1):
         name = items[outcome.place].id
         if outcome.result is None:
-            run.warnings.append(f"case {name} is left out: {outcome.error}")
+            raise RunError(f"{stage}, case {name}: {outcome.error}; what is done stays: ask again to go on")
+        if isinstance(outcome.result, Refused):
+            run.warnings.append(f"case {name} is left out: {outcome.result.words}")
         else:
             found[name] = outcome.result
         clock.tell(done, len(items))
@@ -202,10 +216,13 @@ def _train(trainings: Sequence[CellWork], checked: Checked[DownstreamRequest], r
             results.append(outcome.result)
             write_report(_report(results, failures, request.experiment, planned, run), run.folder)
         clock.tell(len(results) + len(failures), len(trainings))
-    if not results:
-        raise RunError(f"no training succeeded; first: {failures[0].words}")
-    write_report(_report(results, failures, request.experiment, planned, run), run.folder)
-    run.warnings += [f"{each.cell.name} failed: {each.words}" for each in failures]
+    if results:
+        write_report(_report(results, failures, request.experiment, planned, run), run.folder)
+    if failures:
+        raise RunError(
+            f"{len(failures)} of {len(trainings)} trainings failed; first: {failures[0].cell.name}: "
+            f"{failures[0].words}; what is done stays: ask again to try them again"
+        )
     run.outputs |= {run.folder / name for name in (REPORT, PAGE, PLAN)} | {each.file for each in trainings}
     run.outputs = {path for path in run.outputs if path.is_file()}
 

@@ -71,11 +71,14 @@ def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
     if given.labels:
         labels = find_copied_labels(*given.labels, run.on_stage)
         pictures["labels"] = _written(_label_pairs(labels, *given.labels[:2]), "labels_pair", run.partial)
-    found = MemorizationReport(features=given.extractor.name, images=images, labels=labels)
+    parts = [each for each in (images, labels) if each is not None]
+    copies = [pair for each in parts for pair in each.copies]
+    names = tuple(pair.name for pair in copies)
+    found = MemorizationReport(features=given.extractor.name, copies=names, images=images, labels=labels)
     (run.partial / REPORT).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (run.partial / PAGE).write_text(memorization_page(found, pictures), encoding="utf-8")
-    run.warnings += [f"{each.name} is a copy of {each.nearest}" for each in found.copies]
-    run.warnings += [note for each in (images, labels) if each is not None for note in each.notes]
+    run.warnings += [f"{pair.name} is a copy of {pair.nearest}" for pair in copies]
+    run.warnings += [note for each in parts for note in each.notes]
     run.publish()
 
 

@@ -132,7 +132,7 @@ def _one_after_the_other(items: Sequence[SampleWork], checked: Checked[ManyReque
         run.watch.on_stage(stage, done, total)
 
     maker = Maker(bundle, on_stage)
-    keep = partial(written, bundle=bundle, partial_folder=run.partial, publish=run.publish_files)
+    keep = partial(written, bundle=bundle, partial_folder=run.partial, publish=run.publish_beside)
     yield from overlapped(items, maker.prepare, maker.make, keep, beside=checked.request.compute.memory is None)
 
 
@@ -160,7 +160,7 @@ def make_sample(item: SampleWork) -> str:
     return ""
 
 
-def written(made: Made, *, bundle: Bundle, partial_folder: Path, publish: Callable[[], list[Path]]) -> str:
+def written(made: Made, *, bundle: Bundle, partial_folder: Path, publish: Callable[[], object]) -> str:
     """The third stage: the files of a sample, and its facts, in their place; what failed its check is kept apart.
 
     Gives what went wrong and may go well another time: then nothing is written.
