@@ -62,3 +62,47 @@ class StorageError(RunError):
 
 class RankError(RunError):
     """Another rank of a distributed run failed."""
+
+
+class UnknownJobError(InvalidRequestError):
+    """A job that the service does not have, or has no more."""
+
+
+class JobConflictError(InvalidRequestError):
+    """A job that is in another state than what is asked of it needs, or a key that stands for another request."""
+
+
+class QueueFullError(RunError):
+    """More jobs wait than the service takes; `seconds` is after how long it is worth to ask again."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class QuotaError(StorageError):
+    """The results that the service keeps take all the room that they may."""
+
+
+class ClaimLostError(RunError):
+    """A job that its worker does not have any more."""
+
+
+class TooLargeError(InvalidRequestError):
+    """An upload, or what it unpacks to, beyond what the service takes."""
+
+
+class UnknownUploadError(InvalidRequestError):
+    """An upload that the service does not have, or has no more."""
+
+
+class CancelledError(MaisiError):
+    """A run that was asked to stop; no `RunError`, so that nobody takes it for one item of many that failed."""
+
+
+class StoppedError(MaisiError):
+    """A worker that is to end with its job unfinished, for another to take up."""
+
+
+class LostProcessError(MaisiError):
+    """The process that carried out a job elsewhere is gone; another may take the job up."""

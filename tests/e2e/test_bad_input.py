@@ -110,7 +110,7 @@ def empty(folder: Path) -> Path:
         (corrupt, "found a truncated or corrupt gzip"),
         (cut_inside_gzip, "the file is truncated"),
         (text, "found a file that is not NIfTI"),
-        (picture, "accepted: .nii, .nii.gz, or a folder of DICOM files"),
+        (picture, "accepted: .nii, .nii.gz, .nrrd, .mha, or a folder of DICOM files"),
         (nothing, "found no such file"),
         (empty, "found an empty folder"),
     ],

@@ -1,6 +1,7 @@
 """`maisi evaluate` as a user runs it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 from command_line import Maisi, files_in
 
 from maisi.evaluation.fidelity import box_blur
-from maisi.evaluation.images import precision_recall
-from maisi.evaluation.memorization import Neighbour, in_place
+from maisi.evaluation.memorization import in_place
+from maisi.evaluation.memorized_labels import mirrored
+from maisi.evaluation.neighbours import Neighbour, judged
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
-from maisi.space.files import write_volume
+from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
-from maisi.space.volume import Volume
+from maisi.space.volume import LabelMap, Volume
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +45,14 @@ def test_what_is_blurred_is_further_away_than_other_volumes_and_both_stand_besid
     maisi: Maisi, sets: Path, tmp_path: Path
 ) -> None:
     other, blurred = (evaluate(maisi, sets, name, tmp_path / name) for name in ("other", "blurred"))
-    assert other["num_real"] == other["num_synthetic"] == 6
+    assert other["real"]["volumes"] == other["synthetic_set"]["volumes"] == 6
     assert blurred["synthetic"]["frechet_mean"]["low"] > other["synthetic"]["frechet_mean"]["high"]
-    assert blurred["synthetic"]["precision"] < other["synthetic"]["precision"]
-    assert other["halves"]["frechet_mean"]["value"] < blurred["synthetic"]["frechet_mean"]["value"]
+    assert blurred["synthetic"]["precision"]["value"] < other["synthetic"]["precision"]["value"]
+    assert other["halves"]["frechet_mean"]["value"] < blurred["matched"]["frechet_mean"]["low"]
+    for each in (other, blurred):
+        for name in ("frechet_mean", "kernel", "precision", "recall"):
+            figure = each["synthetic"][name]
+            assert figure["low"] <= figure["value"] <= figure["high"]
     assert any("singular" in note for note in other["notes"])
     assert {"images.json", "images.html"} <= set(files_in(tmp_path / "other"))
     assert "<script" not in (tmp_path / "other" / "images.html").read_text()
@@ -62,8 +68,8 @@ def test_the_same_seed_gives_the_same_intervals(maisi: Maisi, sets: Path, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--features", "inception"), "unknown features 'inception'; accepted: scattering, a TorchScript file"),
-        (("--features", "none.pt"), "no features at none.pt; accepted: a TorchScript file"),
+        (("--features", "inception"), "unknown features 'inception'; accepted: scattering, a file of SqueezeNet"),
+        (("--features", "none.pt"), "no features at none.pt; accepted: scattering, a file of SqueezeNet"),
         (("--features", "maisi:nothing"), "cannot be imported"),
         (("--real-split", "training"), "a folder of files, which knows no split training; accepted: a manifest"),
     ],
@@ -106,7 +112,7 @@ def test_a_set_of_one_patient_and_a_volume_without_a_body_are_refused(maisi: Mai
         write_volume(Volume(thin, Grid.centered(thin.shape, (8, 8, 8))), tmp_path / "air" / f"{k}_ct.nii.gz")
     for real, made, said in (
         (tmp_path / "one.json", sets / "other", "of one patient, and halves need two or more"),
-        (sets / "real", tmp_path / "air", "0_ct.nii.gz: no plane of it shows a body"),
+        (tmp_path / "air", sets / "real", "0_ct.nii.gz: no plane of it shows a body"),
     ):
         done = maisi("evaluate", "images", real, made, "--out", tmp_path / "out", "--draws", 2)
         assert done.code == 2, done.err
@@ -114,15 +120,59 @@ def test_a_set_of_one_patient_and_a_volume_without_a_body_are_refused(maisi: Mai
         assert files_in(tmp_path / "out") == []
 
 
-def test_precision_and_recall_tell_what_is_missing_from_what_is_wrong() -> None:
-    rng = np.random.default_rng(0)
-    wide, narrow, far = (
-        [{"axial": rng.normal(centre, scale, (200, 3))}] for centre, scale in ((0, 1), (0, 0.2), (50, 1))
-    )
-    precision, recall = precision_recall(wide, narrow, rng)
-    assert precision > 0.95
-    assert recall < 0.2
-    assert precision_recall(wide, far, rng) == (0.0, 0.0)
+NAN = "def nan(images):\n    return images.mean((2, 3)) * float('nan')\n"
+SAME = "def same(images):\n    return images.mean((2, 3)) * 0 + 1\n"
+WRONG = "def wrong(images):\n    return images.flatten(1) @ images\n"
+
+
+def test_features_that_say_nothing_are_told(
+    maisi: Maisi, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_features.py").write_text(NAN + SAME + WRONG)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, said in (
+        ("nan", "0_ct.nii.gz: odd_features:nan gives features that are NaN or infinite"),
+        ("same", "all 3 features are the same for every real plane"),
+        ("wrong", "0_ct.nii.gz: features by odd_features:wrong failed"),
+    ):
+        given = (sets / "real", sets / "other", "--features", f"odd_features:{name}")
+        done = maisi("evaluate", "images", *given, "--out", tmp_path / name)
+        assert done.code == 2, done.err
+        assert said in done.err
+        assert len(done.err.splitlines()) == 1
+
+
+def test_a_run_that_stopped_goes_on_with_the_features_that_it_has(maisi: Maisi, sets: Path, tmp_path: Path) -> None:
+    whole = evaluate(maisi, sets, "other", tmp_path / "whole")
+    broken = tmp_path / "other"
+    shutil.copytree(sets / "other", broken)
+    kept = (broken / "9_ct.nii.gz").read_bytes()
+    (broken / "9_ct.nii.gz").write_bytes(b"no image")
+    ask = ("evaluate", "images", sets / "real", broken, "--out", tmp_path / "out", "--draws", 5, "--json")
+    stopped = maisi(*ask)
+    assert stopped.code != 0
+    left = files_in(tmp_path / "out")
+    assert "features_real_0_ct.nii.gz.npz" in left
+    assert "images.json" not in left
+    (broken / "9_ct.nii.gz").write_bytes(kept)
+    (sets / "real" / "0_ct.nii.gz").rename(tmp_path / "away")  # is not read again, but must be there
+    (sets / "real" / "0_ct.nii.gz").write_bytes(b"not read")
+    done = maisi(*ask)
+    (tmp_path / "away").replace(sets / "real" / "0_ct.nii.gz")
+    assert done.code == 0, done.err
+    assert done.json["synthetic"] == whole["synthetic"]
+
+
+def test_sets_of_other_spacing_and_size_are_told(maisi: Maisi, sets: Path, tmp_path: Path) -> None:
+    (tmp_path / "thick").mkdir()
+    for k in range(2):
+        rng = np.random.default_rng(k)
+        volume = render_phantom(draw_phantom("abdomen", Grid.centered((48, 40, 10), (8, 8, 10)), rng), rng)
+        write_volume(volume, tmp_path / "thick" / f"{k}_ct.nii.gz")
+    done = maisi("evaluate", "images", sets / "real", tmp_path / "thick", "--out", tmp_path / "out", "--draws", 2)
+    assert done.code == 0, done.err
+    assert "spacings differ (mm): real 8 x 8 x 8; synthetic 8 x 8 x 10; the protocol resamples all alike" in done.err
+    assert "fields of view differ (mm): real 384 x 320 x 96" in done.err
 
 
 def test_a_planted_copy_is_found_whether_shifted_or_mirrored(maisi: Maisi, tmp_path: Path) -> None:
@@ -144,7 +194,7 @@ def test_a_planted_copy_is_found_whether_shifted_or_mirrored(maisi: Maisi, tmp_p
     assert done.code == 1, done.err
     assert done.out, done.err
     assert set(done.json["copies"]) == {"mirrored_ct.nii.gz", "shifted_ct.nii.gz"}
-    found = {each["name"].partition("_")[0]: each for each in done.json["generated"]}
+    found = {each["name"].partition("_")[0]: each for each in done.json["images"]["generated"]}
     assert (found["mirrored"]["nearest"], found["mirrored"]["mirrored"]) == ("1_ct.nii.gz", True)
     assert found["shifted"]["nearest"] == "2_ct.nii.gz"
     assert not found["new"]["is_copy"]
@@ -152,6 +202,41 @@ def test_a_planted_copy_is_found_whether_shifted_or_mirrored(maisi: Maisi, tmp_p
         pair, made = Neighbour.model_validate(found[name]), {"mirrored": mirrored, "shifted": shifted}[name]
         apart = np.abs(in_place(volumes[original], pair, made.grid).array - made.array)[6:-6, 6:-6, 3:-3]
         assert np.median(apart) < 40  # noise of 20 HU
-    assert {"memorization.json", "pair_00.png"} <= set(files_in(tmp_path / "out"))
+    assert {"memorization.json", "memorization.html", "pair_00.png"} <= set(files_in(tmp_path / "out"))
+    assert "src='data:image/png;base64," in (tmp_path / "out" / "memorization.html").read_text()
     honest = maisi(*ask, "--out", tmp_path / "again")
     assert honest.code == 0
+
+
+def test_a_planted_label_map_is_found_whether_moved_scaled_or_mirrored(maisi: Maisi, tmp_path: Path) -> None:
+    grid = Grid.centered((44, 36, 24), (8, 8, 8))
+    maps = [draw_phantom("abdomen", grid, np.random.default_rng(k)) for k in range(9)]
+    for name, chosen in (("training", maps[:4]), ("held_out", maps[4:8])):
+        (tmp_path / name).mkdir()
+        for k, each in enumerate(chosen):
+            write_labels(each, tmp_path / name / f"{name}{k}_labels.nii.gz")
+    (tmp_path / "made").mkdir()
+    larger = LabelMap(maps[2].array, Grid.axis_aligned(grid.shape, (9.0, 8.5, 8.0), (5.0, -20.0, 3.0)))
+    for name, each in (("mirrored", mirrored(maps[1])), ("larger", larger), ("new", maps[8])):
+        write_labels(each, tmp_path / "made" / f"{name}_labels.nii.gz")
+    ask = ("evaluate", "memorization", tmp_path / "made", tmp_path / "training", "--held-out", tmp_path / "held_out")
+    done = maisi(*ask, "--of", "labels", "--out", tmp_path / "out", "--json", "--gate")
+    assert done.code == 1, done.err
+    assert set(done.json["copies"]) == {"mirrored_labels.nii.gz", "larger_labels.nii.gz"}
+    found = {each["name"].partition("_")[0]: each for each in done.json["labels"]["generated"]}
+    assert (found["mirrored"]["nearest"], found["mirrored"]["mirrored"]) == ("training1_labels.nii.gz", True)
+    assert found["larger"]["nearest"] == "training2_labels.nii.gz"
+    assert done.json["images"] is None
+    assert "labels_pair_00.png" in files_in(tmp_path / "out")
+
+
+def test_what_was_held_out_but_is_of_training_does_not_hide_copies() -> None:
+    def pair(name: str, distance: float) -> Neighbour:
+        return Neighbour(
+            name=name, nearest="t", distance=distance, nearest_by_features="t", features=0.0, mirrored=False
+        )
+
+    found = judged([pair("copy", 0.05)], [pair("leak", 0.0), pair("a", 0.6), pair("b", 0.7)], 5)
+    assert found.least == 0.6
+    assert [each.name for each in found.copies] == ["copy"]
+    assert "held out leak is as near to t as a copy" in found.notes[0]

@@ -77,7 +77,7 @@ def test_a_command_that_is_not_split_says_which_are(patient: Patient, tmp_path: 
     done = run(2, "reconstruct", patient.ct, "-o", tmp_path / "out")
     assert done.returncode != 0
     assert (
-        "torchrun splits generate, encode, decode, reproduce, train; start `maisi reconstruct` without it"
+        "torchrun splits generate, encode, decode, reproduce, train, evaluate; start `maisi reconstruct` without it"
         in done.stderr
     )
     assert not (tmp_path / "out").exists()

@@ -63,7 +63,7 @@ def test_sets_that_cannot_be_compared_are_refused(other: np.ndarray) -> None:
 
 
 def test_planes_without_body_are_left_out_and_all_have_one_size() -> None:
-    planes = volume_planes(volume(0), PlaneProtocol(every=1, size=48))
+    planes = dict(volume_planes(volume(0), PlaneProtocol(every=1, size=48)))
     assert tuple(planes) == PLANES
     for images in planes.values():
         assert images.shape[1:] == (1, 48, 48)

@@ -20,7 +20,13 @@ from maisi.compute.compute import Compute
 from maisi.compute.fit import fit
 from maisi.compute.machine import fill_defaults
 from maisi.data.labelled import LabelledArrays, LabelledSource, NamedLabelled, labelled_arrays, labelled_source
-from maisi.errors import InvalidBundleError, InvalidConfigError, InvalidGridError, InvalidVolumeError
+from maisi.errors import (
+    InvalidBundleError,
+    InvalidConfigError,
+    InvalidGridError,
+    InvalidRequestError,
+    InvalidVolumeError,
+)
 from maisi.networks.segmenter import SegmentationUNet, SegmenterConfig
 from maisi.pipelines.prepare.segmenter import segmented
 from maisi.pipelines.prepare.settings import PrepareSettings
@@ -90,6 +96,25 @@ def arrays(seed: int) -> LabelledArrays:
 
 def source(count: int = 3) -> LabelledSource:
     return labelled_source([(1.0, [NamedLabelled(f"case {k}", partial(arrays, k)) for k in range(count)])])
+
+
+# A start --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_segmenter_goes_on_from_another_on_larger_patches(tmp_path: Path) -> None:
+    first = train_segmenter(recipe(2), source(), tmp_path / "first")
+    hardly = Optimization(learning_rate=1e-9, warmup=0, precision="float32")
+    on = recipe(1, patch=(24, 24, 24), optimization=hardly)
+    again = train_segmenter(on, source(), tmp_path / "on", start=first)
+    assert again.config.window == (24, 24, 24)
+    for name, weight in first.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=1e-6)
+
+
+def test_a_start_of_other_channels_or_classes_is_refused(tmp_path: Path) -> None:
+    first = train_segmenter(recipe(1), source(), tmp_path / "first")
+    with pytest.raises(InvalidRequestError, match="other channels than the recipe"):
+        train_segmenter(recipe(1, channels=(8, 8)), source(), tmp_path / "on", start=first)
 
 
 # Partial labels -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from maisi.bundle.contents import (
     write_weights,
     write_yaml,
 )
+from maisi.bundle.warm import warm_or
 from maisi.diffusion.scheduler import DDPM, DDPMConfig, NoiseScheduler, RectifiedFlow, RectifiedFlowConfig
 from maisi.errors import InvalidBundleError, InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
@@ -383,9 +384,15 @@ def load_bundle(
     network is to be called on a `SlabTensor`, or within `torch.autocast`.
 
     Configurations and checksums are checked now, the weights' checksum when they are read. Raises `InvalidBundleError`
-    for a bundle that is unknown, incomplete, altered or of another architecture.
+    for a bundle that is unknown, incomplete, altered or of another architecture. Within `WarmBundles.for_work` a
+    bundle that was loaded before comes with its networks.
     """
     folder = find_bundle(name_or_path)
+    settings = (str(device), dtype, narrow_in_float32)
+    return warm_or(folder, settings, lambda: _opened(folder, device, dtype, narrow_in_float32))
+
+
+def _opened(folder: Path, device: str | torch.device, dtype: torch.dtype, narrow_in_float32: bool) -> Bundle:
     checksums = read_checksums(folder)
     info = read_yaml(check_sum(folder, _INFO, checksums), BundleInfo)
     configs: dict[str, NetworkConfig] = {}

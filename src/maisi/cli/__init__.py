@@ -17,6 +17,7 @@ from maisi.cli.console import ASKED_WRONGLY, complain, follow_log, interrupted
 from maisi.cli.convert import convert
 from maisi.cli.datasets import datasets
 from maisi.cli.doctor import doctor
+from maisi.cli.downstream import downstream
 from maisi.cli.evaluate import evaluate
 from maisi.cli.export import export
 from maisi.cli.generate import generate
@@ -30,6 +31,8 @@ from maisi.cli.refine import refine
 from maisi.cli.reproduce import reproduce
 from maisi.cli.segment import segment
 from maisi.cli.selftest import selftest
+from maisi.cli.send import send
+from maisi.cli.serve import serve
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
 
@@ -46,6 +49,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Make": [generate, inpaint, refine],
+    "Serve": [serve, send],
     "Encode": [reconstruct, encode, decode],
     "Look": [segment, info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],
@@ -57,8 +61,9 @@ app.add_typer(labels, name="labels", rich_help_panel="Make")
 app.add_typer(evaluate, name="evaluate", rich_help_panel="Look")
 app.command(rich_help_panel="Build", context_settings={"allow_extra_args": True})(export)
 app.add_typer(train, name="train", rich_help_panel="Build")
+app.add_typer(downstream, name="downstream", rich_help_panel="Look")
 
-_ON_RANKS = ("generate", "encode", "decode", "reproduce", "train")
+_ON_RANKS = ("generate", "encode", "decode", "reproduce", "train", "evaluate")
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # every wrong use of options and arguments
 

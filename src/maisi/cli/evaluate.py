@@ -1,5 +1,6 @@
 """`maisi evaluate`: what generated volumes are worth, with an interval on every number."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -22,31 +23,39 @@ if TYPE_CHECKING:
 
 Report = TypeVar("Report", bound=Frozen)
 
+NOT_OF_FEATURES = tuple(f"compute.{name}" for name in ("memory", "scratch", "host_memory", "precision"))
+NOT_OF_SEGMENTERS = (*NOT_OF_FEATURES, "compute.ranks")
+
 evaluate = typer.Typer(help="Measure what generated volumes are worth.", no_args_is_help=True)
 
 
 @evaluate.callback()
-def _group() -> None:
-    pass
+def _group(context: typer.Context) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand != "images":
+        raise typer.BadParameter(
+            f"torchrun splits evaluate images; start `maisi evaluate {context.invoked_subcommand}` without it"
+        )
 
 
 def _measured(
     what: str, request: Frozen, out: Path, overwrite: bool, kind: type[Report], file: str
 ) -> "tuple[RunRecord, Report]":
-    """Carry out a measurement and read the report that it wrote."""
-    record = run_task(f"evaluate {what}", request, out, overwrite, quiet=True)
-    assert record is not None
+    """Carry out a measurement and read the report that it wrote; ranks besides the first end here."""
+    record = run_task(f"evaluate {what}", request, out, overwrite, quiet=True, lines=True)
+    if record is None:
+        raise typer.Exit
     return record, kind.model_validate_json((out / file).read_text(encoding="utf-8"))
 
 
 @evaluate.command()
-@takes(EvaluateImagesRequest, arguments={"real": "REAL", "synthetic": "SYNTHETIC"})
+@takes(EvaluateImagesRequest, arguments={"real": "REAL", "synthetic": "SYNTHETIC"}, leave_out=NOT_OF_FEATURES)
 def images(request: EvaluateImagesRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False) -> None:
     """Compare two sets of volumes: 2.5-D Frechet and kernel distance, precision and recall, with intervals.
 
     Beside them the distance between two halves of the real set. Writes images.json and images.html.
     """
     from maisi.evaluation.images import ImageReport
+    from maisi.evaluation.images_page import ROWS, told
     from maisi.runs.tasks.evaluate_images import REPORT
 
     record, found = _measured("images", request, out, overwrite, ImageReport, REPORT)
@@ -54,15 +63,14 @@ def images(request: EvaluateImagesRequest, out: Out, overwrite: Overwrite = Fals
         give_json(found.model_dump())
         return
     rows = [
-        (name, f"{m.value:.3f}", f"{m.low:.3f} to {m.high:.3f}", f"{d.kernel.value:.4f}")
-        for name, d in (("synthetic against real", found.synthetic), ("halves of the real ones", found.halves))
-        for m in (d.frechet_mean,)
+        (words, told(d.frechet_mean), told(d.kernel, 4), told(d.precision, 2), told(d.recall, 2))
+        for words, name in ROWS
+        for d in (getattr(found, name),)
     ]
-    give_table(rows, ("", "Frechet", "interval", "kernel"))
-    give_table([(f"{found.synthetic.precision:.3f}", f"{found.synthetic.recall:.3f}")], ("precision", "recall"))
+    give_table(rows, ("", "Frechet", "kernel", "precision", "recall"))
     for note in found.notes:
         tell(f"note: {note}")
-    tell(f"{out}: {', '.join(record.outputs)}, in {record.seconds:.1f} s")
+    tell(f"{out}: {REPORT}, images.html, in {record.seconds:.1f} s")
 
 
 @evaluate.command()
@@ -74,34 +82,32 @@ def memorization(
     as_json: AsJson = False,
     gate: Annotated[bool, typer.Option("--gate", help="Exit 1 where a generated volume is a copy.")] = False,
 ) -> None:
-    """Look for copies of training volumes: the nearest of every generated volume, beside that of held-out ones.
+    """Look for copies of training volumes or label maps: the nearest of each generated one, beside held-out ones.
 
-    Writes memorization.json and pictures of the nearest pairs. A volume is close where it is nearer to a training
-    volume than every held-out one is, and a copy where it is nearer than half of that.
+    Writes memorization.json, memorization.html and pictures of the nearest pairs. A volume is close where it is nearer
+    to a training volume than every held-out one is, and a copy where it is nearer than half of that.
     """
     from maisi.evaluation.memorization import MemorizationReport
+    from maisi.evaluation.memorization_page import neighbour_rows
     from maisi.runs.tasks.evaluate_memorization import REPORT
 
-    _, found = _measured("memorization", request, out, overwrite, MemorizationReport, REPORT)
-    close = sum(each.is_close for each in found.generated)
+    record, found = _measured("memorization", request, out, overwrite, MemorizationReport, REPORT)
     if as_json:
-        give_json({**found.model_dump(), "close": close, "copies": [each.name for each in found.copies]})
-    else:
-        rows = [
-            (each.name, each.nearest, f"{each.image:.3f}", "copy" if each.is_copy else "close" if each.is_close else "")
-            for each in found.generated[:20]
-        ]
-        give_table(rows, ("generated", "nearest training volume", "apart", ""))
+        give_json(found.model_dump())
+    for what, each in (("volume", found.images), ("label map", found.labels)):
+        if each is None or as_json:
+            continue
+        give_table(neighbour_rows(each, 20), ("generated", f"nearest {what}", "apart", "mirrored", "by features", ""))
         tell(
-            f"{close} of {len(found.generated)} are nearer than every held-out volume ({found.least_image:.3f}); "
-            f"{found.expected_close:.1f} would be by chance"
+            f"{each.close} of {len(each.generated)} are nearer than every held-out {what} ({each.least:.3f}); "
+            f"{each.expected_close:.1f} would be by chance"
         )
+        for note in each.notes:
+            tell(f"note: {note}")
+    tell(f"{out}: {REPORT}, memorization.html, pictures of pairs, in {record.seconds:.1f} s")
     if gate and found.copies:
-        complain(f"{len(found.copies)} copies: {', '.join(each.name for each in found.copies)}")
+        complain(f"{len(found.copies)} copies: {', '.join(found.copies)}")
         raise typer.Exit(1)
-
-
-NOT_OF_SEGMENTERS = tuple(f"compute.{name}" for name in ("ranks", "memory", "scratch", "host_memory", "precision"))
 
 
 @evaluate.command()
@@ -163,25 +169,32 @@ def autoencoder(
 
 
 @evaluate.command()
-@takes(EvaluateDemographicsRequest, arguments={"manifest": "MANIFEST", "report": "REPORT"}, required=("by",))
+@takes(EvaluateDemographicsRequest, arguments={"manifest": "MANIFEST", "report": "[REPORT]"}, required=("by",))
 def demographics(
     request: EvaluateDemographicsRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False
 ) -> None:
     """Divide the numbers of a report by a column of the manifest: worst group, gap, and whether chance explains it.
 
-    REPORT is what another `maisi evaluate` wrote. Of groups with fewer than --least patients nothing is said. Writes
-    demographics.json and demographics.html.
+    REPORT is what another `maisi evaluate` wrote. With --asked or --like, also whether groups are as large in the
+    manifest as was asked for, for which no report is needed. Of groups with fewer than --least patients nothing is
+    said. Writes demographics.json and demographics.html.
     """
     from maisi.evaluation.demographics import DemographicsReport
-    from maisi.evaluation.demographics_page import gap_rows
+    from maisi.evaluation.demographics_page import gap_rows, representation_rows
     from maisi.runs.tasks.evaluate_demographics import REPORT
 
     record, found = _measured("demographics", request, out, overwrite, DemographicsReport, REPORT)
     if as_json:
         give_json(found.model_dump())
         return
-    give_table([(g, s.manifest, s.report) for g, s in found.groups.items()], (found.by, "in manifest", "in report"))
-    give_table(gap_rows(found)[:20], ("", "worst", "best", "gap", "p", "verdict"))
+    if found.representation is not None:
+        give_table(representation_rows(found.representation), (found.by, "patients", "share", "asked"))
+        tell(f"shares: {found.representation.verdict} (p {found.representation.p:.3f})")
+    if found.conditions is not None:
+        tell(f"the bundle can be asked for: {', '.join(found.conditions)}")
+    if found.figures:
+        give_table([(g, s.manifest, s.report) for g, s in found.groups.items()], (found.by, "in manifest", "in report"))
+        give_table(gap_rows(found)[:20], ("", "worst", "best", "gap", "p", "verdict"))
     for warning in record.warnings:
         tell(f"note: {warning}")
-    tell(f"{out}: {', '.join(record.outputs)}, in {record.seconds:.1f} s")
+    tell(f"{out}: {REPORT}, demographics.html, in {record.seconds:.1f} s")

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo
 
 SHORT = {"bundle": "-b", "count": "-n"}
-FOLDERS = ("scratch",)
+FOLDERS = ("scratch", "data", "inputs", "outputs")
 ENVIRONMENT = {"precision": "MAISI_PRECISION"}
 ASSIGNING = ("--anatomy",)  # options that take any number of NAME=VALUE
 METAVARS = {2: "LOW HIGH", 3: "X Y Z"}

@@ -1,10 +1,10 @@
-"""Pages of evaluation: tables and bars that open without a network."""
+"""Pages of evaluation: tables and plots that open without a network."""
 
+import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from maisi.evaluation.images import ImageReport, Interval
-from maisi.evaluation.segmentation import Interval as MeanInterval
+from maisi.evaluation.segmentation import Interval
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --faint: #66707e; --paper: #fff; --line: #d8dde4; --bar: #3f7fb5 }
@@ -20,57 +20,17 @@ circle { fill: var(--bar) }
 _WIDTH, _ROW, _LEFT = 640, 34, 190
 
 
-def images_page(found: ImageReport) -> str:
-    """The page of a comparison of images."""
-    rows = [
-        (words, *(f"{each.frechet[k]:.3f}" for k in ("sagittal", "coronal", "axial")), _told(each.frechet_mean))
-        for words, each in (("synthetic against real", found.synthetic), ("halves of the real ones", found.halves))
-    ]
-    shares = found.synthetic
-    parts = [
-        f"<h1>{found.num_synthetic} synthetic volumes against {found.num_real} real ones</h1>",
-        f"<p class='faint'>Features: {escape(found.features)} ({found.num_features}). Planes: every "
-        f"{found.protocol.every}. of three orientations at {found.protocol.spacing_mm:g} mm, {found.protocol.size} "
-        "pixels. Intervals: 95 %, over volumes; of halves: the range over ten divisions of the patients.</p>",
-        "<h2>Frechet distance</h2>",
-        bars(
-            [
-                (words, each.frechet_mean.value, each.frechet_mean.low, each.frechet_mean.high)
-                for words, each in (("synthetic against real", shares), ("halves of the real ones", found.halves))
-            ]
-        ),
-        table(("", "sagittal", "coronal", "axial", "mean"), rows),
-        "<h2>Kernel distance, precision, recall</h2>",
-        table(
-            ("", "kernel distance", "precision", "recall"),
-            [
-                ("synthetic against real", _told(shares.kernel), _share(shares.precision), _share(shares.recall)),
-                ("halves of the real ones", _told(found.halves.kernel), "", ""),
-            ],
-        ),
-        *(f"<p>{escape(note)}.</p>" for note in found.notes),
-    ]
-    return page("Images", parts)
-
-
 def page(title: str, parts: Iterable[str]) -> str:
     """A page that needs no network."""
-    policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
     head = f"<meta charset='utf-8'>{policy}<title>{escape(title)}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
-def _told(interval: Interval) -> str:
-    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-
-
-def told(mean: MeanInterval, digits: int = 3) -> str:
+def told(mean: Interval, digits: int = 3) -> str:
     """A mean with its interval."""
     return f"{mean.mean:.{digits}f} ({mean.low:.{digits}f} to {mean.high:.{digits}f})"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -117,6 +77,29 @@ def forest(rows: Sequence[Bar], margin: float) -> str:
             f"<circle cx='{x[0]:.1f}' cy='{y}' r='4'/>",
         ]
     return _drawing(shapes, len(rows))
+
+
+def strip(rows: Sequence[tuple[str, Sequence[float]]], marks: Sequence[tuple[str, float]]) -> str:
+    """A point for each value of a row, from 0, and lines with a name across all rows."""
+    most = max([value for _, values in rows for value in values] + [place for _, place in marks]) * 1.05 or 1.0
+    scale, shapes = (_WIDTH - _LEFT - 20) / most, []
+    for k, (name, place) in enumerate(marks):
+        x = _LEFT + scale * place
+        shapes += [
+            f"<line x1='{x:.1f}' x2='{x:.1f}' y1='0' y2='{len(rows) * _ROW}' stroke-dasharray='3 3'/>",
+            f"<text x='{x + 4:.1f}' y='{(len(rows) + k) * _ROW + 20}'>{escape(name)} ({place:.3g})</text>",
+        ]
+    for k, (name, values) in enumerate(rows):
+        y = k * _ROW + 17
+        shapes.append(f"<text x='0' y='{y + 4}'>{escape(name)}</text>")
+        shapes += [f"<circle cx='{_LEFT + scale * v:.1f}' cy='{y}' r='4' opacity='.6'/>" for v in values]
+    return _drawing(shapes, len(rows) + len(marks))
+
+
+def picture(png: bytes, words: str) -> str:
+    """A picture within the page."""
+    data = base64.b64encode(png).decode("ascii")
+    return f"<figure><img alt='{escape(words)}' src='data:image/png;base64,{data}' style='max-width: 100%'></figure>"
 
 
 def _drawing(shapes: Iterable[str], num_rows: int) -> str:

@@ -108,7 +108,7 @@ def generate(
 def draw_all(valid: ValidRequest, bundles: list[Bundle], on_stage: OnStage | None) -> Iterator[Sample]:
     """The samples of all sources, each with the bundle fitted to it."""
     for source, bundle in zip(valid.sources, bundles, strict=True):
-        for index in range(valid.request.count):
+        for index in valid.request.indices:
             yield draw_one(valid.request, bundle, source, index, on_stage or (lambda stage, done, total: None))
 
 

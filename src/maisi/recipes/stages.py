@@ -31,7 +31,9 @@ from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.controlnet import check_levels, check_occupancies
+from maisi.networks.segmenter import SegmentationUNet
 from maisi.networks.unet import UNetConfig
+from maisi.pipelines.segment import segmenter_of
 from maisi.recipes.card import measure_bundle, model_card, write_quality
 from maisi.recipes.realism import measure_realism
 from maisi.recipes.recipe import BundleRecipe
@@ -41,7 +43,7 @@ from maisi.training.controlnet import ControlNetTraining, controlnet_like, train
 from maisi.training.diffusion import DiffusionTraining, check_unet, train_unet
 from maisi.training.loop import step_generators
 from maisi.training.new_classes import numbered
-from maisi.training.segmenter import train_segmenter
+from maisi.training.segmenter import SegmenterTraining, check_same_segmenter, train_segmenter
 from maisi.training.validation import HeldOut
 
 logger = logging.getLogger(__name__)
@@ -109,6 +111,15 @@ def autoencoder_stage(lesson: Lesson, folder: Path, on_step: OnStep | None = Non
     return Bundle.of(_info(recipe), {"autoencoder": network})
 
 
+def segmenter_to_start_from(config: SegmenterTraining) -> SegmentationUNet | None:
+    """The network of `start_from`; raises `InvalidRequestError` where it is of another kind than the recipe's."""
+    if config.start_from is None:
+        return None
+    network = segmenter_of(load_bundle(config.start_from)).network
+    check_same_segmenter(network.config, config.network(load_vocabulary()))
+    return network
+
+
 def segmenter_stage(lesson: Lesson, bundle: Bundle | None, folder: Path, on_step: OnStep | None = None) -> Bundle:
     """The bundle given with a segmenter, or one of the segmenter alone."""
     recipe, config = lesson.recipe, lesson.recipe.for_segmenter()
@@ -117,7 +128,8 @@ def segmenter_stage(lesson: Lesson, bundle: Bundle | None, folder: Path, on_step
     if held_out is None and config.loop.validate_every:
         logger.warning("no case for validation has labels: the segmenter learns unwatched")
     source, told = labelled_of(recipe, lesson.training), _named(on_step, "segmenter")
-    network = train_segmenter(config, source, folder / "segmenter", told, validation=held_out).cpu()
+    start = segmenter_to_start_from(config)
+    network = train_segmenter(config, source, folder / "segmenter", told, validation=held_out, start=start).cpu()
     if bundle is None:
         return Bundle.of(_info(recipe), {"segmenter": network})
     return with_networks(bundle, bundle.info, {"segmenter": network})

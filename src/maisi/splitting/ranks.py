@@ -27,6 +27,7 @@ from maisi.splitting.shares import Shares
 from maisi.splitting.store import MemoryStore
 
 TIMEOUT_S = 120.0  # of a rank that is alive but silent; a dead one is noticed at once
+PATIENT_S = 7200.0  # the same where ranks work on tasks of their own between meetings
 
 
 _FAILURE = "maisi/failure"
@@ -49,6 +50,7 @@ class Ranks(Shares):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         wait = timedelta(seconds=timeout_s)
         self._halos, self._collectives = dist.new_group(timeout=wait), dist.new_group(timeout=wait)
+        self._patient: Any = None
         self._thread: Tensor | None = None
 
     @classmethod
@@ -82,7 +84,7 @@ class Ranks(Shares):
 
     def abort(self) -> None:
         """Leaves the run, so that the others fail at once instead of waiting."""
-        for group in (self._halos, self._collectives):
+        for group in (self._halos, self._collectives, *([self._patient] if self._patient else [])):
             with contextlib.suppress(RuntimeError, ValueError, AssertionError):
                 dist.destroy_process_group(group)
 
@@ -162,6 +164,17 @@ class Ranks(Shares):
             return list(Replicated.apply(self._collectives, self._thread, own))
         self._thread, *got = AllGather.apply(self._collectives, self._thread, own)
         return got
+
+    def collect(self, rows: Tensor) -> list[Tensor]:
+        """Rows (n, d) of every rank, n of each its own, in the order of ranks; one without rows need not know d."""
+        if self._patient is None:
+            self._patient = dist.new_group(timeout=timedelta(seconds=PATIENT_S))
+        shapes = [each.tolist() for each in all_gather(torch.tensor(rows.shape, device=rows.device), self._patient)]
+        most = [max(sizes) for sizes in zip(*shapes, strict=True)]
+        padded = rows.new_zeros(most)
+        padded[: rows.shape[0], : rows.shape[1]] = rows
+        got = all_gather(padded, self._patient)
+        return [each[:count, :width] for each, (count, width) in zip(got, shapes, strict=True)]
 
     def reduce_gradients(self, tensors: Sequence[Tensor]) -> None:
         """Sums the gradients of parameters and inputs over the ranks: each has those of its own rows."""

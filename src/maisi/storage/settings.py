@@ -1,6 +1,6 @@
 """Settings of a request: from a YAML file, `a.b=value` assignments and options, in this order, strictly checked."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -108,9 +108,7 @@ def _told(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:
         known, wrong = _settings_at(kind, problem["loc"][:-1]), str(problem["loc"][-1])
         inside = [f"{group}.{name}" for group in known for name in _settings_at(kind, (*problem["loc"][:-1], group))]
         within = [name for name in inside if name.rpartition(".")[2] == wrong]
-        close = within or get_close_matches(wrong, known, n=1, cutoff=0.55)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-        return f"unknown setting {where!r}; {hint}"
+        return f"unknown setting {where!r}; {f'did you mean {within[0]!r}?' if within else close_to(wrong, known)}"
     reason = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     reason = reason.partition(", unable to parse")[0]
     if problem["type"] in {"tuple_type", "list_type"}:
@@ -122,6 +120,12 @@ def _told(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:
     if problem["type"] == "value_error" or not where:
         return f"{where}: {reason}" if where else reason
     return f"{where}: {problem['input']!r} is not accepted; it should be {reason[:1].lower()}{reason[1:]}"
+
+
+def close_to(wrong: str, known: Sequence[str]) -> str:
+    """A hint at the name that was meant, or at all that there are."""
+    close = get_close_matches(wrong, known, n=1, cutoff=0.55)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
 
 
 def _settings_at(kind: Any, location: Iterable[Any]) -> list[str]:

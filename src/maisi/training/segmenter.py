@@ -13,6 +13,7 @@ from maisi.anatomy.segmented import known_masks, segmented_classes
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.compute.compute import Device
 from maisi.data.labelled import LabelledArrays, LabelledSource
+from maisi.errors import InvalidRequestError
 from maisi.networks.segmenter import SegmentationUNet, SegmentedClass, SegmenterConfig
 from maisi.pipelines.preview import preview, write_png
 from maisi.pipelines.segment import probabilities
@@ -43,6 +44,7 @@ class SegmenterTraining(Frozen):
     dice_weight: float = Field(default=1.0, ge=0)
     validation_cases: int = Field(default=16, ge=1)
     device: Device = "cpu"
+    start_from: str | None = None  # a bundle whose segmenter goes on learning, on patches of another size too
 
     @model_validator(mode="after")
     def _possible(self) -> "SegmenterTraining":
@@ -68,13 +70,15 @@ def train_segmenter(
     until: int | None = None,
     *,
     validation: LabelledSource | None = None,
+    start: SegmentationUNet | None = None,
 ) -> SegmentationUNet:
-    """The averaged segmenter after the run, on `config.device`; resumes from `folder` after a stop.
+    """The averaged segmenter after the run, on `config.device`; resumes from `folder` after a stop. It begins with the
+    weights of `start`.
 
     Every `loop.validate_every` steps the cases of `validation` are segmented as a whole, and the first one is shown in
     `pictures/`; the `loss` of a validation is 1 - the mean Dice of the classes that are there.
     """
-    training = _SegmenterTraining(config, source)
+    training = _SegmenterTraining(config, source, start)
     validate = partial(training.validate, validation, folder) if validation is not None else None
     fit(training.state, training.step, training.loop, folder, on_step, until, validate)
     return training.average
@@ -83,13 +87,18 @@ def train_segmenter(
 class _SegmenterTraining:
     """A run: the network and what it learns from."""
 
-    def __init__(self, config: SegmenterTraining, source: LabelledSource) -> None:
+    def __init__(
+        self, config: SegmenterTraining, source: LabelledSource, start: SegmentationUNet | None = None
+    ) -> None:
         self.config, self.source = config, source
         self.loop = config.loop.counted(len(source), config.batch_size * config.optimization.accumulate)
         self.device = training_device(config.device)
         with torch.random.fork_rng():
             torch.manual_seed(config.loop.seed)
             network = SegmentationUNet(config.network(load_vocabulary()))
+        if start is not None:
+            check_same_segmenter(start.config, network.config)
+            network.load_state_dict(start.state_dict())
         self.network = network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.learner = Learner({"segmenter": self.network}, config.optimization, self.loop.steps)
         self.state = TrainingState()
@@ -139,6 +148,17 @@ class _SegmenterTraining:
                 _draw(case, found, classes, folder / PICTURES / f"step_{step:06d}.png")
         means = {f"dice {name}": round(float(np.mean(values)), 4) for name, values in scores.items() if values}
         return {"loss": 1 - float(np.mean(list(means.values()))) if means else 1.0, **means}
+
+
+def check_same_segmenter(start: SegmenterConfig, wanted: SegmenterConfig) -> None:
+    """Raise `InvalidRequestError` where weights of one do not fit the other; the size of patches may differ."""
+    there, asked = start.model_dump(), wanted.model_dump()
+    different = [name for name in asked if name != "window" and there[name] != asked[name]]
+    if different:
+        raise InvalidRequestError(
+            f"the segmenter to start from has other {', '.join(different)} than the recipe; "
+            "accepted: the same, or no start_from"
+        )
 
 
 def segmentation_losses(

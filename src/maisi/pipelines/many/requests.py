@@ -26,7 +26,9 @@ SIZES = ("anatomy", "tumours")
 """Settings that give structures their sizes, both for the requests' `anatomy`."""
 
 DRAWN = tuple(
-    name for name in GenerateRequest.model_fields if name not in ("count", "seed", "bundle", "reading", "compute")
+    name
+    for name in GenerateRequest.model_fields
+    if name not in ("count", "first", "seed", "bundle", "reading", "compute")
 )
 """Settings of a sample that a request file may draw."""
 

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def segmented(volume: Volume, settings: PrepareSettings) -> LabelMap:
         write_volume(volume, image)
         places = {"{image}": str(image), "{labels}": str(labels)}
         command = [_put_in(part, places) for part in shlex.split(settings.segmenter)]
-        _run(command, settings.segmenter_minutes * 60)
+        run_command(command, settings.segmenter_minutes * 60)
         if not labels.exists():
             raise InvalidLabelsError(f"{command[0]} ended well, but wrote nothing to {{labels}}")
         found, _ = open_labels(labels, ReadOptions(numbering=settings.segmenter_numbering))
@@ -46,12 +47,20 @@ def _put_in(part: str, places: dict[str, str]) -> str:
     return part
 
 
-def _run(command: list[str], seconds: float) -> None:
-    """Run a command without input; what it started and left running ends with it."""
+def run_command(command: list[str], seconds: float | None = None, environment: Mapping[str, str] | None = None) -> None:
+    """Run a command without input; what it started and left running ends with it. Raises `RunError` where it fails.
+
+    `environment` are variables besides those of this process.
+    """
     with tempfile.TemporaryFile() as said:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
             )
         except FileNotFoundError as error:
             raise RunError(f"there is no command {command[0]}") from error
@@ -60,7 +69,7 @@ def _run(command: list[str], seconds: float) -> None:
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired as error:
-            raise RunError(f"{command[0]} took longer than {seconds / 60:g} minutes") from error
+            raise RunError(f"{command[0]} took longer than {(seconds or 0) / 60:g} minutes") from error
         finally:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -27,6 +27,7 @@ HOMES = {
     "labels augment": "augment_labels.AUGMENT_LABELS",
     "labels register": "register.REGISTER",
     "export": "export.EXPORT",
+    "downstream run": "downstream.DOWNSTREAM",
     "labels generate": "labels_generate.LABELS_GENERATE",
     "prepare": "prepare.PREPARE",
     "labels prepare": "labels_prepare.PREPARE_LABELS",

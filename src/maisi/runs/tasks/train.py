@@ -30,6 +30,7 @@ from maisi.recipes.stages import (
     encoded,
     save_measured,
     segmenter_stage,
+    segmenter_to_start_from,
     starting_bundle,
     stored_latents,
     unet_stage,
@@ -148,9 +149,11 @@ def _before(checked: Checked[TrainRequest]) -> Bundle:
 
 def check_segmenter(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a segmenter is trained."""
-    Team(0, num_ranks()).parts(request.recipe.for_segmenter().optimization.accumulate)
+    config = request.recipe.for_segmenter()
+    Team(0, num_ranks()).parts(config.optimization.accumulate)
     if request.manifest is None:
         raise InvalidRequestError("a segmenter learns from volumes with labels; give --manifest")
+    segmenter_to_start_from(config)
     return check(request)
 
 

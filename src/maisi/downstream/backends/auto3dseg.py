@@ -1,0 +1,86 @@
+"""MONAI's Auto3DSeg as a backend, by its own command line: what the paper's downstream table was made with."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from maisi.downstream.backends.backend import Exercise, OnStep
+from maisi.downstream.backends.outside import command_in, complete_cases, found_in
+from maisi.downstream.experiment import TrainingSettings
+from maisi.downstream.store import StoredCase
+from maisi.errors import InvalidRequestError
+from maisi.pipelines.prepare.segmenter import run_command
+from maisi.space.volume import LabelMap
+
+INSTALL = "pip install 'monai[fire,pyyaml,psutil,tensorboard,tqdm,nibabel]'"
+_NEEDED = ("monai", "fire")
+
+
+@dataclass(frozen=True)
+class Auto3DSeg:
+    """Analyses, trains one fold of one algorithm or several, and predicts by their ensemble."""
+
+    settings: TrainingSettings
+
+    def check(self) -> None:
+        if self.settings.environment is not None:
+            command_in(self.settings.environment, "python", "Auto3DSeg", INSTALL)
+        else:
+            missing = [name for name in _NEEDED if find_spec(name) is None]
+            if missing:
+                raise InvalidRequestError(f"Auto3DSeg is not installed: no {missing[0]}; install it by: {INSTALL}")
+        templates = self.settings.templates
+        if templates is not None and not templates.is_dir():
+            raise InvalidRequestError(
+                f"there are no algorithm templates at {templates}; accepted: the folder algorithm_templates of MONAI's "
+                "research contributions, or none, to let MONAI download them"
+            )
+
+    def segment(self, exercise: Exercise, scratch: Path, on_step: OnStep) -> Iterator[tuple[StoredCase, LabelMap]]:
+        write_input(exercise, scratch)
+        command = self.command(scratch)
+        beside = Path(command[0]).parent  # its scripts look for `python` on the path
+        run_command(command, environment={"PATH": f"{beside}:/usr/bin:/bin"})
+        on_step(1, 1)
+        yield from found_in(scratch / "work" / "ensemble_output", exercise, "_ct_ensemble.nii.gz")
+
+    def command(self, scratch: Path) -> list[str]:
+        """What is called."""
+        environment, templates = self.settings.environment, self.settings.templates
+        python = sys.executable if environment is None else command_in(environment, "python", "Auto3DSeg", INSTALL)
+        return [
+            python,
+            *("-m", "monai.apps.auto3dseg", "AutoRunner", "run"),
+            f"--input={scratch / 'input.yaml'}",
+            f"--work_dir={scratch / 'work'}",
+            f"--algos={self.settings.algorithms}",
+            *([] if templates is None else [f"--templates_path_or_url={templates}"]),
+        ]
+
+
+def write_input(exercise: Exercise, scratch: Path) -> None:
+    """The task and the datalist; fold 0 validates."""
+    validation = [case for case in exercise.validation if set(exercise.classes) <= set(case.known)]
+    training = complete_cases(exercise.training, exercise)
+    listed = [(1, case) for case in training] + [(0, case) for case in validation or training[:1]]
+    files = {
+        "training": [
+            {"image": f"{case.id}_ct.nii.gz", "label": f"{case.id}_labels.nii.gz", "fold": fold}
+            for fold, case in listed
+        ],
+        "testing": [{"image": f"{case.id}_ct.nii.gz"} for case in exercise.test],
+    }
+    (scratch / "datalist.json").write_text(json.dumps(files, indent=1), encoding="utf-8")
+    task = {
+        "modality": "CT",
+        "datalist": str(scratch / "datalist.json"),
+        "dataroot": str(exercise.folder.resolve()),
+        "class_names": list(exercise.classes),
+        "num_fold": 1,
+    }
+    (scratch / "input.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
