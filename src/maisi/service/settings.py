@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from maisi.compute.compute import Bytes
-from maisi.pipelines.requests import DEFAULT_BUNDLE
+from maisi.pipelines.requests import DEFAULT_BUNDLE, DEFAULT_SEGMENTER
 from maisi.shapes import Frozen
 
 LEAST_TOKEN = 16
@@ -29,9 +29,9 @@ class ServeSettings(Frozen):
     token_file: Path | None = Field(default=None, description="File that holds the token.")
     data: Path = Field(default=Path("maisi-data"), description="Folder of jobs, results and uploads.")
     bundle: tuple[str, ...] = Field(
-        default=(DEFAULT_BUNDLE,),
+        default=(DEFAULT_BUNDLE, DEFAULT_SEGMENTER),
         description="Bundle to offer, packaged or a folder; the first is the default.",
-        json_schema_extra={"shown_default": DEFAULT_BUNDLE},
+        json_schema_extra={"shown_default": f"{DEFAULT_BUNDLE}, {DEFAULT_SEGMENTER}"},
     )
     inputs: Path | None = Field(default=None, description="Folder whose files requests may name.")
     workers: int | None = Field(
