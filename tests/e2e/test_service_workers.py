@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from maisi.errors import InvalidRequestError
 from maisi.service.carry import carry
 from maisi.service.jobs import Job, JobStore, Limits
 from maisi.service.supervisor import Supervisor
 
-WAIT_S = 120.0
+WAIT_S = 500.0  # a busy machine takes its time
 
 
 def until(found: Callable[[], Any], seconds: float = WAIT_S) -> Any:
@@ -184,10 +185,13 @@ def test_a_killed_server_takes_its_workers_with_it_and_the_next_goes_on(tmp_path
     assert (job.state, job.tries, job.samples_done) == ("done", 2, 3)
 
 
-def test_a_service_that_ends_gives_its_job_to_the_next(tmp_path: Path, tiny_bundle: Path):
-    with service(tmp_path, tries=1) as (store, _):
+def test_a_service_that_ends_gives_its_job_to_the_next_and_has_kept_its_memory(tmp_path: Path, tiny_bundle: Path):
+    with service(tmp_path, tries=1, memory="1500MB") as (store, supervisor):
         id = store.submit("generate", small(tiny_bundle, count=50, steps=10)).id
         until(lambda: store.get(id).samples_done >= 1)
     job = store.get(id)
     assert job.state == "queued"
     assert job.samples_done >= 1
+    settings = yaml.safe_load((store.folder_of(id) / "run.yaml").read_text())
+    assert settings["compute"]["memory"] == 1_500_000_000
+    assert 10**8 < supervisor.peak_bytes < 1_500_000_000
