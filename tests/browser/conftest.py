@@ -12,7 +12,7 @@ from running import SMALL, Running
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
 SOFTWARE = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")  # WebGL 2 without a graphics card
-PATIENCE_MS = 120_000  # drawing without a graphics card on a busy machine
+PATIENCE_MS = 240_000  # drawing without a graphics card on a busy machine
 EXPECTED = ("Failed to load resource", "GPU stall", "GL Driver Message")  # refusals are part of some tests
 
 

@@ -125,6 +125,9 @@ def test_a_killed_worker_loses_no_sample_and_no_job(served: tuple[JobStore, Supe
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert len([name for name in job.artifacts if name.endswith("ct.nii.gz")]) == 4
     assert not any(store.folder_of(id).glob(".*"))
+    calm = ended(store, store.submit("generate", request).id)
+    volumes = [[p.read_bytes() for p in store.artifacts(each.id) if p.name.endswith(".nii.gz")] for each in (job, calm)]
+    assert volumes[0] == volumes[1]
 
 
 def test_samples_of_many_requests_are_told_as_they_come(served: tuple[JobStore, Supervisor], tiny_bundle: Path):

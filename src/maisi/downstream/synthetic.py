@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 
+from maisi.anatomy import morphology
 from maisi.anatomy.body import complete_labels
 from maisi.anatomy.deform import Warp, warped
+from maisi.anatomy.lesions import healthy_ids
 from maisi.anatomy.tumours import augment_tumours
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, load_bundle
@@ -42,6 +45,9 @@ from maisi.shapes import Frozen
 from maisi.space.grid import Grid
 from maisi.space.resample import crop, resample, with_spacing
 from maisi.space.volume import LabelMap, Volume
+
+BLUR_VOXELS = 1.8
+"""How far the blur of an edge reaches, in voxels of the largest side."""
 
 _TRIES = 4  # draws of a label map whose tumours find no room
 
@@ -112,13 +118,32 @@ def varied(labels: LabelMap, variant: Variant, settings: SyntheticSettings) -> L
     """A label map bent, and with its tumours varied; without room for those, bent alone."""
     tumours = set(load_vocabulary().group("tumours")) & set(np.unique(labels.array).tolist())
     seed = seed_of(variant, settings)
-    bent = _bent(labels, np.random.default_rng([seed, 0]), settings.bend)
+    sharp = without_blur(labels, tumours) if tumours and settings.strength else labels
+    bent = _bent(sharp, np.random.default_rng([seed, 0]), settings.bend)
     for attempt in range(_TRIES if tumours and settings.strength else 0):
         try:
             return augment_tumours(bent, np.random.default_rng([seed, 1, attempt]), strength=settings.strength)
         except InvalidRequestError:
             continue
     return bent
+
+
+def without_blur(labels: LabelMap, tumours: set[int]) -> LabelMap:
+    """The map without the shell of plain tissue that the blur of a CT leaves around a tumour in fat.
+
+    Tissues are told by HU, and the edge of a tumour in fat has those of muscle: where such a tumour moves, its outline
+    would stay behind. Voxels of the shell become what its hosts are beyond it.
+    """
+    vocabulary, ids, reach = load_vocabulary(), labels.array.copy(), BLUR_VOXELS * max(labels.grid.spacing)
+    for id in tumours:
+        hosts = [each for each in healthy_ids(vocabulary, id) if each not in tumours]
+        mask = ids == id
+        shell = morphology.dilate(mask, reach, labels.grid.spacing) & (ids == vocabulary.id("body"))
+        beyond = np.isin(ids, hosts) & ~shell
+        if shell.any() and beyond.any():
+            nearest = ndimage.distance_transform_edt(~beyond, labels.grid.spacing, False, True)
+            ids[shell] = ids[tuple(axis[shell] for axis in nearest)]
+    return LabelMap(ids, labels.grid)
 
 
 def _bent(labels: LabelMap, rng: np.random.Generator, strength: float) -> LabelMap:

@@ -89,7 +89,6 @@ def steps_of(name: str, settings: dict[str, Any], out: str, overwrite: bool, thr
     """Carry out a task, and give what it tells as it comes: stages, files in place, then its record or its error."""
     import torch
 
-    torch.set_num_threads(threads)
     told: queue.Queue[Step] = queue.Queue()
     task = task_named(name)
 
@@ -99,6 +98,7 @@ def steps_of(name: str, settings: dict[str, Any], out: str, overwrite: bool, thr
             lambda files: told.put(("files", [str(file) for file in files])),
         )
         try:
+            torch.set_num_threads(threads)  # OpenMP's number is that of a thread
             request = task.request.model_validate(settings)
             with _bundles().for_work():
                 record = carry_out(task, request, Path(out), overwrite=overwrite, watch=watch)
