@@ -14,7 +14,7 @@ ENDED = ("done", "failed", "cancelled")
 SMALL: dict[str, Any] = {
     "region": "abdomen", "phantom": True, "size": [48, 48, 48], "spacing": [5, 5, 5], "steps": 2, "seed": 7,
 }  # fmt: skip
-LONG: dict[str, Any] = {**SMALL, "steps": 5000}
+LONG: dict[str, Any] = {**SMALL, "size": [96, 96, 96], "steps": 1000}
 
 
 @dataclass
