@@ -44,11 +44,15 @@ class Running:
         return self
 
     def stop(self) -> None:
-        """End it as a terminal does."""
+        """End it as a terminal does; kill it where a busy machine takes long over that."""
         assert self.process is not None
         assert self.process.stdout is not None
         self.process.terminate()
-        self.process.wait(60)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.process.stdout.close()
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
