@@ -57,12 +57,16 @@ class Running:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """What the service answers, as JSON."""
+        text = self.bytes_of(method, path, None if body is None else json.dumps(body).encode())
+        return json.loads(text) if text else None
+
+    def bytes_of(self, method: str, path: str, data: bytes | None = None) -> bytes:
+        """What the service answers, as it is."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
-        data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}v1/{path}", data, headers, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+            text: bytes = answer.read()
+        return text
 
     def submit(self, kind: str, request: dict[str, Any]) -> str:
         id: str = self.ask("POST", "jobs", {"kind": kind, "request": request})["id"]
