@@ -125,7 +125,8 @@ def _of_colours(
         if foreign.any():
             number = int(code[foreign].flat[0])
             colour = (number >> 16, number >> 8 & 255, number & 255)
-            what = f"colours (RGB) instead of ids, such as {colour}, no structure's, at {place_of(foreign, grid, k)}"
+            where = place_of(foreign, grid, k)
+            what = f"colours (RGB) instead of ids, such as {colour} at {where}, which is no structure's"
             raise bad_labels(path, what, accepted)
     finding = Finding(
         topic="format", found="colours (RGB) of our palette", decided="turned into the ids they stand for"
