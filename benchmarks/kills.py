@@ -5,8 +5,9 @@
 Makes phantoms as scans, and for each kind of work lets it run once whole, then kills it (SIGKILL) at random moments of
 that time until the count is reached, starts it again each time, and compares what is left whenever it came to its end:
 all files of prepared cases, latents and samples, the weights of every bundle. Moments are drawn from the time of a
-whole run, for `many` from a tenth of it, so that all kills fall into one. Prints a line a kind and writes it to
-benchmarks/results/kills.json at once. `encode` and what follows it need what goes before; `many` needs nothing.
+whole run; for `many`, which runs whole at the same time, they are when some more samples were begun, and a random
+moment later. Prints a line a kind and writes it to benchmarks/results/kills.json at once. `encode` and what follows it
+need what goes before; `many` needs nothing.
 """
 
 import argparse
@@ -47,7 +48,6 @@ SHORT = (
 )
 
 KINDS = ("prepare", "autoencoder", "encode", "diffusion", "controlnet", "many")
-LEAST_SECONDS = 20.0  # a command has begun by then, also on a busy machine
 REQUESTS = """
 count: {count}
 size: 32
@@ -101,10 +101,18 @@ def works(root: Path, run: str) -> dict[str, tuple[list[str], Path]]:
     }
 
 
-def timed(command: list[str]) -> float:
-    started = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - started
+class Beside:
+    """A command that runs undisturbed while something else is done."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def seconds(self) -> float:
+        """How long it took, when it has ended; raises `SystemExit` where it failed."""
+        if self.process.wait():
+            raise SystemExit(f"{self.process.args} ended with {self.process.returncode}")
+        return time.perf_counter() - self.started
 
 
 def killed(command: list[str], seconds: float, count: int, draws: random.Random) -> int:
@@ -126,6 +134,30 @@ def killed(command: list[str], seconds: float, count: int, draws: random.Random)
             raise SystemExit(f"{' '.join(command)} failed after a kill: {told}")
         break
     return kills
+
+
+def killed_on_the_way(command: list[str], samples: int, count: int, draws: random.Random) -> int:
+    """Start the command and kill it whenever a few more files are there, `count` times at most; how often it was."""
+    folder, kills, most = Path(command[-1]), 0, int(1.6 * FILES * samples / count)
+    while kills < count:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        enough = files_in(folder) + draws.randint(0, most)
+        while process.poll() is None and files_in(folder) < enough:
+            time.sleep(0.02)
+        time.sleep(draws.uniform(0, 1))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    return kills
+
+
+FILES = 5  # of a sample
+
+
+def files_in(folder: Path) -> int:
+    return sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
 def same(ours: Path, theirs: Path) -> list[str]:
@@ -161,15 +193,19 @@ def main() -> None:
         for kind, (command, result) in works(root, "whole").items():
             if kind not in arguments.kinds:
                 continue
-            seconds = timed(command)
             again, parts = works(root, "parts")[kind]
-            record = Path(again[-1]) / "run.json"
-            within = max(seconds / 10, LEAST_SECONDS) if kind == "many" else seconds
+            whole = Beside(command)
+            seconds = 0.0 if kind == "many" else whole.seconds()  # kills of `many` do not depend on it
             kills, ended, differ = 0, 0, list[str]()
             while kills < arguments.kills:
-                kills += killed(again, within, arguments.kills - kills, draws)
-                if not record.is_file():
-                    timed(again)
+                left = arguments.kills - kills
+                if kind == "many":
+                    kills += killed_on_the_way(again, arguments.samples, left, draws)
+                else:
+                    kills += killed(again, seconds, left, draws)
+                if not (Path(again[-1]) / "run.json").is_file():
+                    Beside(again).seconds()
+                seconds = seconds or whole.seconds()
                 ended, differ = ended + 1, differ + same(result, parts)
                 if kills < arguments.kills:
                     shutil.rmtree(root / "parts" / kind)

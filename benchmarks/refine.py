@@ -1,8 +1,8 @@
 """What zoom refinement does to small organs of generated volumes: how they look against their labels, before and after.
 
-    python benchmarks/refine.py [--bundle ct-small] [--labels FILE ...] [--seeds 3] [--pictures DIR]
+    python benchmarks/refine.py [--bundle ct-small] [--labels FILE ...] [--seeds 0 1 2] [--pictures DIR]
 
-Volumes are generated at 4 mm, from phantoms of the abdomen and from the label maps given; their gallbladder, duodenum
+Volumes are generated at 4 mm, of an abdomen of each seed and from the label maps given; their gallbladder, duodenum
 and pancreas are drawn again at the bundle's finest spacing. Writes benchmarks/results/refine.json and refine.md.
 """
 
@@ -30,10 +30,11 @@ ORGANS = ("gallbladder", "duodenum", "pancreas")
 def samples(arguments: argparse.Namespace) -> Iterator[tuple[str, Sample]]:
     """Volumes at 4 mm by name."""
     asked = {"bundle": arguments.bundle, "region": "abdomen", "spacing": (4.0, 4.0, 4.0)}
-    for seed in range(arguments.seeds):
-        yield f"phantom, seed {seed}", next(generate(GenerateRequest.model_validate({**asked, "seed": seed})))
+    for seed in arguments.seeds:
+        yield f"seed {seed}", next(generate(GenerateRequest.model_validate({**asked, "seed": seed})))
     for path in arguments.labels:
-        yield path.parent.name, next(generate(GenerateRequest.model_validate({**asked, "labels": path})))
+        given = {**asked, "labels": path, "enclose": True}
+        yield path.parent.name, next(generate(GenerateRequest.model_validate(given)))
 
 
 def organs_of(sample: Sample) -> tuple[str, ...]:
@@ -83,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default="ct-small")
     parser.add_argument("--labels", type=Path, nargs="*", default=[])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--pictures", type=Path, default=None)
     arguments = parser.parse_args()
     rows = []

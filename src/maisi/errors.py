@@ -102,3 +102,7 @@ class CancelledError(MaisiError):
 
 class StoppedError(MaisiError):
     """A worker that is to end with its job unfinished, for another to take up."""
+
+
+class LostProcessError(MaisiError):
+    """The process that carried out a job elsewhere is gone; another may take the job up."""

@@ -9,12 +9,14 @@ import pytest
 from command_line import Maisi, files_in
 
 from maisi.evaluation.fidelity import box_blur
-from maisi.evaluation.memorization import Neighbour, in_place
+from maisi.evaluation.memorization import in_place
+from maisi.evaluation.memorized_labels import mirrored
+from maisi.evaluation.neighbours import Neighbour, judged
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
-from maisi.space.files import write_volume
+from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
-from maisi.space.volume import Volume
+from maisi.space.volume import LabelMap, Volume
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +194,7 @@ def test_a_planted_copy_is_found_whether_shifted_or_mirrored(maisi: Maisi, tmp_p
     assert done.code == 1, done.err
     assert done.out, done.err
     assert set(done.json["copies"]) == {"mirrored_ct.nii.gz", "shifted_ct.nii.gz"}
-    found = {each["name"].partition("_")[0]: each for each in done.json["generated"]}
+    found = {each["name"].partition("_")[0]: each for each in done.json["images"]["generated"]}
     assert (found["mirrored"]["nearest"], found["mirrored"]["mirrored"]) == ("1_ct.nii.gz", True)
     assert found["shifted"]["nearest"] == "2_ct.nii.gz"
     assert not found["new"]["is_copy"]
@@ -200,6 +202,41 @@ def test_a_planted_copy_is_found_whether_shifted_or_mirrored(maisi: Maisi, tmp_p
         pair, made = Neighbour.model_validate(found[name]), {"mirrored": mirrored, "shifted": shifted}[name]
         apart = np.abs(in_place(volumes[original], pair, made.grid).array - made.array)[6:-6, 6:-6, 3:-3]
         assert np.median(apart) < 40  # noise of 20 HU
-    assert {"memorization.json", "pair_00.png"} <= set(files_in(tmp_path / "out"))
+    assert {"memorization.json", "memorization.html", "pair_00.png"} <= set(files_in(tmp_path / "out"))
+    assert "src='data:image/png;base64," in (tmp_path / "out" / "memorization.html").read_text()
     honest = maisi(*ask, "--out", tmp_path / "again")
     assert honest.code == 0
+
+
+def test_a_planted_label_map_is_found_whether_moved_scaled_or_mirrored(maisi: Maisi, tmp_path: Path) -> None:
+    grid = Grid.centered((44, 36, 24), (8, 8, 8))
+    maps = [draw_phantom("abdomen", grid, np.random.default_rng(k)) for k in range(9)]
+    for name, chosen in (("training", maps[:4]), ("held_out", maps[4:8])):
+        (tmp_path / name).mkdir()
+        for k, each in enumerate(chosen):
+            write_labels(each, tmp_path / name / f"{name}{k}_labels.nii.gz")
+    (tmp_path / "made").mkdir()
+    larger = LabelMap(maps[2].array, Grid.axis_aligned(grid.shape, (9.0, 8.5, 8.0), (5.0, -20.0, 3.0)))
+    for name, each in (("mirrored", mirrored(maps[1])), ("larger", larger), ("new", maps[8])):
+        write_labels(each, tmp_path / "made" / f"{name}_labels.nii.gz")
+    ask = ("evaluate", "memorization", tmp_path / "made", tmp_path / "training", "--held-out", tmp_path / "held_out")
+    done = maisi(*ask, "--of", "labels", "--out", tmp_path / "out", "--json", "--gate")
+    assert done.code == 1, done.err
+    assert set(done.json["copies"]) == {"mirrored_labels.nii.gz", "larger_labels.nii.gz"}
+    found = {each["name"].partition("_")[0]: each for each in done.json["labels"]["generated"]}
+    assert (found["mirrored"]["nearest"], found["mirrored"]["mirrored"]) == ("training1_labels.nii.gz", True)
+    assert found["larger"]["nearest"] == "training2_labels.nii.gz"
+    assert done.json["images"] is None
+    assert "labels_pair_00.png" in files_in(tmp_path / "out")
+
+
+def test_what_was_held_out_but_is_of_training_does_not_hide_copies() -> None:
+    def pair(name: str, distance: float) -> Neighbour:
+        return Neighbour(
+            name=name, nearest="t", distance=distance, nearest_by_features="t", features=0.0, mirrored=False
+        )
+
+    found = judged([pair("copy", 0.05)], [pair("leak", 0.0), pair("a", 0.6), pair("b", 0.7)], 5)
+    assert found.least == 0.6
+    assert [each.name for each in found.copies] == ["copy"]
+    assert "held out leak is as near to t as a copy" in found.notes[0]

@@ -110,3 +110,18 @@ def test_what_cannot_be_judged_is_refused_in_one_line(maisi: Maisi, sets: Path, 
     assert bundle.code == 2
     assert "has no segmenter" in bundle.err
     assert not (tmp_path / "out").exists()
+
+
+def test_cases_of_one_label_map_are_paired_whatever_they_are_called(maisi: Maisi, sets: Path, tmp_path: Path) -> None:
+    for k in range(3):
+        case(tmp_path / "renamed", f"sample_{k}", k)
+    done = ask(maisi, sets, str(tmp_path / "renamed"), tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert done.json["structures"][0]["test"]["paired"]
+    assert done.json["structures"][0]["test"]["numbers"] == [3]
+
+
+def test_sets_are_resampled_when_asked_and_only_then(maisi: Maisi, sets: Path, tmp_path: Path) -> None:
+    done = ask(maisi, sets, "alike", tmp_path / "out", "--json", "--spacing", 2, 2, 2)
+    assert done.code == 0, done.err
+    assert {tuple(each["spacing_mm"]) for each in done.json["cases"]} == {(2.0, 2.0, 2.0)}

@@ -182,3 +182,14 @@ def test_a_spacing_that_makes_more_voxels_than_memory_holds_is_refused_before_an
     assert "0.1 x 0.1 x 0.1 mm makes" in answer.err
     assert "accepted: a larger spacing, or --memory" in answer.err
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_step_of_a_training_is_divided_by_its_slabs(maisi: Maisi) -> None:
+    ask = ("plan", "--train", "tiny", "--json", "-s", "autoencoder.optimization.precision=float32")
+    whole, split = (maisi(*ask, "-s", f"autoencoder.optimization.slabs={n}").json["autoencoder"] for n in (1, 4))
+    assert (whole["processes"], split["processes"]) == (1, 4)
+    assert split["activations"] < 0.6 * whole["activations"]  # halos are much of small patches
+    assert split["weights"] == whole["weights"]
+    told = maisi(*ask[:3], *ask[4:], "-s", "autoencoder.optimization.slabs=4")
+    assert "in each of the processes" in told.out
+    assert maisi("plan", "-s", "autoencoder.optimization.slabs=4").code == 2

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from maisi.errors import InvalidRequestError
+from maisi.service.carry import carry
 from maisi.service.jobs import Job, JobStore, Limits
 from maisi.service.supervisor import Supervisor
 
@@ -124,6 +125,33 @@ def test_a_killed_worker_loses_no_sample_and_no_job(served: tuple[JobStore, Supe
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert len([name for name in job.artifacts if name.endswith("ct.nii.gz")]) == 4
     assert not any(store.folder_of(id).glob(".*"))
+    calm = ended(store, store.submit("generate", request).id)
+    volumes = [[p.read_bytes() for p in store.artifacts(each.id) if p.name.endswith(".nii.gz")] for each in (job, calm)]
+    assert volumes[0] == volumes[1]
+
+
+def test_samples_of_many_requests_are_told_as_they_come(served: tuple[JobStore, Supervisor], tiny_bundle: Path):
+    store, supervisor = served
+    drawn = {"bundle": str(tiny_bundle), "count": 3, "size": [16, 16, 16], "spacing": [6, 6, 6], "steps": 2}
+    id = store.submit("generate-many", {**drawn, "quality": {"on_failure": "keep"}}).id
+    until(lambda: store.get(id).samples_done >= 1)
+    assert supervisor.workers[0].process is not None
+    os.kill(supervisor.workers[0].process.pid, signal.SIGKILL)
+    job = ended(store, id)
+    assert (job.state, job.problem, job.samples_done) == ("done", None, 3)
+    assert {"manifest.jsonl", "summary.html", "run.json"} <= set(job.artifacts)
+    assert len([name for name in job.artifacts if name.endswith("_ct.nii.gz")]) == 3
+
+
+def test_a_job_ends_when_its_results_have_no_more_room(tmp_path: Path, tiny_bundle: Path):
+    store = JobStore(tmp_path, Limits(disk=1))
+    id = store.submit("generate", small(tiny_bundle, count=2)).id
+    job = store.claim("w")
+    assert job is not None
+    failed = carry(store, job, "w", job.request, lambda: None)
+    assert failed.problem is not None
+    assert (failed.id, failed.state, failed.problem.status, failed.samples_done) == (id, "failed", 507, 1)
+    assert "sample_000_ct.nii.gz" in failed.artifacts
 
 
 def test_a_store_has_one_service(served: tuple[JobStore, Supervisor], monkeypatch: pytest.MonkeyPatch):

@@ -91,3 +91,64 @@ def test_the_command_writes_report_and_page_and_refuses_in_one_line(
     assert main([*given[:3], str(tmp_path / "other.json"), "--by", "sex", "--out", str(tmp_path / "no")]) == 2
     assert "no case of other.json is in the manifest: the one has 'x', the other 'c0'" in capfd.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def ask(*arguments: object) -> int:
+    return main(["evaluate", "demographics", *map(str, arguments)])
+
+
+def manifest(path: Path, women: int, men: int) -> Path:
+    sexes = ["F"] * women + ["M"] * men
+    lines = [{"id": f"{path.stem}{k}", "attributes": {"sex": sex}} for k, sex in enumerate(sexes)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("women", "men", "verdict"), [(30, 30, "no difference found"), (6, 54, "differ"), (3, 3, "too few to say")]
+)
+def test_groups_are_as_large_as_was_asked_or_not(tmp_path: Path, women: int, men: int, verdict: str) -> None:
+    made, out = manifest(tmp_path / "made.jsonl", women, men), tmp_path / "out"
+    assert ask(made, "--by", "sex", "--asked", "F=1", "--asked", "M=1", "--out", out) == 0
+    found = json.loads((out / "demographics.json").read_text())["representation"]
+    assert found["verdict"] == verdict
+    assert found["groups"]["F"]["asked"] == 0.5
+    assert found["groups"]["F"]["low"] < women / (women + men) < found["groups"]["F"]["high"]
+    assert "against what was asked" in (out / "demographics.html").read_text()
+
+
+def test_shares_may_be_those_of_another_manifest_and_a_group_that_nobody_asked_for_is_found(tmp_path: Path) -> None:
+    made, real = manifest(tmp_path / "made.jsonl", 20, 4), manifest(tmp_path / "real.jsonl", 10, 0)
+    assert ask(made, "--by", "sex", "--like", real, "--out", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "demographics.json").read_text())["representation"]
+    assert (found["groups"]["M"]["asked"], found["groups"]["M"]["patients"]) == (0.0, 4)
+    assert found["verdict"] == "differ"
+
+
+def test_a_bundle_that_is_not_conditioned_on_the_column_is_told(tmp_path: Path) -> None:
+    made = manifest(tmp_path / "made.jsonl", 10, 10)
+    given = (made, "--by", "sex", "--asked", "F=1", "--asked", "M=1", "--bundle", "ct-small")
+    assert ask(*given, "--out", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "demographics.json").read_text())
+    assert "label map" in found["conditions"]
+    assert any("bundle ct-small is not conditioned on sex" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "nothing to compare; accepted: a REPORT, or shares by --asked or --like"),
+        (("--asked", "F"), "'F' is no share of a group; accepted: NAME=SHARE"),
+        (("--asked", "F=-1"), "'F=-1' is no share of a group"),
+        (("--asked", "F=0"), "no group was asked for"),
+        (("--asked", "f=1"), "there is no group 'f'; did you mean 'F'?"),
+    ],
+)
+def test_shares_that_are_none_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    made = manifest(tmp_path / "made.jsonl", 10, 10)
+    assert ask(made, "--by", "sex", *arguments, "--out", tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert not (tmp_path / "out").exists()

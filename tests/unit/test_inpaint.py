@@ -129,6 +129,13 @@ def test_memory_that_is_too_little_is_refused_with_the_least_that_would_do(bundl
     assert enough.lesions[0].contrast.made_by == "reference"
 
 
+def test_a_refused_mask_is_named_as_it_is_called(bundle: Bundle, abdomen: Path) -> None:
+    named = abdomen / "my_labels.nii"
+    named.write_bytes((abdomen / "elsewhere.nii").read_bytes())
+    with pytest.raises(InvalidRequestError, match=r"my_labels\.nii: the mask is not on the grid"):
+        validate_inpaint(asked(abdomen, mask="my_labels.nii"), bundle)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

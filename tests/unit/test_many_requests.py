@@ -123,6 +123,7 @@ def test_paths_are_made_absolute_wherever_they_are(tmp_path: Path, monkeypatch: 
         ({"groups": {"a": {"regoin": "chest"}}}, r"unknown setting 'groups.a.regoin'; did you mean 'region'\?"),
         ({"groups": {"a": {"weight": 0}}}, "groups.a.weight: 0 is not accepted"),
         ({"count": 0}, "count"),
+        ({"count": 10**12}, "count: 1000000000000 is not accepted; it should be less than or equal to 1000000"),
         ({"labels": {"file_of": "/nowhere"}}, "no label map in /nowhere"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maisi.cli.console import lines_of_steps
+from maisi.cli.console import lines_of_stages, lines_of_steps
 from maisi.training.loop import LoopConfig, fit
 from maisi.training.pace import LEFT, SECONDS, STEPS, Pace, spelled
 from maisi.training.state import TrainingState
@@ -65,3 +65,20 @@ def test_where_nobody_watches_a_line_comes_at_most_every_half_minute() -> None:
         *(f"unet {step} of 100" for step in (1, 31, 61, 91, 100)),
         "controlnet 1",
     ]
+
+
+def test_stages_that_take_long_are_told_with_the_time_left() -> None:
+    said: list[str] = []
+    now = [0.0]
+    on_stage = lines_of_stages("evaluate images", said.append, lambda: now[0])
+    for done in range(1, 11):
+        on_stage("features", done, 10)
+        now[0] += 8.0
+    assert said == [
+        "evaluate images: features 3 of 10, about 56 s left",
+        "evaluate images: features 7 of 10, about 24 s left",
+    ]
+    quick: list[str] = []
+    on_stage = lines_of_stages("evaluate images", quick.append, lambda: now[0])
+    on_stage("features", 1, 2)
+    assert quick == []

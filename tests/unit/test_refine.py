@@ -7,11 +7,12 @@ import pytest
 from made_abdomen import BODY, GRID, LIMITS, LIVER, VOCABULARY, write_abdomen
 from made_bundle import random_bundle
 
+from maisi.anatomy.references import hu_range
 from maisi.bundle.bundle import Bundle
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.refine import Refined, adherence, finer_labels, refine, validate_refine
 from maisi.pipelines.refine_request import RefineRequest
-from maisi.space.files import write_labels, write_volume
+from maisi.space.files import read_volume, write_labels, write_volume
 from maisi.space.grid import Grid
 from maisi.space.label_files import read_labels
 from maisi.space.resample import resample, with_spacing
@@ -80,7 +81,19 @@ def test_what_it_did_is_told_for_each_structure(result: Refined) -> None:
     assert told.ml == pytest.approx(5 * 5 * 4 * 64 / 1000, abs=0.01)
     assert told.before.contrast_hu == pytest.approx(0, abs=10)
     assert told.before.expected_hu < -40
-    assert told.after.contrast_hu == pytest.approx(told.before.contrast_hu, abs=15)  # a zoom keeps the level
+    low, high = hu_range(GALLBLADDER, VOCABULARY).usual
+    inside = result.labels.array == GALLBLADDER
+    assert np.median(result.before.array[inside]) > high  # it looked like liver
+    assert low - 10 < np.median(result.volume.array[inside]) < high + 10
+    assert abs(told.after.contrast_hu - told.after.expected_hu) < abs(told.before.contrast_hu - told.before.expected_hu)
+
+
+def test_a_structure_that_has_a_usual_level_keeps_it(bundle: Bundle, abdomen: Path, tmp_path: Path) -> None:
+    ct, labels = read_volume(abdomen / "ct.nii"), read_labels(abdomen / "labels.nii")
+    inside = labels.array == GALLBLADDER
+    write_volume(Volume(np.where(inside, 12.0, ct.array), GRID), tmp_path / "ct.nii")
+    made = refine(asked(abdomen, source=tmp_path / "ct.nii"), bundle)
+    assert np.median(made.volume.array[inside]) == pytest.approx(12, abs=8)
 
 
 def test_adherence_is_whole_where_the_image_shows_the_table() -> None:

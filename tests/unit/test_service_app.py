@@ -109,7 +109,7 @@ def test_no_request_brings_code(tmp_path: Path, kind: str, name: str, said: str,
 PLAIN = {  # texts that name no file, no bundle and no code
     *("region", "anatomy", "modality", "device", "tumor", "within", "structures", "classes", "add", "leave_out"),
     *("series", "acquisition", "split", "real_split", "synthetic_split", "training_split", "held_out_split"),
-    *("by", "figures", "memory", "host_memory", "groups"),  # what is in groups is checked name by name
+    *("by", "asked", "figures", "memory", "host_memory", "groups"),  # what is in groups is checked name by name
 }
 
 

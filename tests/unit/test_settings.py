@@ -106,3 +106,24 @@ def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
     (tmp_path / "evil.yaml").write_text("bundle: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(InvalidConfigError, match="no YAML"):
         read_settings(tmp_path / "evil.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("count: 2\nsteps: 3\ncount: 3\n", "'count' twice, again in line 3"),
+        ("anatomy: {liver: 0.5, spleen: 0.5, liver: 0.7}\n", "'liver' twice"),
+        ("a: &a {b: 1, b: 2}\nc: *a\n", "'b' twice"),
+    ],
+)
+def test_a_setting_that_is_said_twice_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(InvalidConfigError, match=said):
+        read_settings(tmp_path / "twice.yaml")
+    with pytest.raises(InvalidConfigError, match="'a' twice"):
+        with_assignments({}, ["x={a: 1, a: 2}"])
+
+
+def test_a_setting_may_say_again_what_it_takes_from_another(tmp_path: Path) -> None:
+    (tmp_path / "merged.yaml").write_text("a: &a {b: 1, c: 2}\nd: {<<: *a, b: 3}\n")
+    assert read_settings(tmp_path / "merged.yaml")["d"] == {"b": 3, "c": 2}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from maisi.compute.across import Across
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, RunError
 from maisi.runs.spread import Outcome, spread
 
 
@@ -91,6 +91,20 @@ def test_over_ray_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[1].error == "3 is odd"
     assert found[2].error is not None
     assert "ended" in found[2].error
+
+
+def test_ray_that_does_not_start_is_asked_again_and_then_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed (extra cluster)")
+    asked = []
+
+    def fail(**settings: object) -> None:
+        asked.append(settings)
+        raise RuntimeError("The current node timed out during startup.\nmore")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(RunError, match=r"cannot be started here, tried 3 times: The current node timed out"):
+        list(spread(halved, [4], Across(ray="local")))
+    assert len(asked) == 3
 
 
 @given(st.integers(0, 60), st.integers(1, 12))

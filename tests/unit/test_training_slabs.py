@@ -12,12 +12,12 @@ from maisi.diffusion.denoiser import predict
 from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
+from maisi.networks.trunks import OrientedEdges
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.runs.tasks.train import _check_shares
 from maisi.training.autoencoder import AutoencoderTraining, _reconstruct
 from maisi.training.learner import Learner, MicroBatch
 from maisi.training.loop import LoopConfig
-from maisi.training.losses import OrientedEdges
 from maisi.training.optimization import Optimization
 from maisi.training.slabs import Slabs, gathered
 

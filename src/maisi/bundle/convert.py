@@ -39,6 +39,7 @@ class Model(Frozen):
     scheduler: DDPMSpec | RectifiedFlowSpec
     limits: Limits
     dropped: tuple[Condition, ...] = ()
+    tumours: tuple[str, ...] = ()
 
 
 # Sizes, spacings and fields of view that upstream's own inference accepts.
@@ -50,11 +51,12 @@ _CT_LIMITS = Limits(
 )
 # Upstream trains the U-Net without labels, and with one modality in ten dropped.
 _DROPPED: tuple[Condition, ...] = ("labels", "modality")
+_TUMOURS = ("lung tumor", "pancreatic tumor", "hepatic tumor", "colon cancer primaries", "bone lesion")  # the paper's
 _MASK_LIMITS = Limits(min_spacing_mm=(1.5, 1.5, 1.5), max_spacing_mm=(1.5, 1.5, 1.5), max_size=(256, 256, 256))
 
 MODELS = {
-    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS, dropped=_DROPPED),
-    "rflow-ct": Model(scheduler=RectifiedFlowSpec(), limits=_CT_LIMITS, dropped=_DROPPED),
+    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS, dropped=_DROPPED, tumours=_TUMOURS),
+    "rflow-ct": Model(scheduler=RectifiedFlowSpec(), limits=_CT_LIMITS, dropped=_DROPPED, tumours=_TUMOURS),
     "mask": Model(scheduler=DDPMSpec(), limits=_MASK_LIMITS),
 }
 _MODEL_OF_RELEASE = {"mask-autoencoder": "mask", "mask-diffusion": "mask"}
@@ -142,6 +144,7 @@ def assemble(
         scheduler=scheduler,
         limits=MODELS[model].limits if model else Limits(),
         dropped=MODELS[model].dropped if model else (),
+        tumours=MODELS[model].tumours if model and "controlnet" in networks else (),
         label_generator=_label_generator(networks, factor, scheduler),
     )
     return Bundle.of(info, networks, model_card=_card(info, parts))

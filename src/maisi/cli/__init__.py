@@ -31,6 +31,7 @@ from maisi.cli.refine import refine
 from maisi.cli.reproduce import reproduce
 from maisi.cli.segment import segment
 from maisi.cli.selftest import selftest
+from maisi.cli.send import send
 from maisi.cli.serve import serve
 from maisi.cli.train import train
 from maisi.compute.threads import wait_asleep
@@ -48,7 +49,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Make": [generate, inpaint, refine],
-    "Serve": [serve],
+    "Serve": [serve, send],
     "Encode": [reconstruct, encode, decode],
     "Look": [segment, info, doctor, plan, selftest, reproduce],
     "Build": [datasets, prepare, convert],

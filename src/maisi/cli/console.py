@@ -16,6 +16,7 @@ interrupted = Event()
 """Set by an interrupt: Python drops what is raised in a callback or a destructor, so `progress` asks again."""
 
 TOLD_EVERY_S = 30.0  # steps of a training where nobody watches
+TOLD_AFTER_S = 10.0  # stages of what takes longer
 STAGES = {"encode": "encoding", "labels": "drawing labels", "sample": "sampling", "decode": "decoding"}
 
 
@@ -93,27 +94,63 @@ def _stop_if_interrupted() -> None:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; the function takes a stage, the steps done and the steps in all.
+def progress(title: str, lines: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal; the function takes a stage, the steps done and the steps in all.
 
-    It raises `KeyboardInterrupt` where an interrupt came and was dropped.
+    Elsewhere nothing, or with `lines` a line now and then of what takes long. It raises `KeyboardInterrupt` where an
+    interrupt came and was dropped.
     """
     if not sys.stderr.isatty():
-        yield lambda stage, done, total: _stop_if_interrupted()
+        yield lines_of_stages(title, tell) if lines else lambda stage, done, total: _stop_if_interrupted()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    counts = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts)
     to_file = not sys.stdout.isatty()  # then results must not pass through the bar's console, which is stderr
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=not to_file) as bars:
         task = bars.add_task(f"{title}: loading", total=1)
 
         def on_stage(stage: str, done: int, total: int) -> None:
             _stop_if_interrupted()
-            bars.update(task, description=f"{title}: {STAGES.get(stage, stage)}", completed=done, total=total)
+            description = f"{title}: {STAGES.get(stage, stage)}"
+            if bars.tasks[task].description != description:  # the time left is that of this stage
+                bars.reset(task, total=total, description=description)
+            bars.update(task, completed=done, total=total)
 
         yield on_stage
+
+
+def lines_of_stages(
+    title: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Callable[[str, int, int], None]:
+    """Says how far a stage is, and the time left, from `TOLD_AFTER_S` on and then at most every `TOLD_EVERY_S`."""
+    started: dict[str, tuple[float, int]] = {}
+    next_line = clock() + TOLD_AFTER_S
+
+    def on_stage(stage: str, done: int, total: int) -> None:
+        nonlocal next_line
+        _stop_if_interrupted()
+        since, before = started.setdefault(stage, (clock(), done))
+        if clock() < next_line or done >= total:
+            return
+        next_line = clock() + TOLD_EVERY_S
+        left = (clock() - since) / (done - before) * (total - done) if done > before else None
+        say(f"{title}: {STAGES.get(stage, stage)} {done} of {total}{f', {_duration(left)} left' if left else ''}")
+
+    return on_stage
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} min"
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def _measured(
     what: str, request: Frozen, out: Path, overwrite: bool, kind: type[Report], file: str
 ) -> "tuple[RunRecord, Report]":
     """Carry out a measurement and read the report that it wrote; ranks besides the first end here."""
-    record = run_task(f"evaluate {what}", request, out, overwrite, quiet=True)
+    record = run_task(f"evaluate {what}", request, out, overwrite, quiet=True, lines=True)
     if record is None:
         raise typer.Exit
     return record, kind.model_validate_json((out / file).read_text(encoding="utf-8"))
@@ -82,30 +82,31 @@ def memorization(
     as_json: AsJson = False,
     gate: Annotated[bool, typer.Option("--gate", help="Exit 1 where a generated volume is a copy.")] = False,
 ) -> None:
-    """Look for copies of training volumes: the nearest of every generated volume, beside that of held-out ones.
+    """Look for copies of training volumes or label maps: the nearest of each generated one, beside held-out ones.
 
-    Writes memorization.json and pictures of the nearest pairs. A volume is close where it is nearer to a training
-    volume than every held-out one is, and a copy where it is nearer than half of that.
+    Writes memorization.json, memorization.html and pictures of the nearest pairs. A volume is close where it is nearer
+    to a training volume than every held-out one is, and a copy where it is nearer than half of that.
     """
     from maisi.evaluation.memorization import MemorizationReport
+    from maisi.evaluation.memorization_page import neighbour_rows
     from maisi.runs.tasks.evaluate_memorization import REPORT
 
-    _, found = _measured("memorization", request, out, overwrite, MemorizationReport, REPORT)
-    close = sum(each.is_close for each in found.generated)
+    record, found = _measured("memorization", request, out, overwrite, MemorizationReport, REPORT)
     if as_json:
-        give_json({**found.model_dump(), "close": close, "copies": [each.name for each in found.copies]})
-    else:
-        rows = [
-            (each.name, each.nearest, f"{each.image:.3f}", "copy" if each.is_copy else "close" if each.is_close else "")
-            for each in found.generated[:20]
-        ]
-        give_table(rows, ("generated", "nearest training volume", "apart", ""))
+        give_json(found.model_dump())
+    for what, each in (("volume", found.images), ("label map", found.labels)):
+        if each is None or as_json:
+            continue
+        give_table(neighbour_rows(each, 20), ("generated", f"nearest {what}", "apart", "mirrored", "by features", ""))
         tell(
-            f"{close} of {len(found.generated)} are nearer than every held-out volume ({found.least_image:.3f}); "
-            f"{found.expected_close:.1f} would be by chance"
+            f"{each.close} of {len(each.generated)} are nearer than every held-out {what} ({each.least:.3f}); "
+            f"{each.expected_close:.1f} would be by chance"
         )
+        for note in each.notes:
+            tell(f"note: {note}")
+    tell(f"{out}: {REPORT}, memorization.html, pictures of pairs, in {record.seconds:.1f} s")
     if gate and found.copies:
-        complain(f"{len(found.copies)} copies: {', '.join(each.name for each in found.copies)}")
+        complain(f"{len(found.copies)} copies: {', '.join(found.copies)}")
         raise typer.Exit(1)
 
 
@@ -168,25 +169,32 @@ def autoencoder(
 
 
 @evaluate.command()
-@takes(EvaluateDemographicsRequest, arguments={"manifest": "MANIFEST", "report": "REPORT"}, required=("by",))
+@takes(EvaluateDemographicsRequest, arguments={"manifest": "MANIFEST", "report": "[REPORT]"}, required=("by",))
 def demographics(
     request: EvaluateDemographicsRequest, out: Out, overwrite: Overwrite = False, as_json: AsJson = False
 ) -> None:
     """Divide the numbers of a report by a column of the manifest: worst group, gap, and whether chance explains it.
 
-    REPORT is what another `maisi evaluate` wrote. Of groups with fewer than --least patients nothing is said. Writes
-    demographics.json and demographics.html.
+    REPORT is what another `maisi evaluate` wrote. With --asked or --like, also whether groups are as large in the
+    manifest as was asked for, for which no report is needed. Of groups with fewer than --least patients nothing is
+    said. Writes demographics.json and demographics.html.
     """
     from maisi.evaluation.demographics import DemographicsReport
-    from maisi.evaluation.demographics_page import gap_rows
+    from maisi.evaluation.demographics_page import gap_rows, representation_rows
     from maisi.runs.tasks.evaluate_demographics import REPORT
 
     record, found = _measured("demographics", request, out, overwrite, DemographicsReport, REPORT)
     if as_json:
         give_json(found.model_dump())
         return
-    give_table([(g, s.manifest, s.report) for g, s in found.groups.items()], (found.by, "in manifest", "in report"))
-    give_table(gap_rows(found)[:20], ("", "worst", "best", "gap", "p", "verdict"))
+    if found.representation is not None:
+        give_table(representation_rows(found.representation), (found.by, "patients", "share", "asked"))
+        tell(f"shares: {found.representation.verdict} (p {found.representation.p:.3f})")
+    if found.conditions is not None:
+        tell(f"the bundle can be asked for: {', '.join(found.conditions)}")
+    if found.figures:
+        give_table([(g, s.manifest, s.report) for g, s in found.groups.items()], (found.by, "in manifest", "in report"))
+        give_table(gap_rows(found)[:20], ("", "worst", "best", "gap", "p", "verdict"))
     for warning in record.warnings:
         tell(f"note: {warning}")
-    tell(f"{out}: {', '.join(record.outputs)}, in {record.seconds:.1f} s")
+    tell(f"{out}: {REPORT}, demographics.html, in {record.seconds:.1f} s")

@@ -18,6 +18,9 @@ def plan(
     train: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Show what a step of each training of a recipe needs instead.")
     ] = None,
+    recipe_settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE", help="A setting of the recipe of --train.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how encoding, sampling and decoding a volume would be cut to stay within an amount of memory.
@@ -28,8 +31,10 @@ def plan(
     from maisi.pipelines.plan import plan_all
 
     if train is not None:
-        _plan_training(train, as_json)
+        _plan_training(train, recipe_settings or [], as_json)
         return
+    if recipe_settings:
+        raise typer.BadParameter("--set is of the recipe that --train names")
     lacking = [f"--{name}" for name, said in (("size", request.size), ("memory", request.compute.memory)) if not said]
     if lacking:
         raise typer.BadParameter(f"missing {' and '.join(lacking)}")
@@ -55,12 +60,14 @@ def plan(
     give(f"besides: {format_bytes(found.fixed_bytes)} for the process and the networks in {found.precision}")
 
 
-def _plan_training(name: str, as_json: bool) -> None:
+def _plan_training(name: str, assignments: list[str], as_json: bool) -> None:
     from maisi.compute.compute import format_bytes
-    from maisi.recipes.load import load_recipe
+    from maisi.recipes.load import read_recipe
     from maisi.recipes.memory import training_memory
+    from maisi.recipes.recipe import BundleRecipe
+    from maisi.storage.settings import check_settings, with_assignments
 
-    found = training_memory(load_recipe(name))
+    found = training_memory(check_settings(BundleRecipe, with_assignments(read_recipe(name), assignments)))
     if as_json:
         give_json({part: {**memory.model_dump(), "total": memory.total} for part, memory in found.items()})
         return

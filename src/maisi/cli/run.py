@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from maisi.runs.record import RunRecord
 
 
-def run_task(name: str, request: Any, out: Path, overwrite: bool = False, quiet: bool = False) -> "RunRecord | None":
+def run_task(
+    name: str, request: Any, out: Path, overwrite: bool = False, quiet: bool = False, lines: bool = False
+) -> "RunRecord | None":
     """Carry out the task of a command; files are named as they come into place, unless `quiet`.
 
-    Gives None on ranks besides the first.
+    With `lines`, what takes long is told in lines where there is no terminal. Gives None on ranks besides the first.
     """
     from maisi.cli.process import process_for
     from maisi.compute.compute import Compute
@@ -21,13 +23,18 @@ def run_task(name: str, request: Any, out: Path, overwrite: bool = False, quiet:
     from maisi.runs.tasks import task_named
 
     def on_files(files: list[Path]) -> None:
-        for file in files:
-            if not quiet and not file.name.endswith((".run.yaml", "run.json")):
-                give(str(file))
+        for entry in dict.fromkeys(file.parent if _is_slice(file) else file for file in files):
+            if not quiet and not entry.name.endswith((".run.yaml", "run.json")):
+                give(str(entry))
 
     task = task_named(name)
-    with process_for(getattr(request, "compute", Compute())) as ranks, progress(name) as on_stage:
+    with process_for(getattr(request, "compute", Compute())) as ranks, progress(name, lines) as on_stage:
         return carry_out(task, request, out, overwrite=overwrite, watch=Watch(on_stage, on_files), ranks=ranks)
+
+
+def _is_slice(file: Path) -> bool:
+    """Whether a file is one of a DICOM series, which is told by its folder."""
+    return file.suffix == ".dcm" and file.stem.isdigit()
 
 
 def tell_cost(what: str, record: "RunRecord") -> None:

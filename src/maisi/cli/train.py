@@ -201,7 +201,8 @@ def _train(
 
 def _try_out(part: str, checked: Any) -> None:
     """A few steps, and what they say of all."""
-    from maisi.compute.compute import format_bytes, num_ranks
+    from maisi.compute.compute import format_bytes
+    from maisi.compute.machine import num_ranks
     from maisi.recipes.memory import training_memory
     from maisi.runs.tasks.train import STAGES, try_out
 

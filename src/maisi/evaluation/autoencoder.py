@@ -1,16 +1,18 @@
 """What an autoencoder keeps of many volumes, over all, by group and by tissue, beside a box blur.
 
-The figures of Table 1 of Guo et al. (arXiv 2409.11169) but for LPIPS, with intervals.
+The figures of Table 1 of Guo et al. (arXiv 2409.11169), with intervals.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import Field
 
 from maisi.anatomy.body import tissue_labels
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle
-from maisi.evaluation.fidelity import Fidelity, box_blur, fidelity
+from maisi.evaluation.fidelity import box_blur, fidelity
+from maisi.evaluation.perceptual import Perceptual, perceptual_distance
 from maisi.evaluation.reconstruction import as_decoded, reconstruct
 from maisi.evaluation.segmentation import Interval, interval
 from maisi.evaluation.sets import NamedImage
@@ -37,6 +39,20 @@ class TissueErrors(Frozen):
     blur: TissueError
 
 
+class Likeness(Frozen):
+    """How alike two volumes are: PSNR (dB, data range 2000 HU), SSIM, mean absolute error (HU), and how they look.
+
+    `lpips` with weights for it, `edges` without: distances, the less the better; None for the other one, and where
+    planes are too small.
+    """
+
+    psnr_db: float
+    ssim: float
+    mae_hu: float
+    lpips: float | None = None
+    edges: float | None = None
+
+
 class CaseFidelity(Frozen):
     """One volume encoded and decoded; tissues are told in the original, of a CT alone."""
 
@@ -44,8 +60,8 @@ class CaseFidelity(Frozen):
     group: str
     patient: str
     spacing_mm: Spacing3
-    reconstruction: Fidelity
-    blur: Fidelity
+    reconstruction: Likeness
+    blur: Likeness
     tissues: dict[str, TissueErrors]
 
 
@@ -57,7 +73,7 @@ class FailedVolume(Frozen):
 
 
 class GroupFidelity(Frozen):
-    """Means over the patients of a group, by figure: psnr_db, ssim, mae_hu, and `TISSUE mae_hu`, `TISSUE bias_hu`."""
+    """Means over the patients of a group, by figure: those of `Likeness`, and `TISSUE mae_hu`, `TISSUE bias_hu`."""
 
     name: str
     num_cases: int
@@ -69,15 +85,16 @@ class GroupFidelity(Frozen):
 class AutoencoderReport(Frozen):
     """An autoencoder on a set of volumes; the first group is all of them."""
 
-    version: int = 1
+    version: int = 2
     bundle: str
+    perceptual: str = Field(description="What tells how volumes look: LPIPS with its files, or filters of our own.")
     groups: tuple[GroupFidelity, ...]
     cases: tuple[CaseFidelity, ...]
     failures: tuple[FailedVolume, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def case_fidelity(image: NamedImage, volume: Volume, bundle: Bundle) -> CaseFidelity:
+def case_fidelity(image: NamedImage, volume: Volume, bundle: Bundle, perceptual: Perceptual) -> CaseFidelity:
     """What the autoencoder of a bundle keeps of a volume, beside the mean of each voxel's 3^3."""
     again, original = reconstruct(bundle, volume), as_decoded(volume)
     blurred = box_blur(original)
@@ -87,10 +104,16 @@ def case_fidelity(image: NamedImage, volume: Volume, bundle: Bundle) -> CaseFide
         group=image.group,
         patient=image.patient,
         spacing_mm=volume.grid.spacing,
-        reconstruction=fidelity(again, original),
-        blur=fidelity(blurred, original),
+        reconstruction=likeness(again, original, perceptual),
+        blur=likeness(blurred, original, perceptual),
         tissues=tissues,
     )
+
+
+def likeness(volume: Volume, original: Volume, perceptual: Perceptual) -> Likeness:
+    """The figures of a volume beside the original."""
+    looks = {perceptual.figure: perceptual_distance(original, volume, perceptual)}
+    return Likeness(**fidelity(volume, original).model_dump(), **looks)
 
 
 def tissue_errors(original: Volume, again: Volume, blurred: Volume, tissues: LabelMap) -> dict[str, TissueErrors]:
@@ -113,7 +136,11 @@ def _error(original: Volume, other: Volume, mask: np.ndarray) -> TissueError:
 
 
 def autoencoder_report(
-    bundle: str, cases: Sequence[CaseFidelity], failures: Sequence[FailedVolume] = (), seed: int = 0
+    bundle: str,
+    perceptual: Perceptual,
+    cases: Sequence[CaseFidelity],
+    failures: Sequence[FailedVolume] = (),
+    seed: int = 0,
 ) -> AutoencoderReport:
     """Means and intervals over patients, of all cases and of each group where there are several."""
     rng, names = np.random.default_rng(seed), list(dict.fromkeys(case.group for case in cases))
@@ -124,6 +151,7 @@ def autoencoder_report(
     note = f"fewer than {FEWEST} patients, whose intervals say little: {', '.join(few)}"
     return AutoencoderReport(
         bundle=bundle,
+        perceptual=perceptual.name,
         groups=tuple(_group(name, part, rng) for name, part in parts),
         cases=tuple(cases),
         failures=tuple(failures),
@@ -145,7 +173,7 @@ def _group(name: str, cases: Sequence[CaseFidelity], rng: np.random.Generator) -
 
 
 def _figures(case: CaseFidelity, which: str) -> dict[str, float]:
-    found: dict[str, float] = getattr(case, which).model_dump()
+    found: dict[str, float] = getattr(case, which).model_dump(exclude_none=True)
     for name, errors in case.tissues.items():
         error: TissueError = getattr(errors, which)
         found |= {f"{name} mae_hu": error.mae_hu, f"{name} bias_hu": error.bias_hu}

@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
 from maisi.evaluation.autoencoder import of_patients
+from maisi.evaluation.representation import Representation, Verdict
 from maisi.evaluation.segmentation import Interval, interval
 from maisi.shapes import Frozen
 
 FIELDS = ("group", "region", "split", "modality", "source")  # of a case, besides its attributes
-HIGHER, LOWER = ("dice", "surface_dice", "psnr_db", "ssim"), ("hd95_mm", "mae_hu")
+HIGHER, LOWER = ("dice", "surface_dice", "psnr_db", "ssim"), ("hd95_mm", "mae_hu", "lpips", "edges")
 PERMUTATIONS = 999
 LEVEL = 0.05
 MOST_VALUES = 6  # that are groups by themselves; of more numbers thirds are made
 YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 1 / 52.18, "D": 1 / 365.25}  # units of a DICOM age
 
-Verdict = Literal["differ", "no difference found", "too few to say"]
 Numbers = dict[str, dict[str, float]]
 """Values of cases (by id) of each figure (by name)."""
 
@@ -72,12 +73,16 @@ class Share(Frozen):
 class DemographicsReport(Frozen):
     """A report by groups of patients."""
 
-    version: int = 1
-    report: str
+    version: int = 2
+    report: str | None = None
     by: str
     least: int
     groups: dict[str, Share]
-    figures: tuple[FigureByGroup, ...]
+    figures: tuple[FigureByGroup, ...] = ()
+    representation: Representation | None = None
+    conditions: tuple[str, ...] | None = Field(
+        default=None, description="What the bundle can be asked for when it generates; None without a bundle."
+    )
     notes: tuple[str, ...] = ()
 
 
@@ -95,7 +100,7 @@ def read_numbers(path: Path) -> Numbers:
         raise InvalidRequestError(f"no report at {path}; {accepted}") from error
     except (IsADirectoryError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InvalidRequestError(f"{path} is no report in JSON; {accepted}") from error
-    entries = (content.get("cases") or content.get("generated")) if isinstance(content, dict) else None
+    entries = _entries(content) if isinstance(content, dict) else None
     found: Numbers = {}
     for entry in entries if isinstance(entries, list) else []:
         id = (entry.get("id") or entry.get("name")) if isinstance(entry, dict) else None
@@ -107,6 +112,13 @@ def read_numbers(path: Path) -> Numbers:
     if not found:
         raise InvalidRequestError(f"{path} has no numbers of cases; {accepted}")
     return found
+
+
+def _entries(content: dict[str, Any]) -> Any:
+    """The cases of a report; of copies, those of volumes or else of label maps."""
+    parts = [content.get("images"), content.get("labels")]
+    generated = [part["generated"] for part in parts if isinstance(part, dict) and "generated" in part]
+    return content.get("cases") or next(iter(generated), None)
 
 
 def _numbers_in(value: Any, path: tuple[str, ...]) -> list[tuple[str, float]]:
@@ -220,6 +232,15 @@ def by_group(name: str, numbers: Numbers, cases: Sequence[Case], grouping: Group
         figures=tuple(figures),
         notes=tuple(_notes(reported, patients, grouping, figures)),
     )
+
+
+def without_report(cases: Sequence[Case], grouping: Grouping) -> DemographicsReport:
+    """The report on cases of which there are no figures: who they are."""
+    told = grouping.groups
+    groups = {g: Share(manifest=sum(each == g for each in told.values()), report=0) for g in sorted(set(told.values()))}
+    silent = len(cases) - len(told)
+    notes = (f"{silent} cases have no {grouping.by}",) if silent else ()
+    return DemographicsReport(by=grouping.by, least=grouping.least, groups=groups, notes=notes)
 
 
 def _figure(name: str, values: Mapping[str, Sequence[float]], least: int, rng: np.random.Generator) -> FigureByGroup:

@@ -1,9 +1,13 @@
 """The page of figures by group of patients."""
 
+from collections.abc import Sequence
 from html import escape
 
 from maisi.evaluation.demographics import DemographicsReport, FigureByGroup
-from maisi.evaluation.page import page, table, told
+from maisi.evaluation.page import bars, page, table, told
+from maisi.evaluation.representation import Representation
+
+MOST_PLOTS = 8
 
 
 def demographics_page(found: DemographicsReport) -> str:
@@ -14,29 +18,77 @@ def demographics_page(found: DemographicsReport) -> str:
         (name, f"{each.manifest} ({each.manifest / total:.0%})", f"{each.report} ({each.report / reported:.0%})")
         for name, each in found.groups.items()
     ]
-    means = [
-        (each.name, *(_mean(each, group) for group in found.groups))
-        for each in sorted(found.figures, key=lambda each: 1.0 if each.gap is None else each.gap.p)
+    clearest = [each for each in sorted(found.figures, key=_p) if any(g.mean for g in each.groups.values())][
+        :MOST_PLOTS
     ]
+    means = [(each.name, *(_mean(each, group) for group in found.groups)) for each in sorted(found.figures, key=_p)]
     parts = [
-        f"<h1>{escape(found.report)} by {escape(found.by)}</h1>",
+        f"<h1>{escape(found.report or 'Groups')} by {escape(found.by)}</h1>",
         f"<p class='faint'>Intervals: 95 %, over patients. Of groups of fewer than {found.least} patients nothing is "
         "said. p: how often chance alone makes a gap as large (permutation).</p>",
         "<h2>Groups</h2>",
         table((found.by, "cases of the manifest", "of the report"), shares),
-        "<h2>Gaps</h2>",
-        table(("", "worst", "best", "gap", "p", "verdict"), gap_rows(found)),
-        "<h2>Means</h2>",
-        table(("", *found.groups), means),
+        *_representation(found),
+        *_figures(found, means),
+        *(part for each in clearest for part in _plot(each)),
         *(f"<p>{escape(note)}.</p>" for note in found.notes),
     ]
     return page(f"By {found.by}", parts)
 
 
+def _figures(found: DemographicsReport, means: Sequence[tuple[str, ...]]) -> list[str]:
+    if not found.figures:
+        return []
+    return [
+        "<h2>Gaps</h2>",
+        table(("", "worst", "best", "gap", "p", "verdict"), gap_rows(found)),
+        "<h2>Means</h2>",
+        table(("", *found.groups), means),
+    ]
+
+
+def _representation(found: DemographicsReport) -> list[str]:
+    conditions = found.conditions
+    told = [] if conditions is None else [f"<p>The bundle can be asked for: {escape(', '.join(conditions))}.</p>"]
+    if found.representation is None:
+        return told
+    each = found.representation
+    shares = [
+        bar for name, g in each.groups.items() for bar in ((name, g.share, g.low, g.high), ("asked", *[g.asked] * 3))
+    ]
+    return [
+        f"<h2>What was generated against what was asked: {each.verdict} (p {each.p:.3f})</h2>",
+        f"<p class='faint'>Asked by {escape(each.asked_by)}. Patients count, not volumes.</p>",
+        bars(shares),
+        table((found.by, "patients", "share", "asked"), representation_rows(each)),
+        *told,
+    ]
+
+
+def representation_rows(found: Representation) -> list[tuple[str, ...]]:
+    """The patients and the share of each group, with its interval, and what was asked."""
+    return [
+        (name, str(g.patients), f"{g.share:.0%} ({g.low:.0%} to {g.high:.0%})", f"{g.asked:.0%}")
+        for name, g in found.groups.items()
+    ]
+
+
+def _plot(figure: FigureByGroup) -> list[str]:
+    told_groups = [(name, each.mean) for name, each in figure.groups.items() if each.mean is not None]
+    return [
+        f"<h2>{escape(figure.name)}</h2>",
+        bars([(name, mean.mean, mean.low, mean.high) for name, mean in told_groups]),
+    ]
+
+
+def _p(figure: FigureByGroup) -> float:
+    return 1.0 if figure.gap is None else figure.gap.p
+
+
 def gap_rows(found: DemographicsReport) -> list[tuple[str, ...]]:
     """Worst and best group of each figure, the gap with its interval, p and verdict; the clearest first."""
     rows: list[tuple[str, ...]] = []
-    for each in sorted(found.figures, key=lambda each: 1.0 if each.gap is None else each.gap.p):
+    for each in sorted(found.figures, key=_p):
         gap = each.gap
         told_gap = ("", "", "", "")
         if gap is not None:

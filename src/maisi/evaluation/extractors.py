@@ -1,21 +1,26 @@
 """Networks that give features of planes, from local files: nothing is downloaded, and no key is left out."""
 
 import importlib
-import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from maisi.bundle.contents import misfit, read_weights
-from maisi.bundle.upstream import read_checkpoint
+from maisi.bundle.public_weights import (
+    TELLS_RESNET,
+    TELLS_SQUEEZENET,
+    plain_name,
+    read_tensors,
+    resnet50,
+    squeezenet,
+)
 from maisi.errors import InvalidRequestError
 from maisi.evaluation.features import CPU, FeatureExtractor, Scattering
-from maisi.networks.trunks import ResNet50, SqueezeNet
+from maisi.networks.trunks import SqueezeNet
 from maisi.storage.sums import sha256
 
 ACCEPTED = (
@@ -24,9 +29,6 @@ ACCEPTED = (
 SUFFIXES = (".pt", ".pth", ".ts", ".safetensors")
 MEANS = (0.406, 0.456, 0.485)
 """Subtracted from the channels, which are blue, green and red: as the released evaluation script does for both."""
-
-_OF_SEQUENCE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-_COUNTERS = "num_batches_tracked"  # of training alone
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,11 @@ def _of_file(path: Path, device: torch.device) -> Network:
     if script is not None:
         return Network(told, script, device=device)
     tensors = read_tensors(path)
-    if "features.3.squeeze.weight" in tensors:
+    if TELLS_SQUEEZENET in tensors:
         network: nn.Module = LastTap(squeezenet(tensors, path))
         return Network(f"SqueezeNet 1.1, {told}", network.eval().to(device), MEANS, device=device)
+    if TELLS_RESNET not in map(plain_name, tensors):
+        raise InvalidRequestError(f"{path} holds neither a TorchScript network nor known weights; accepted: {ACCEPTED}")
     return Network(f"ResNet-50, {told}", resnet50(tensors, path).eval().to(device), MEANS, device=device)
 
 
@@ -106,44 +110,3 @@ def _script(path: Path, device: torch.device) -> Callable[[Tensor], Tensor] | No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the format, which is what people have
         return torch.jit.load(path, map_location=device).eval()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights as float32, in safetensors or as torch saves a state dict; no code is run."""
-    if path.suffix == ".safetensors":
-        return read_weights(path, torch.float32)
-    return {name: tensor.float() for name, tensor in read_checkpoint(path).state.items()}
-
-
-def squeezenet(tensors: Mapping[str, Tensor], path: Path) -> SqueezeNet:
-    """SqueezeNet 1.1 with the tensors of the public checkpoint, whose classifier takes no part."""
-    network = SqueezeNet()
-    _load(network, {k: v for k, v in tensors.items() if not k.startswith("classifier.")}, f"{path} as SqueezeNet 1.1")
-    return network
-
-
-def resnet50(tensors: Mapping[str, Tensor], path: Path) -> ResNet50:
-    """ResNet-50 with the tensors of a public checkpoint of torchvision or RadImageNet, without its classifier."""
-    found = {_plain_name(name): tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
-    if "layer1.0.conv1.weight" not in found:
-        raise InvalidRequestError(f"{path} holds neither a TorchScript network nor known weights; accepted: {ACCEPTED}")
-    network = ResNet50(keras="conv1.bias" in found)
-    _load(network, found, f"{path} as ResNet-50")
-    return network
-
-
-def _plain_name(name: str) -> str:
-    """The name of torchvision, of one within a sequence called `backbone`."""
-    match = re.match(r"backbone\.(\d)\.(.*)", name)
-    return f"{_OF_SEQUENCE[match[1]]}.{match[2]}" if match and match[1] in _OF_SEQUENCE else name
-
-
-def _load(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Give a network its tensors; all but counters of training must be there, and no other."""
-    expected = {k: v for k, v in network.state_dict().items() if not k.endswith(_COUNTERS)}
-    given = {k: v for k, v in tensors.items() if not k.endswith(_COUNTERS)}
-    wrong = misfit({k: v.shape for k, v in given.items()}, {k: v.shape for k, v in expected.items()})
-    if wrong:
-        raise InvalidRequestError(f"{what}: {wrong}")
-    for name, tensor in expected.items():
-        tensor.copy_(given[name])

@@ -3,12 +3,14 @@
 This is Table S5 of Guo et al. (arXiv 2409.11169), with intervals and a test of equivalence.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from maisi.anatomy.body import complete_labels
 from maisi.anatomy.segmented import admissible
@@ -22,6 +24,7 @@ from maisi.evaluation.segmentation import Agreement, Interval, agreement, interv
 from maisi.pipelines.quality.segmenter import Segmenter
 from maisi.pipelines.segment import NetworkSegmenter
 from maisi.shapes import Frozen, Spacing3
+from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 
 SetName = Literal["real", "synthetic"]
@@ -36,6 +39,7 @@ class CaseAgreement(Frozen):
     set: SetName
     patient: str
     spacing_mm: Spacing3
+    labels_sum: str = Field(default="", description="Of the label map: equal ones are one map on one grid.")
     structures: dict[str, Agreement]
 
 
@@ -71,7 +75,7 @@ class StructureReport(Frozen):
 class LabelReport(Frozen):
     """A segmenter on real and on synthetic volumes."""
 
-    version: int = 1
+    version: int = 2
     segmenter: str
     tolerance_mm: float
     margin: float
@@ -118,19 +122,35 @@ class NetworkJudge:
         return {each.name: found[each.name] for each in classes if each.name in found and set(each.ids) & sought}
 
 
-def judged_case(case: Case, which: SetName, judge: Judge, vocabulary: Vocabulary) -> CaseAgreement:
-    """A case read, segmented and compared; raises `InvalidLabelsError` where its labels name no structure."""
+def judged_case(
+    case: Case, which: SetName, judge: Judge, vocabulary: Vocabulary, spacing_mm: Spacing3 | None = None
+) -> CaseAgreement:
+    """A case read, resampled if asked for, segmented and compared.
+
+    Raises `InvalidLabelsError` where its labels name no structure.
+    """
     volume, labels = case_volume(case), own_labels(case, vocabulary=vocabulary)
     if labels is None or not set(vocabulary.check_ids(labels.array)) - set(vocabulary.group("tissues")):
         raise InvalidLabelsError(f"case {case.id}: its labels name no structure besides coarse tissues")
     check_same_grid(labels, volume)
+    labels_sum = _sum(labels)
+    if spacing_mm is not None:
+        grid = with_spacing(volume.grid, spacing_mm)
+        volume, labels = resample(volume, grid), resample(labels, grid)
     return CaseAgreement(
         id=case.id,
         set=which,
         patient=case.patient or case.id,
         spacing_mm=volume.grid.spacing,
+        labels_sum=labels_sum,
         structures=judge(volume, labels, case),
     )
+
+
+def _sum(labels: LabelMap) -> str:
+    """What tells a label map from all others: its ids, and the size and spacing of its grid."""
+    grid = f"{labels.grid.shape} {[round(mm, 3) for mm in labels.grid.spacing]}"
+    return hashlib.sha256(grid.encode() + np.ascontiguousarray(labels.array).tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -202,8 +222,7 @@ def _test(
     name: str, real: Sequence[CaseAgreement], synthetic: Sequence[CaseAgreement], protocol: Protocol
 ) -> Equivalence:
     """Paired where most of the smaller set has its case in the other one."""
-    partners = {case.id: case for case in synthetic}
-    pairs = [(case, partners[case.id]) for case in real if case.id in partners] if protocol.paired else []
+    pairs = paired_cases(real, synthetic) if protocol.paired else []
     if pairs and 2 * len(pairs) > min(len(real), len(synthetic)):
         apart = [(a.patient, _dice(b.structures[name]) - _dice(a.structures[name])) for a, b in pairs]
         return paired_equivalence(_by_patient(apart), protocol.margin)
@@ -211,6 +230,15 @@ def _test(
         _by_patient([(case.patient, _dice(case.structures[name])) for case in cases]) for cases in (real, synthetic)
     ]
     return unpaired_equivalence(values[0], values[1], protocol.margin)
+
+
+def paired_cases(
+    real: Sequence[CaseAgreement], synthetic: Sequence[CaseAgreement]
+) -> list[tuple[CaseAgreement, CaseAgreement]]:
+    """Cases that show one label map: of the same id, else of equal label maps; each synthetic one in one pair."""
+    ids, maps = {case.id: case for case in real}, {case.labels_sum: case for case in real if case.labels_sum}
+    partners = [(ids.get(case.id) or maps.get(case.labels_sum), case) for case in synthetic]
+    return [(partner, case) for partner, case in partners if partner is not None]
 
 
 def _figures(name: str, cases: Sequence[CaseAgreement], rng: np.random.Generator) -> Figures:
@@ -250,7 +278,9 @@ def _notes(
     spacings = [{tuple(round(mm, 2) for mm in case.spacing_mm) for case in cases} for cases in (real, synthetic)]
     if spacings[0] != spacings[1]:
         shown = [", ".join(" x ".join(f"{mm:g}" for mm in each) for each in sorted(s)[:3]) for s in spacings]
-        notes.append(f"spacings differ (mm): real {shown[0]}; synthetic {shown[1]}; nothing was resampled")
+        notes.append(
+            f"spacings differ (mm): real {shown[0]}; synthetic {shown[1]}; nothing was resampled, see --spacing"
+        )
     never = [s.name for s in structures if s.real.dice.mean == 0 and s.synthetic.dice.mean == 0]
     if never:
         notes.append(f"the segmenter finds these nowhere, or does not know them: {', '.join(never)}")

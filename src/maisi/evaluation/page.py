@@ -1,5 +1,6 @@
-"""Pages of evaluation: tables and bars that open without a network."""
+"""Pages of evaluation: tables and plots that open without a network."""
 
+import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -21,7 +22,8 @@ _WIDTH, _ROW, _LEFT = 640, 34, 190
 
 def page(title: str, parts: Iterable[str]) -> str:
     """A page that needs no network."""
-    policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
     head = f"<meta charset='utf-8'>{policy}<title>{escape(title)}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
@@ -75,6 +77,29 @@ def forest(rows: Sequence[Bar], margin: float) -> str:
             f"<circle cx='{x[0]:.1f}' cy='{y}' r='4'/>",
         ]
     return _drawing(shapes, len(rows))
+
+
+def strip(rows: Sequence[tuple[str, Sequence[float]]], marks: Sequence[tuple[str, float]]) -> str:
+    """A point for each value of a row, from 0, and lines with a name across all rows."""
+    most = max([value for _, values in rows for value in values] + [place for _, place in marks]) * 1.05 or 1.0
+    scale, shapes = (_WIDTH - _LEFT - 20) / most, []
+    for k, (name, place) in enumerate(marks):
+        x = _LEFT + scale * place
+        shapes += [
+            f"<line x1='{x:.1f}' x2='{x:.1f}' y1='0' y2='{len(rows) * _ROW}' stroke-dasharray='3 3'/>",
+            f"<text x='{x + 4:.1f}' y='{(len(rows) + k) * _ROW + 20}'>{escape(name)} ({place:.3g})</text>",
+        ]
+    for k, (name, values) in enumerate(rows):
+        y = k * _ROW + 17
+        shapes.append(f"<text x='0' y='{y + 4}'>{escape(name)}</text>")
+        shapes += [f"<circle cx='{_LEFT + scale * v:.1f}' cy='{y}' r='4' opacity='.6'/>" for v in values]
+    return _drawing(shapes, len(rows) + len(marks))
+
+
+def picture(png: bytes, words: str) -> str:
+    """A picture within the page."""
+    data = base64.b64encode(png).decode("ascii")
+    return f"<figure><img alt='{escape(words)}' src='data:image/png;base64,{data}' style='max-width: 100%'></figure>"
 
 
 def _drawing(shapes: Iterable[str], num_rows: int) -> str:

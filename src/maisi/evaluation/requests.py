@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from maisi.compute.compute import Compute
 from maisi.pipelines.prepare.settings import check_segmenter
 from maisi.pipelines.requests import DEFAULT_BUNDLE
-from maisi.shapes import Frozen, Modality
+from maisi.shapes import Frozen, Modality, Spacing3
 
 FEATURES = "scattering, a file (SqueezeNet or ResNet-50 weights, TorchScript), or module:callable."
 
@@ -35,6 +35,9 @@ class EvaluateMemorizationRequest(Frozen):
 
     generated: Path = Field(description="Manifest, prepared folder or folder of files.")
     real: Path = Field(description="Manifest of the real volumes, or a folder of those to train on.")
+    of: Literal["images", "labels", "both"] = Field(
+        default="images", description="What may be a copy: images, labels (label maps) or both."
+    )
     held_out: Path | None = Field(default=None, description="Folder of held-out volumes, where no manifest tells them.")
     training_split: str | None = Field(default="training", description="Split of the manifest that was trained on.")
     held_out_split: str | None = Field(default="validation", description="Split that was not.")
@@ -57,7 +60,8 @@ class EvaluateLabelsRequest(Frozen):
     synthetic_split: str | None = Field(default=None, description="Split of the synthetic manifest.")
     margin: float = Field(default=0.05, gt=0, lt=1, description="Difference of Dice that counts as none.")
     tolerance_mm: float = Field(default=2.0, ge=0, description="Of surface Dice, in mm.")
-    unpaired: bool = Field(default=False, description="Do not pair cases of the same id.")
+    unpaired: bool = Field(default=False, description="Do not pair cases of the same id or label map.")
+    spacing: Spacing3 | None = Field(default=None, description="Resample both sets to this spacing (mm) first.")
     seed: int = Field(default=0, ge=0, description="Of the resamplings.")
     compute: Compute = Compute()
 
@@ -77,6 +81,9 @@ class EvaluateAutoencoderRequest(Frozen):
     bundle: str = Field(default=DEFAULT_BUNDLE, description="Packaged bundle or folder.")
     split: str | None = Field(default=None, description="Split of the manifest.")
     modality: Modality = Field(default="ct", description="Of files in a folder: ct or mr.")
+    lpips: tuple[Path, ...] = Field(
+        default=(), description="Weights of LPIPS with SqueezeNet; may be repeated: trunk and heads."
+    )
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     seed: int = Field(default=0, ge=0, description="Of the resamplings.")
     compute: Compute = Compute()
@@ -86,9 +93,24 @@ class EvaluateDemographicsRequest(Frozen):
     """The numbers of a report by groups of patients."""
 
     manifest: Path = Field(description="Manifest or prepared folder that tells of the cases.")
-    report: Path = Field(description="labels.json, autoencoder.json or any JSON of cases with numbers.")
+    report: Path | None = Field(
+        default=None, description="labels.json, autoencoder.json or any JSON of cases with numbers."
+    )
     by: str = Field(description="Column of the manifest: sex, age, any of its attributes, group, region.")
     bands: tuple[float, ...] = Field(default=(), description="Edge between bands of a number; may be repeated.")
+    asked: tuple[str, ...] = Field(
+        default=(), description="Share that a group was to have, such as F=0.5; may be repeated."
+    )
+    like: Path | None = Field(default=None, description="Manifest whose shares of groups were asked for.")
+    bundle: str | None = Field(default=None, description="Bundle that generated: what it can be asked for is told.")
     figures: tuple[str, ...] = Field(default=(), description="Figures, such as '*.liver.dice'; may be repeated.")
     least: int = Field(default=5, ge=2, description="Patients that a group needs for a statement.")
     seed: int = Field(default=0, ge=0, description="Of the resamplings.")
+
+    @model_validator(mode="after")
+    def _something(self) -> "EvaluateDemographicsRequest":
+        if self.asked and self.like is not None:
+            raise ValueError("shares are given and a manifest is to be like; accepted: one of asked and like")
+        if self.report is None and not self.asked and self.like is None:
+            raise ValueError("nothing to compare; accepted: a REPORT, or shares by --asked or --like, or both")
+        return self

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from maisi.data.cases import case_volume
-from maisi.data.door import open_volume
+from maisi.data.cases import case_volume, own_labels
+from maisi.data.door import open_labels, open_volume
 from maisi.data.manifest import STORED, Case, read_manifest
-from maisi.errors import InvalidRequestError, InvalidVolumeError, MaisiError
+from maisi.errors import InvalidLabelsError, InvalidRequestError, InvalidVolumeError, MaisiError
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
 from maisi.space.nifti import SUFFIXES
 from maisi.space.reading import ReadOptions
-from maisi.space.volume import Volume
+from maisi.space.volume import LabelMap, Volume
 
 _NO_IMAGES = ("_labels", "_mask", "_seg")
 _CT = "_ct"
@@ -28,6 +28,14 @@ class NamedImage:
     patient: str
     read: Callable[[], Volume]
     group: str = ""
+
+
+@dataclass(frozen=True)
+class NamedLabels:
+    """A label map that is read when it is needed."""
+
+    name: str
+    read: Callable[[], LabelMap]
 
 
 def features_of(
@@ -132,3 +140,40 @@ def _pairs(folder: Path) -> list[Case]:
                 name = (image.parent.relative_to(folder) / stem).as_posix()
                 cases.append(Case(id=name, image=image, labels_maisi=labels))
     return sorted(cases, key=lambda case: case.id)
+
+
+def label_set(path: Path, split: str | None = None, least: int = 2) -> list[NamedLabels]:
+    """The label maps of a manifest (of one split, if named), of a prepared folder, or of a folder of `_labels` files.
+
+    Raises `InvalidRequestError` for fewer than `least` of them.
+    """
+    if path.is_dir() and not (path / STORED).is_file():
+        found = [
+            NamedLabels(file.relative_to(path).as_posix(), partial(_labels, file))
+            for suffix in SUFFIXES
+            for file in sorted(path.rglob(f"*labels{suffix}"))
+        ]
+    else:
+        found = [
+            NamedLabels(case.id, partial(_case_labels, case))
+            for case in read_manifest(path)
+            if (case.labels or case.labels_maisi) and split in (None, case.split)
+        ]
+    if len(found) < least:
+        of_split = f" of split {split}" if split else ""
+        raise InvalidRequestError(
+            f"{path} has {len(found)} label maps{of_split}; a comparison needs at least {least} "
+            "(cases of a manifest, or files that end in labels.nii.gz)"
+        )
+    return found
+
+
+def _labels(path: Path) -> LabelMap:
+    return open_labels(path)[0]
+
+
+def _case_labels(case: Case) -> LabelMap:
+    labels = own_labels(case)
+    if labels is None:
+        raise InvalidLabelsError(f"case {case.id}: its labels name no structure")
+    return labels

@@ -1,8 +1,10 @@
 """Trunks of two networks of photographs and radiographs, whose maps tell how alike planes look.
 
-SqueezeNet 1.1 (Iandola et al., arXiv 1602.07360) and ResNet-50 (He et al., arXiv 1512.03385) without their last layers.
-Tensors have the names of the public checkpoints.
+SqueezeNet 1.1 (Iandola et al., arXiv 1602.07360) and ResNet-50 (He et al., arXiv 1512.03385) without their last layers;
+tensors have the names of the public checkpoints. Beside them filters that need no weights.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -112,3 +114,29 @@ def _stage(channels: int, width: int, num_blocks: int, stride: int, keras: bool)
 
 def _norm(channels: int, keras: bool) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1.001e-5 if keras else 1e-5)
+
+
+class OrientedEdges:
+    """Multi-scale features of fixed filters: local mean, first and second derivatives at three sizes.
+
+    Needs no weights and no download. Early layers of trained feature networks respond to the same patterns.
+    """
+
+    def __init__(self, num_scales: int = 3) -> None:
+        self.num_scales = num_scales
+        smooth, slope, bend = (
+            torch.tensor([1.0, 2.0, 1.0]),
+            torch.tensor([-1.0, 0.0, 1.0]),
+            torch.tensor([1.0, -2.0, 1.0]),
+        )
+        pairs = [(smooth, smooth), (smooth, slope), (slope, smooth), (smooth, bend), (bend, smooth), (slope, slope)]
+        filters = torch.stack([torch.outer(a, b) / torch.outer(a, b).abs().sum() for a, b in pairs])
+        self.filters = filters[:, None]
+
+    def __call__(self, slices: Tensor) -> Sequence[Tensor]:
+        maps = []
+        for _ in range(self.num_scales):
+            features = F.conv2d(slices, self.filters.to(slices), padding=1)
+            maps.append(torch.cat([features, torch.full_like(features[:, :1], 0.05)], 1))
+            slices = F.avg_pool2d(slices, 2)
+        return maps

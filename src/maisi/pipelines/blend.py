@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 from maisi.anatomy import morphology
@@ -26,9 +27,14 @@ RING_MM = (2.0, 12.0)
 GRAIN_SDS = 2.5
 """What is finer than the network draws is kept as far as it is the scanner's noise, up to so many deviations."""
 
+NOISE_VOXELS = 0.6
+"""How far noise of CTs is alike (standard deviation): about what a reconstruction smooths it by."""
 
 ENOUGH = 500
 """Voxels of soft tissue by which noise is measured."""
+
+USUAL_NOISE_HU = 15.0
+"""No more than this is noise where too little soft tissue shows it (standard deviation)."""
 
 TEXTURE = 0.7
 """How uneven a tumour is by itself (smoothed by 3 mm), as a share of what tumours differ by; sarcomas: 10 of 15 HU."""
@@ -80,17 +86,28 @@ def at_level(ct: np.ndarray, drawn: Drawn, weight: np.ndarray, spacing: Sequence
     return np.asarray(drawn.lesion + ndimage.gaussian_filter(known[tuple(nearest)], sigma), np.float32)
 
 
-def grain(ct: np.ndarray, drawn: Drawn, spacing: Sequence[float], soft_hu: tuple[float, float]) -> np.ndarray:
-    """What encoding loses of the CT that is finer than the network's voxels, as far as it may be the CT's noise.
+def grain(
+    ct: np.ndarray,
+    drawn: Drawn,
+    spacing: Sequence[float],
+    soft_hu: tuple[float, float],
+    generator: torch.Generator,
+) -> np.ndarray:
+    """The CT's noise: what encoding loses of it that is finer than the network's voxels, where it is soft tissue.
 
-    How strong noise is shows in soft tissue, where there is enough: in lung and bone most that is fine is anatomy.
+    Elsewhere most that is fine is anatomy, such as vessels of the lung, which would stay in a lesion as mottle: there
+    noise of the same strength is drawn.
     """
     sigma = [drawn.resolution_mm / s for s in spacing]
     lost, fine = _fine(ct - drawn.as_it_was, sigma), _fine(ct, sigma)
     even = (ct - fine > soft_hu[0]) & (ct - fine < soft_hu[1])
-    even = even if even.sum() >= ENOUGH else np.ones_like(even)
-    most = GRAIN_SDS * min(deviation(lost[even]), deviation(fine[even]))
-    return np.clip(lost, -most, most)
+    if even.sum() >= ENOUGH:
+        sd = min(deviation(lost[even]), deviation(fine[even]))
+    else:
+        sd = min(deviation(lost), deviation(fine), USUAL_NOISE_HU)
+    other = ndimage.gaussian_filter(torch.randn(ct.shape, generator=generator).numpy(), NOISE_VOXELS)
+    noise = np.where(even, lost, other * (sd / max(float(other.std()), 1e-6)))
+    return np.asarray(np.clip(noise, -GRAIN_SDS * sd, GRAIN_SDS * sd), np.float32)
 
 
 def _fine(values: np.ndarray, sigma: Sequence[float]) -> np.ndarray:

@@ -23,9 +23,10 @@ from maisi.pipelines.codec import volume_of_unit
 from maisi.pipelines.conditioning import Conditioning, modality_of, shown_labels
 from maisi.pipelines.guidance import guided_denoiser
 from maisi.pipelines.labels import Anatomy, LabelSource
+from maisi.pipelines.lesion_contrast import finding_of, lesions_to_tone, with_reference_contrast
 from maisi.pipelines.quality.judge import judge, judge_labels
 from maisi.pipelines.quality.repair import region_of
-from maisi.pipelines.quality.report import QualityReport
+from maisi.pipelines.quality.report import Finding, QualityReport
 from maisi.pipelines.quality.segmenter import compared, segmenter_of
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import ValidRequest, bundle_vocabulary, validate_generate
@@ -107,7 +108,7 @@ def generate(
 def draw_all(valid: ValidRequest, bundles: list[Bundle], on_stage: OnStage | None) -> Iterator[Sample]:
     """The samples of all sources, each with the bundle fitted to it."""
     for source, bundle in zip(valid.sources, bundles, strict=True):
-        for index in range(valid.request.count):
+        for index in valid.request.indices:
             yield draw_one(valid.request, bundle, source, index, on_stage or (lambda stage, done, total: None))
 
 
@@ -120,10 +121,12 @@ def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, inde
         latent = draw_latent(request, bundle, anatomy, seen, of_noise, on_stage, locked)
         unit = decode_latent(bundle, latent, on_stage)
         volume = volume_of_unit(unit, anatomy.grid, modality_of(request.modality))
+        volume, toned = lesions_toned(volume, anatomy.labels, bundle)
 
         on_stage("check", 0, 1)
-        told = {"tries": attempt + 1, "labels_from": str(anatomy.origin or "")}
-        report = judged(request, bundle, volume, anatomy).model_copy(update=told)
+        report = judged(request, bundle, volume, anatomy)
+        told = {"tries": attempt + 1, "labels_from": str(anatomy.origin or ""), "findings": (*report.findings, *toned)}
+        report = report.model_copy(update=told)
         on_stage("check", 1, 1)
         if report.passed or not report.image_reasons:  # no noise changes what is wrong with the labels
             break
@@ -149,6 +152,16 @@ def draw_anatomy(
         logger.warning("labels of sample %d: %s", index, "; ".join(report.reasons))
     on_stage("labels", 1, 1)
     return anatomy
+
+
+def lesions_toned(volume: Volume, labels: LabelMap | None, bundle: Bundle) -> tuple[Volume, tuple[Finding, ...]]:
+    """The volume with lesions that the bundle does not claim to draw in the HU that such lesions have, and which."""
+    if labels is None or volume.modality != "ct":
+        return volume, ()
+    vocabulary = bundle_vocabulary(bundle)
+    ids = lesions_to_tone(labels, vocabulary, bundle.info.tumours)
+    toned, contrasts = with_reference_contrast(volume, labels, ids, vocabulary)
+    return toned, tuple(finding_of(vocabulary.name(id), contrast) for id, contrast in contrasts.items())
 
 
 def judged(request: GenerateRequest, bundle: Bundle, volume: Volume, anatomy: Anatomy) -> QualityReport:

@@ -146,7 +146,8 @@ class _Part:
         weight, spacing = soft_edge(mask), self.volume.grid.spacing
         core = core_of(weight, mask)
         contrast, soft_hu = self._contrast(ct, ids, mask), bundle_vocabulary(self.bundle).tissues["soft"]
-        values, told = contrast(at_level(ct, drawn, weight, spacing), grain(ct, drawn, spacing, soft_hu), core)
+        noise = grain(ct, drawn, spacing, soft_hu, generator)
+        values, told = contrast(at_level(ct, drawn, weight, spacing), noise, core)
         values = np.clip(values, ct.min(), ct.max())
         after = np.where(weight > 0, np.rint(ct + weight * (values - ct)), ct)
         return after, self._report(ct, after, core, weight > 0, told)

@@ -18,7 +18,7 @@ class InpaintRequest(Frozen):
     the lesions that `labels` name. With `manifest` the same is done to each of its cases, with the case's own labels.
     """
 
-    source: Path | None = Field(default=None, description=".nii, .nii.gz or a DICOM folder.")
+    source: Path | None = Field(default=None, description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
     manifest: Path | None = Field(default=None, description="All cases of this manifest, with their own labels.")
     tumor: str | None = Field(default=None, description='Such as "hepatic tumor"; see maisi info --structures.')
     remove: bool = Field(default=False, description="Heal the lesion instead.")

@@ -77,7 +77,8 @@ def read_mask(path: Path, volume: Volume) -> np.ndarray:
     try:
         check_same_grid(labels, volume)
     except InvalidLabelsError as error:
-        raise InvalidLabelsError(f"{path}: {error}".replace("label map", "mask").replace("labels", "mask")) from error
+        words = str(error).replace("label map", "mask").replace("labels", "mask")
+        raise InvalidLabelsError(f"{path}: {words}") from error
     mask: np.ndarray = labels.array > 0
     if not mask.any():
         raise InvalidLabelsError(f"{path} is empty: no voxel of the mask is other than 0")

@@ -5,19 +5,23 @@ bundle was trained for, with the latent held to that of the volume everywhere bu
 is put back into the volume.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from maisi.anatomy import morphology
+from maisi.anatomy.measure import looks
+from maisi.anatomy.references import HuRange, hu_range
 from maisi.anatomy.regions import RegionSpan, region_span
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.bundle.bundle import Bundle
 from maisi.data.door import open_labels, open_volume
 from maisi.errors import InvalidBundleError, InvalidGridError, InvalidLabelsError, InvalidRequestError
-from maisi.pipelines.blend import at_level, soft_edge
+from maisi.pipelines.blend import at_level, core_of, deviation, soft_edge
 from maisi.pipelines.generate import OnStage, sample_generators
+from maisi.pipelines.quality.image import phase_of
 from maisi.pipelines.redraw import Redraw, fitted_to, sampling
 from maisi.pipelines.refine_request import RefineRequest
 from maisi.pipelines.validate import bundle_of, bundle_vocabulary, compute_for, lasting_name
@@ -91,7 +95,7 @@ def draw_again(valid: ValidRefine, on_stage: OnStage) -> Refined:
     """The result of a request that was found good."""
     _, _, generator = sample_generators(valid.request.seed, 0)
     grid, array = valid.volume.grid, valid.volume.array.copy()
-    changed = np.zeros(grid.shape, np.uint8)
+    changed, usual = np.zeros(grid.shape, np.uint8), _usual(valid)
     for window, bundle in valid.windows:
         outer = grid.window([part.start for part in window.outer], window.mask.shape)
         volume, labels = Volume(array[window.outer], outer), LabelMap(valid.labels.array[window.outer], outer)
@@ -99,7 +103,7 @@ def draw_again(valid: ValidRefine, on_stage: OnStage) -> Refined:
         finer = finer_labels(labels, window.grid)
         drawn = redraw.window(window, volume, finer, window.mask, generator, on_stage)
         ct, weight = window.inner(volume.array), soft_edge(window.inner(window.mask))
-        values = _with_levels(at_level(ct, drawn, weight, grid.spacing), ct, window.inner(labels.array), valid.ids)
+        values = _as_usual(at_level(ct, drawn, weight, grid.spacing), ct, window.inner(labels.array), usual)
         values = np.clip(values, array.min(), array.max())
         array[window.box] = np.where(weight > 0, np.rint(ct + weight * (values - ct)), ct)
         changed[window.box] |= (weight > 0).astype(np.uint8)
@@ -109,12 +113,32 @@ def draw_again(valid: ValidRefine, on_stage: OnStage) -> Refined:
     return Refined(valid.volume, volume, valid.labels, LabelMap(changed, grid), told)
 
 
-def _with_levels(values: np.ndarray, ct: np.ndarray, ids: np.ndarray, structures: tuple[int, ...]) -> np.ndarray:
-    """What was drawn, with the median of each structure that it had: a zoom is to sharpen what is there."""
-    for id in structures:
+def _usual(valid: ValidRefine) -> dict[int, HuRange | None]:
+    """What the median of each structure usually is in real CTs of the phase that this one shows."""
+    vocabulary = bundle_vocabulary(valid.bundle)
+    aorta = looks(valid.volume, valid.labels, (vocabulary.id("aorta"),))
+    phase = phase_of("ct", aorta, vocabulary)
+    return {id: hu_range(id, vocabulary, phase) for id in valid.ids}
+
+
+def _as_usual(values: np.ndarray, ct: np.ndarray, ids: np.ndarray, usual: Mapping[int, HuRange | None]) -> np.ndarray:
+    """What was drawn, each structure at the median that it had, or the nearest that most real CTs have.
+
+    A texture that is more uneven than within real CTs is damped: to draw again is to sharpen, not to roughen.
+    """
+    for id, wanted in usual.items():
         inside = ids == id
-        if inside.any():
-            values = values + soft_edge(inside) * (np.median(ct[inside]) - np.median(values[inside]))
+        if not inside.any():
+            continue
+        weight = soft_edge(inside)
+        core = core_of(weight, inside)
+        drawn, level = float(np.median(values[core])), float(np.median(ct[core]))
+        share = 1.0
+        if wanted is not None:
+            low, high = ((wanted.mean + bound) / 2 for bound in wanted.usual)  # about a standard deviation
+            level = float(np.clip(level, low, high))
+            share = min(1.0, (wanted.spread or np.inf) / max(deviation(values[core]), 1e-6))
+        values = values + weight * (level + share * (values - drawn) - values)
     return values
 
 

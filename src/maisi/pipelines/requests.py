@@ -81,6 +81,7 @@ class GenerateRequest(Frozen):
     )
     unlabelled: bool = Field(default=False, description="The U-Net alone: images that follow no labels.")
     count: int = Field(default=1, ge=1, description="Samples; of a folder of label maps, of each.")
+    first: int = Field(default=0, ge=0, description="Number of the first sample; the others follow.")
     seed: int = Field(default=0, ge=0, description="Same seed, same samples.")
     steps: int = Field(default=10, ge=1, description="Steps of the sampler.")
     solver: Literal["multistep", "euler", "ancestral"] = Field(
@@ -98,7 +99,9 @@ class GenerateRequest(Frozen):
         default=1.0, ge=0, description="Guidance by region, spacing and modality; 1 is none, more is stronger."
     )
     quality: QualitySettings = QualitySettings()
-    format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
+    format: Literal["nii.gz", "nii", "nrrd", "mha", "dicom"] = Field(
+        default="nii.gz", description="nii.gz, nii, nrrd, mha or dicom."
+    )
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()
@@ -109,6 +112,11 @@ class GenerateRequest(Frozen):
         if size is not None and min(size) < 1:
             raise ValueError(f"size {size} has an axis without voxels")
         return size
+
+    @property
+    def indices(self) -> range:
+        """The numbers of the samples."""
+        return range(self.first, self.first + self.count)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "GenerateRequest":
@@ -123,6 +131,8 @@ class GenerateRequest(Frozen):
             raise ValueError("min_distance is about a library; name it by --library DIR, or leave it out")
         if self.unlabelled and self.anatomy:
             raise ValueError("unlabelled images follow no labels; give either anatomy or unlabelled")
+        if self.format == "dicom" and not self.modality.startswith("ct"):
+            raise ValueError(f"DICOM is written of CT, not of {self.modality}; give another format")
         if self.unlabelled and self.guidance_labels != 1:
             raise ValueError("unlabelled images follow no labels; leave out guidance_labels")
         return self
@@ -131,7 +141,7 @@ class GenerateRequest(Frozen):
 class EncodeRequest(Frozen):
     """Encoding one CT, or a label map with an autoencoder of label maps. With a spacing (mm) it is resampled first."""
 
-    source: Path | None = Field(default=None, description=".nii, .nii.gz or a DICOM folder.")
+    source: Path | None = Field(default=None, description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
     content: Literal["volume", "labels"] | None = Field(
         default=None,
         description="What the file holds: volume or labels.",
@@ -156,7 +166,7 @@ class EncodeCasesRequest(Frozen):
 class RegisterRequest(Frozen):
     """Labelling a CT by labelled ones."""
 
-    source: Path = Field(description=".nii, .nii.gz or a DICOM folder.")
+    source: Path = Field(description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
     atlases: Path = Field(description="Manifest of labelled CTs, or the folder that maisi prepare made.")
     leave_out: tuple[str, ...] = Field(
         default=(), description="Case of the manifest that is no atlas; may be repeated."
@@ -168,7 +178,7 @@ class RegisterRequest(Frozen):
 class SegmentRequest(Frozen):
     """Telling the structures of one CT by a bundle's segmenter."""
 
-    source: Path = Field(description=".nii, .nii.gz or a DICOM folder.")
+    source: Path = Field(description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
     bundle: BundleName = DEFAULT_BUNDLE
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()

@@ -81,7 +81,7 @@ def measure_realism(
     told, extractor = on_case or (lambda line: None), Scattering()
     real = [read_case(case) for case in held_out]
     told(f"{len(real)} held-out cases are read")
-    made = [_like(bundle, case, labels, steps, told) for case, (_, labels) in zip(held_out, real, strict=True)]
+    made = [generated_like(bundle, case, labels, steps, told) for case, (_, labels) in zip(held_out, real, strict=True)]
     references = [case_volume(case) for case in _alike(held_out, training)]
     sets = [
         plane_features(volumes, extractor)
@@ -96,7 +96,7 @@ def measure_realism(
     few = list(range(0, len(real), -(-len(real) // FEW)))
     tried = {}
     for count in by_steps:
-        again = [_like(bundle, held_out[k], real[k][1], count, told)[0] for k in few]
+        again = [generated_like(bundle, held_out[k], real[k][1], count, told)[0] for k in few]
         _, found = standardised(sets[0], plane_features(again, extractor))
         tried[count] = _distances([there[k] for k in few], found)
     return Realism(
@@ -112,7 +112,7 @@ def measure_realism(
     )
 
 
-def _like(bundle: Bundle, case: Case, labels: LabelMap, steps: int, told: OnCase) -> tuple[Volume, LabelMap]:
+def generated_like(bundle: Bundle, case: Case, labels: LabelMap, steps: int, told: OnCase) -> tuple[Volume, LabelMap]:
     """A generated volume that shows the labels of a case, and these on its grid."""
     region = _region(case, labels)
     with tempfile.TemporaryDirectory(prefix="maisi-") as folder:

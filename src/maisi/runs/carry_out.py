@@ -27,6 +27,7 @@ from maisi.runs.task import Checked, Output, Request, Run, Task, Watch
 from maisi.splitting.ranks import Ranks
 from maisi.storage.atomic import write_directory
 from maisi.storage.folders import FAILED, OutputFolder, check_free, entries_of, open_beside, open_folder, storage_errors
+from maisi.storage.provenance import Provenance, lasting
 from maisi.storage.settings import check_settings, read_settings, write_settings
 from maisi.storage.sums import sha256
 
@@ -44,7 +45,7 @@ def carry_out(
     out: Path,
     *,
     overwrite: bool = False,
-    repeats: RunRecord | None = None,
+    repeats: RunRecord | Provenance | None = None,
     watch: Watch = Watch(),
     ranks: Ranks | None = None,
 ) -> RunRecord | None:
@@ -52,8 +53,8 @@ def carry_out(
 
     All that can be refused is refused before anything is written. Files appear whole, `run.json` last: it says that the
     run is complete. A run that was killed goes on where it stopped when it is asked for again. With `repeats`, the
-    record of an earlier run, bundle and input files must be that run's. With `ranks`, all of them call this and compute
-    together; the first one writes, the others give None.
+    record of an earlier run or what a file of it says, bundle and input files must be that run's. With `ranks`, all of
+    them call this and compute together; the first one writes, the others give None.
     """
     started, meter = now(), StageMeter()
     checked = task.check(request)
@@ -70,12 +71,13 @@ def carry_out(
         task.work(checked, silent_run(place, existing, ranks, meter))
         return None
     with place.open(task, overwrite) as folder:
-        run = Run(folder.partial, place.folder, out.name, existing, True, ranks, watch, meter, folder.publish)
+        known = _Known(task.name, started, bundle, inputs)
         settings = {COMMAND: task.name, **checked.request.model_dump(mode="json")}
+        made_by = known.provenance(checked.request)
+        run = Run(folder.partial, place.folder, out.name, existing, True, ranks, watch, meter, folder.publish, made_by)
         with storage_errors(place.folder):
             write_settings(folder.partial / place.settings, settings)
         task.work(checked, run)
-        known = _Known(task.name, started, bundle, inputs)
         record = make_record(known, checked, run)
         with storage_errors(place.folder):
             (folder.partial / place.record).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -217,6 +219,18 @@ class _Known:
     started: datetime
     bundle: BundleIdentity | None
     inputs: dict[str, str]
+
+    def provenance(self, request: BaseModel) -> Provenance:
+        """What the files of the run say of their making."""
+        settings = request.model_dump(mode="json")
+        return Provenance(
+            maisi=installed_version("maisi"),
+            command=self.command,
+            request=lasting(settings),
+            seed=settings.get("seed"),
+            bundle=self.bundle,
+            inputs=self.inputs,
+        )
 
 
 def make_record(known: _Known, checked: Checked[Any], run: Run) -> RunRecord:

@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,17 +17,10 @@ from maisi.errors import InvalidRequestError
 from maisi.runs.meter import Stage
 from maisi.shapes import Frozen
 from maisi.space.reading import FileReport
+from maisi.storage.provenance import BundleIdentity, Provenance
 from maisi.storage.sums import sha256, sha256_of_tree
 
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel", "isal", "safetensors", "pillow", "pydantic")
-
-
-class BundleIdentity(Frozen):
-    """Which bundle a run used; the sum is that of its `checksums.json`, which holds the sums of all its files."""
-
-    name: str
-    version: str
-    sha256: str | None
 
 
 class RunRecord(Frozen):
@@ -117,10 +111,20 @@ def input_sums(paths: Iterable[Path]) -> dict[str, str]:
     return {str(path): sha256_of_tree(path) for path in paths}
 
 
+def known_sums(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of inputs, summed once as long as they are not written again: the many samples of a run share theirs."""
+    return {str(path): _sum(path, path.stat().st_mtime_ns) for path in paths}
+
+
+@lru_cache(maxsize=64)
+def _sum(path: Path, written_ns: int) -> str:
+    return sha256_of_tree(path)
+
+
 # Repeating ------------------------------------------------------------------------------------------------------------
 
 
-def check_same_inputs(record: RunRecord, inputs: dict[str, str], bundle: BundleIdentity | None) -> None:
+def check_same_inputs(record: RunRecord | Provenance, inputs: dict[str, str], bundle: BundleIdentity | None) -> None:
     """Nothing, or an `InvalidRequestError`: a run can be repeated only on the bundle and the files that it had."""
     was, found = (None if each is None else each.sha256 for each in (record.bundle, bundle))
     if was != found:

@@ -1,4 +1,4 @@
-"""A run again, on the same bundle and inputs."""
+"""A run again, on the same bundle and inputs: of a folder with its records, or of one file that says what made it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,11 +6,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from maisi.errors import InvalidRequestError
 from maisi.runs.carry_out import RUN_RECORD, RUN_SETTINGS, carry_out, read_run_settings
 from maisi.runs.record import RunRecord, read_record
+from maisi.runs.same import same_content
 from maisi.runs.task import Output, Task, Watch
 from maisi.runs.tasks import task_named
+from maisi.space.dicom.labels import is_label_file
+from maisi.space.dicom.opening import is_dicom
+from maisi.space.origin import read_provenance
 from maisi.splitting.ranks import Ranks
+from maisi.storage.provenance import Provenance
 from maisi.storage.settings import check_settings
 
 
@@ -20,13 +26,15 @@ class PastRun:
 
     task: Task[Any]
     request: BaseModel
-    record: RunRecord
+    record: RunRecord | Provenance
 
     @property
     def file_name(self) -> str:
         """The name of its one file, "" where it filled a folder."""
         if self.task.output is not Output.FILE:
             return ""
+        if isinstance(self.record, Provenance):
+            return self.record.file
         return next(name for name in self.record.outputs if name.endswith(self.task.suffixes))
 
     def repeat(
@@ -39,6 +47,48 @@ class PastRun:
         return carry_out(
             self.task, self.request, out, overwrite=overwrite, repeats=self.record, watch=watch, ranks=ranks
         )
+
+
+@dataclass(frozen=True)
+class Remade:
+    """A file beside what its own run made of it again."""
+
+    path: Path
+    is_identical: bool  # byte by byte
+    is_same: bool  # voxel by voxel, on one grid
+
+
+def read_origin(path: Path) -> PastRun:
+    """The run that made a file (NIfTI, NRRD, MetaImage, DICOM) or a DICOM series, by what the file says."""
+    made = read_provenance(path)
+    task = task_named(made.command)
+    return PastRun(task, check_settings(task.request, made.request), made)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path names the records of a run: its folder, or its `run.yaml`."""
+    if path.is_dir():
+        return (path / RUN_SETTINGS).exists() or not any(path.glob("*.dcm"))
+    return path.name.endswith(RUN_SETTINGS) or path.suffix in (".yaml", ".yml", ".json")
+
+
+def compare(path: Path, made: Provenance, folder: Path) -> Remade:
+    """A file beside the one of the same name in the folder of its repeated run.
+
+    A file that was converted since is compared by its content alone: voxels, ids, place.
+    """
+    again = folder / made.file
+    if is_dicom(path) and not is_label_file(path):
+        path = path.parent  # of a slice: its series
+    if not again.exists():
+        raise InvalidRequestError(f"the run of {path} made no {made.file} when it was repeated")
+    is_identical = _bytes(path) == _bytes(again)
+    return Remade(again, is_identical, is_identical or same_content(path, again))
+
+
+def _bytes(path: Path) -> list[bytes]:
+    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    return [file.read_bytes() for file in files]
 
 
 def read_run(path: Path) -> PastRun:

@@ -16,6 +16,8 @@ from maisi.compute.across import Across
 from maisi.compute.threads import NUM_THREADS, available_cores
 from maisi.errors import InvalidRequestError, MaisiError, RunError
 
+LOCAL = "local"  # instead of the address of a cluster
+RAY_STARTS = 3
 _NO_MEMORY = "can't allocate memory"  # in what torch raises
 
 Item = TypeVar("Item")
@@ -170,11 +172,11 @@ def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str, th
             "--ray needs Ray, which is not installed; accepted: pip install 'maisi[cluster]'"
         ) from error
     started = not ray.is_initialized()
-    if started:
-        where = None if address == "local" else address
-        told = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    if started and address == LOCAL:
+        _start_ray(ray)
+    elif started:
         try:
-            ray.init(address=where, **(told if where is None else {"log_to_driver": False}))
+            ray.init(address=address, log_to_driver=False)
         except Exception as error:  # Ray raises no kind of its own
             raise RunError(f"there is no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
     try:
@@ -192,6 +194,19 @@ def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str, th
     finally:
         if started:
             ray.shutdown()
+
+
+def _start_ray(ray: Any) -> None:
+    """A cluster on this machine; on a busy one Ray gives up after half a minute, and is then asked again."""
+    for attempt in range(RAY_STARTS):
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+            return
+        except Exception as error:  # Ray raises no kind of its own
+            ray.shutdown()
+            if attempt + 1 == RAY_STARTS:
+                said = str(error).splitlines()[0]
+                raise RunError(f"Ray cannot be started here, tried {RAY_STARTS} times: {said}") from error
 
 
 def _on_cluster(work: Callable[[Any], Any], item: Any, place: int, threads: int) -> Outcome[Any]:

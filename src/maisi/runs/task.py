@@ -15,6 +15,7 @@ from maisi.bundle.bundle import Bundle
 from maisi.runs.meter import StageMeter
 from maisi.space.reading import FileReport
 from maisi.splitting.ranks import Ranks
+from maisi.storage.provenance import Provenance
 
 Request = TypeVar("Request", bound=BaseModel)
 
@@ -60,9 +61,14 @@ class Run:
     watch: Watch
     meter: StageMeter
     publish_files: Callable[[], list[Path]]
+    provenance: Provenance | None = None  # for the files that have a place for it
     outputs: set[Path] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # what came out, but is not good
+
+    def made(self, name: str) -> Provenance | None:
+        """What a file of this name says of its making."""
+        return None if self.provenance is None else self.provenance.of(name)
 
     def on_stage(self, stage: str, done: int, total: int) -> None:
         """Tell how far a stage is; its end is measured."""
@@ -75,16 +81,25 @@ class Run:
         wanted = set(names)
         if not wanted <= self.existing:
             return False
-        self.outputs |= {self.folder / name for name in wanted}
+        self.outputs |= {file for name in wanted for file in _files_of(self.folder / name)}
         return True
 
     def publish(self) -> None:
         """Move all that was written to where it belongs."""
         moved = self.publish_files()
-        files = [file for entry in moved for file in ([entry] if entry.is_file() else sorted(entry.rglob("*")))]
-        self.outputs.update(file for file in files if file.is_file())
+        files = [file for entry in moved for file in _files_of(entry)]
+        self.outputs.update(files)
         self.meter.end("write")
         self.watch.on_files(files)
+
+    def publish_beside(self) -> None:
+        """The same from another thread: whoever runs counts outputs and time."""
+        self.watch.on_files([file for entry in self.publish_files() for file in _files_of(entry)])
+
+
+def _files_of(entry: Path) -> list[Path]:
+    """A file, or the files of a folder."""
+    return [entry] if entry.is_file() else [file for file in sorted(entry.rglob("*")) if file.is_file()]
 
 
 def no_inputs(request: Any) -> tuple[Path, ...]:

@@ -1,12 +1,13 @@
 """Results packed into one zip, as they are or with their volumes in another format."""
 
 import secrets
+import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from maisi.errors import InvalidRequestError
+from maisi.service.helper import ask
 from maisi.service.job import Job
 
 if TYPE_CHECKING:
@@ -14,18 +15,37 @@ if TYPE_CHECKING:
 
 FORMATS = ("zip", "dicom", "seg", "rtstruct", "nrrd", "mha", "seg.nrrd")
 TEMPORARY = "archives"
+LONGEST_S = 1800.0
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # no time inside: same files, same bytes
 
 
 def pack(service: "Service", job: Job, format: str) -> Path:
     """A zip of the files of a job, for the caller to remove; `InvalidRequestError` where nothing is to convert."""
+    source = service.jobs.folder_of(job.id)
+    if format == "zip":
+        path = _place(service).with_suffix(".zip")
+        write_zip(path, ((name, source / name) for name in job.artifacts))
+        return path
+    return made(service, "maisi.service.exporting", {"source": str(source), "to": format})
+
+
+def made(service: "Service", helper: str, question: dict[str, Any]) -> Path:
+    """A zip of the files that a helper makes, for the caller to remove."""
+    folder = _place(service)
+    folder.mkdir(mode=0o700)
+    try:
+        told = ask(helper, question, cwd=folder, seconds=LONGEST_S)
+        path = folder.with_suffix(".zip")
+        write_zip(path, ((name, folder / name) for name in told["files"]))
+        return path
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place(service: "Service") -> Path:
     folder = service.settings.data.absolute() / TEMPORARY
     folder.mkdir(exist_ok=True, mode=0o700)
-    path, source = folder / f"{secrets.token_hex(12)}.zip", service.jobs.folder_of(job.id)
-    if format != "zip":
-        raise InvalidRequestError(f"results are not offered as {format} yet; accepted: zip")
-    write_zip(path, ((name, source / name) for name in job.artifacts))
-    return path
+    return folder / secrets.token_hex(12)
 
 
 def write_zip(path: Path, files: Iterable[tuple[str, Path]]) -> None:

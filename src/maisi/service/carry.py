@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maisi.errors import CancelledError, ClaimLostError, InvalidRequestError, MaisiError, StoppedError, StorageError
+from maisi.errors import (
+    CancelledError,
+    ClaimLostError,
+    InvalidRequestError,
+    LostProcessError,
+    MaisiError,
+    StoppedError,
+    StorageError,
+)
 from maisi.runs.carry_out import Destination, carry_out
 from maisi.runs.record import RunRecord, read_record
 from maisi.runs.task import Output, Task, Watch
@@ -25,11 +33,18 @@ _RECORDS = ("run.yaml", "run.json")
 _NAMES = {"encode": "latent", "decode": "volume", "segment file": "labels", "labels register": "labels"}
 
 
-def carry(store: JobStore, job: Job, worker: str, resolved: Mapping[str, Any], go_on: Callable[[], None]) -> Job:
+def carry(
+    store: JobStore,
+    job: Job,
+    worker: str,
+    resolved: Mapping[str, Any],
+    go_on: Callable[[], None],
+    carried_out: Callable[..., RunRecord | None] = carry_out,
+) -> Job:
     """Carry out a claimed job and end it, well or not. `go_on` raises where the worker is to stop.
 
-    A job that an earlier worker began goes on from its last finished piece. Raises what `go_on` raises, and
-    `ClaimLostError`: then the job has not ended.
+    A job that an earlier worker began goes on from its last finished piece. Raises what `go_on` raises,
+    `ClaimLostError` and `LostProcessError`: then the job has not ended. `carried_out` may do the work elsewhere.
     """
     task = task_named(command_of(job.kind))
     folder = store.folder_of(job.id)
@@ -40,13 +55,14 @@ def carry(store: JobStore, job: Job, worker: str, resolved: Mapping[str, Any], g
         record = finished_record(task, request, out)
         if record is None:
             watch = _Told(store, job, worker, go_on)
-            record = carry_out(
+            record = carried_out(
                 task, request, out, overwrite=task.output is Output.FILE, watch=Watch(watch.on_stage, watch.on_files)
             )
         assert record is not None
     except CancelledError:
+        clear(task, folder)
         return store.finish(job.id, worker, "cancelled")
-    except (ClaimLostError, StoppedError):
+    except (ClaimLostError, LostProcessError, StoppedError):
         raise
     except Exception as error:  # noqa: BLE001 (a worker outlives every job)
         return store.finish(job.id, worker, "failed", problem_of(error, store.folder))
@@ -73,7 +89,7 @@ def place_of(task: Task[Any], folder: Path) -> Path:
 def clear(task: Task[Any], folder: Path) -> None:
     """Remove what a worker that is gone was just writing: a job has one worker at a time, wherever the last one ran."""
     if task.output is Output.FILE:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     beside = folder.parent.glob(f".{folder.name}{PARTIAL}*")
     for partial in (*(folder.glob(f"{PARTIAL}*") if folder.is_dir() else ()), *beside):
         shutil.rmtree(partial, ignore_errors=True)
@@ -94,12 +110,16 @@ class _Told:
         count = job.request.get("count")
         self.pace = Pace(count - job.samples_done if isinstance(count, int) else None)
         self.stage, self.told = "", 0.0
+        self.goes_on = False  # after a sample that is in place
 
     def on_stage(self, stage: str, done: int, total: int) -> None:
-        """Raise where the run is to stop; tell the stage, but not each of many quick steps."""
+        """Raise where the run is to stop, or has no room for more; tell the stage, but not each of many quick steps."""
         self.go_on()
         if self.store.is_cancelled(self.id, self.worker):
             raise CancelledError(f"job {self.id} was cancelled")
+        if self.goes_on:
+            self.store.check_quota()
+            self.goes_on = False
         left, now = self.pace.seconds_left(stage, done, total), time.monotonic()
         if stage != self.stage or done == total or now - self.told >= TOLD_EVERY_S:
             self.stage, self.told = stage, now
@@ -113,6 +133,7 @@ class _Told:
         self.store.published(self.id, self.worker, placed, is_sample=is_sample)
         if is_sample:
             self.pace.finished()
+            self.goes_on = True
 
 
 def failed_check(record: RunRecord) -> Problem | None:

@@ -9,13 +9,30 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from anyio import CapacityLimiter, to_thread
 
 from maisi.errors import InvalidRequestError, MaisiError, RunError, TooLargeError
 
+Answer = TypeVar("Answer")
+
 TOO_LARGE, REFUSED, FAILED = 3, 4, 5
 NEEDED_BYTES = 2_000_000_000  # of addresses, for the libraries
+SHARE = 0.5  # of the machine's memory, at most
+AT_ONCE = 2  # helpers of a kind, so that many requests at once do not fill the memory
+
+
+async def answered(work: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a function that asks a helper gives, in a thread; two of a kind at once, the others wait."""
+    return await to_thread.run_sync(work, *arguments, limiter=_limiter(work.__name__))
+
+
+@lru_cache
+def _limiter(of: str) -> CapacityLimiter:
+    return CapacityLimiter(AT_ONCE)
 
 
 def ask(module: str, question: dict[str, Any], *, cwd: Path, seconds: float) -> dict[str, Any]:
@@ -66,5 +83,6 @@ def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 def limit_memory(num_bytes: int) -> None:
     """Let this process take no more than an amount of memory besides its libraries; more raises `MemoryError`."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = num_bytes + NEEDED_BYTES
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    wanted = min(num_bytes, round(SHARE * there)) + NEEDED_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

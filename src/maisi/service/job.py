@@ -1,11 +1,13 @@
 """What a job of the service is, and what is told about it. Imports no torch."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
-from maisi.compute.compute import Bytes
+from maisi.compute.compute import Bytes, format_bytes
+from maisi.errors import InvalidConfigError, InvalidPlanError
 from maisi.shapes import Frozen
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -85,3 +87,37 @@ class Limits(Frozen):
     def share(self) -> int | None:
         """Bytes of memory of a job that asks for none."""
         return None if self.memory is None else self.memory // self.workers
+
+    def memory_of(self, request: Mapping[str, Any]) -> int:
+        """Bytes that a job is counted with: what it asks for, else the share of a worker; 0 where there is no limit.
+
+        Raises `InvalidConfigError` for what is no amount, `InvalidPlanError` for more than there is.
+        """
+        compute = request.get("compute")
+        asked = compute.get("memory") if isinstance(compute, Mapping) else None
+        if self.memory is None or self.share is None:
+            return 0
+        if asked is None:
+            return self.share
+        try:
+            wanted = int(TypeAdapter(Bytes).validate_python(asked))
+        except ValidationError as error:
+            raise InvalidConfigError(
+                f"compute.memory: {asked!r} is no amount of memory; accepted: such as 8GB"
+            ) from error
+        if wanted > self.memory:
+            raise InvalidPlanError(
+                f"compute.memory: {format_bytes(wanted)} is more than the workers of this service have together; "
+                f"accepted: up to {format_bytes(self.memory)}"
+            )
+        return wanted
+
+
+def too_many_deaths(deaths: int) -> Problem:
+    """Why a job is not taken up once more."""
+    return Problem(
+        title="The job kills its workers",
+        status=500,
+        detail=f"{deaths} workers died over this job, one after the other (out of memory, or killed)",
+        accepted="a smaller request, or compute.memory",
+    )

@@ -15,20 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from maisi.compute.compute import Bytes, format_bytes
+from maisi.compute.compute import format_bytes
 from maisi.errors import (
     ClaimLostError,
-    InvalidConfigError,
-    InvalidPlanError,
     JobConflictError,
     QueueFullError,
     QuotaError,
     UnknownJobError,
 )
 from maisi.service.database import Database
-from maisi.service.job import ENDED, Event, Job, Limits, Problem, State
+from maisi.service.job import ENDED, Event, Job, Limits, Problem, State, too_many_deaths
 
 __all__ = ["Event", "Job", "JobStore", "Limits", "Problem", "State"]
 
@@ -56,7 +52,7 @@ class JobStore:
         for more memory than all workers have, `QuotaError` where results take all the room that they may, and
         `QueueFullError`.
         """
-        memory, text = self._memory_of(request), json.dumps(request, sort_keys=True)
+        memory, text = self.limits.memory_of(request), json.dumps(request, sort_keys=True)
         with self._database.transaction() as connection:
             earlier = connection.execute("SELECT id, kind, request FROM job WHERE key = ?", (key,)).fetchone()
             if earlier is not None:
@@ -129,6 +125,15 @@ class JobStore:
     def bytes_used(self) -> int:
         """Bytes of all artifacts."""
         return int(self._database.connection.execute("SELECT coalesce(sum(bytes), 0) FROM artifact").fetchone()[0])
+
+    def check_quota(self) -> None:
+        """Nothing, or a `QuotaError` where results take all the room that they may."""
+        used, limit = self.bytes_used(), self.limits.disk
+        if limit is not None and used >= limit:
+            raise QuotaError(
+                f"results take {format_bytes(used)} of {format_bytes(limit)}; accepted: remove jobs that have ended "
+                "(DELETE /v1/jobs/ID)"
+            )
 
     # For workers ------------------------------------------------------------------------------------------------------
 
@@ -233,7 +238,7 @@ class JobStore:
                 elif problem is not None:
                     self._end(connection, row["id"], "failed", problem)
                 elif deaths >= self.limits.tries:
-                    self._end(connection, row["id"], "failed", _too_many_deaths(deaths))
+                    self._end(connection, row["id"], "failed", too_many_deaths(deaths))
                 else:
                     connection.execute(
                         "UPDATE job SET state = 'queued', worker = NULL, seconds_left = NULL, deaths = ? WHERE id = ?",
@@ -265,38 +270,12 @@ class JobStore:
 
     # Within -----------------------------------------------------------------------------------------------------------
 
-    def _memory_of(self, request: Mapping[str, Any]) -> int:
-        """Bytes that a job is counted with: what it asks for, else the share of a worker; 0 without a budget."""
-        compute = request.get("compute")
-        asked = compute.get("memory") if isinstance(compute, Mapping) else None
-        if self.limits.memory is None:
-            return 0
-        if asked is None:
-            return self.limits.share or 0
-        try:
-            wanted = int(TypeAdapter(Bytes).validate_python(asked))
-        except ValidationError as error:
-            raise InvalidConfigError(
-                f"compute.memory: {asked!r} is no amount of memory; accepted: such as 8GB"
-            ) from error
-        if wanted > self.limits.memory:
-            raise InvalidPlanError(
-                f"compute.memory: {format_bytes(wanted)} is more than the workers of this service have together; "
-                f"accepted: up to {format_bytes(self.limits.memory)}"
-            )
-        return wanted
-
     def _has_memory(self, connection: sqlite3.Connection, wanted: int) -> bool:
         used = connection.execute("SELECT coalesce(sum(memory), 0) FROM job WHERE state = 'running'").fetchone()[0]
         return self.limits.memory is None or used + wanted <= self.limits.memory or used == 0
 
     def _check_room(self, connection: sqlite3.Connection) -> None:
-        used = self.bytes_used()
-        if self.limits.disk is not None and used >= self.limits.disk:
-            raise QuotaError(
-                f"results take {format_bytes(used)} of {format_bytes(self.limits.disk)}; accepted: remove jobs that "
-                "have ended (DELETE /v1/jobs/ID)"
-            )
+        self.check_quota()
         waiting = connection.execute("SELECT count(*) FROM job WHERE state = 'queued'").fetchone()[0]
         if waiting >= self.limits.queued:
             seconds = self._seconds_a_job(connection) / self.limits.workers
@@ -369,12 +348,3 @@ class JobStore:
 
 def _time(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _too_many_deaths(deaths: int) -> Problem:
-    return Problem(
-        title="The job kills its workers",
-        status=500,
-        detail=f"{deaths} workers died over this job, one after the other (out of memory, or killed)",
-        accepted="a smaller request, or compute.memory",
-    )

@@ -72,9 +72,11 @@ class NimRequest(Frozen):
         return organs
 
     @model_validator(mode="after")
-    def _square(self) -> "NimRequest":
+    def _fits_together(self) -> "NimRequest":
         if self.output_size[0] != self.output_size[1]:
             raise ValueError(f"output_size {list(self.output_size)} is not accepted; accepted: x equal to y")
+        if self.label_output_ext == ".dcm" != self.image_output_ext:
+            raise ValueError("masks in .dcm refer to the slices of their images; accepted: image_output_ext .dcm too")
         return self
 
 

@@ -1,43 +1,35 @@
 """Images and masks of a job as clients of NVIDIA's service get them: on the grid and in the files asked for."""
 
 import re
-import secrets
 import shutil
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maisi.errors import InvalidRequestError
-from maisi.service.archive import TEMPORARY, write_zip
-from maisi.service.helper import ask
+from maisi.service.archive import made
 from maisi.service.job import Job
 from maisi.service.nim_request import NimRequest
 
 if TYPE_CHECKING:
     from maisi.service.service import Service
 
-LONGEST_S = 1800.0
-_PARTS = re.compile(r"(?P<stem>.+)_(?P<what>ct|labels)\.nii(\.gz)?")
+_IMAGE = re.compile(r"(.+)_ct\.nii\.gz")
 
 
 def packed(service: "Service", job: Job, asked: NimRequest) -> Path:
     """A zip of all images and masks of a job, for the caller to remove."""
-    folder = service.settings.data.absolute() / TEMPORARY / secrets.token_hex(12)
-    folder.mkdir(parents=True, mode=0o700)
-    try:
-        question = {
-            "source": str(service.jobs.folder_of(job.id)),
-            "files": [name for name in job.artifacts if "/" not in name and _PARTS.fullmatch(name)],
-            "size": asked.output_size,
-            "spacing": asked.spacing,
-            "endings": {"ct": asked.image_output_ext, "labels": asked.label_output_ext},
-        }
-        told = ask("maisi.service.regridding", question, cwd=folder, seconds=LONGEST_S)
-        path = folder.with_suffix(".zip")
-        write_zip(path, ((name, folder / name) for name in told["files"]))
-        return path
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    names = set(job.artifacts)
+    stems = [matched[1] for name in job.artifacts if "/" not in name and (matched := _IMAGE.fullmatch(name))]
+    pairs = [(stem, f"{stem}_ct.nii.gz", f"{stem}_labels.nii.gz") for stem in stems]
+    question = {
+        "source": str(service.jobs.folder_of(job.id)),
+        "samples": [pair for pair in pairs if pair[2] in names],
+        "size": asked.output_size,
+        "spacing": asked.spacing,
+        "endings": (asked.image_output_ext, asked.label_output_ext),
+    }
+    return made(service, "maisi.service.regridding", question)
 
 
 def check_folder(said: str | None, outputs: Path | None) -> Path | None:

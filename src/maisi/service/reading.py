@@ -4,6 +4,7 @@ It imports no torch. Memory, time, files, bytes and voxels are bounded: what com
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from maisi.space.volume import LabelMap, Volume
 
 SHOWN = "volume.nii.gz"
 BYTES_A_VOXEL = 24  # the stored values, as float32, turned, and packed
+HEADER_BYTES = 1 << 16
+_SIZES = re.compile(rb"^(?:sizes:|DimSize\s*=)((?:\s*\d{1,18})+)\s*$", re.MULTILINE | re.IGNORECASE)
 
 
 def read(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +58,11 @@ def _opened(path: Path, limits: Mapping[str, Any]) -> Path:
 
 def _check_voxels(path: Path, most: int) -> None:
     """Nothing, or a `TooLargeError` for a header that speaks of more voxels, before any of them is read."""
-    num = _nifti_voxels(path) if path.name.lower().endswith((".nii", ".nii.gz")) else _dicom_voxels(path)
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        num = _nifti_voxels(path)
+    else:
+        num = _raster_voxels(path) if name.endswith((".nrrd", ".mha")) else _dicom_voxels(path)
     if num > most:
         raise TooLargeError(f"{path.name} has {num} voxels; accepted: up to {most}")
 
@@ -68,6 +75,13 @@ def _nifti_voxels(path: Path) -> int:
         return int(np.prod(nib.load(path).shape, dtype=object))
     except (ImageFileError, ValueError, OSError, EOFError, ArithmeticError, LookupError, TypeError):
         return 0  # the door says what is wrong
+
+
+def _raster_voxels(path: Path) -> int:
+    """The most voxels that a line of the header of an NRRD or a MetaImage speaks of."""
+    with path.open("rb") as file:
+        lines = _SIZES.findall(file.read(HEADER_BYTES))
+    return max((int(np.prod([int(size) for size in line.split()], dtype=object)) for line in lines), default=0)
 
 
 def _dicom_voxels(path: Path) -> int:

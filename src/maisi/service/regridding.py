@@ -1,49 +1,52 @@
 """A helper: volumes and label maps of a result, resampled to a grid and written in other files. It imports no torch."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.door import open_labels, open_volume
 from maisi.errors import InvalidRequestError
+from maisi.pipelines.clinical import ClinicalCase, write_slices, write_structures
 from maisi.service.helper import answer
 from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
+from maisi.space.origin import read_provenance
 from maisi.space.reading import ReadOptions
 from maisi.space.resample import resample
+from maisi.storage.provenance import Provenance
 
-_NAMES = {"ct": "image", "labels": "label"}
-_PARTS = re.compile(r"(?P<stem>.+)_(?P<what>ct|labels)\.nii(\.gz)?")
-WRITTEN = (".nii", ".nii.gz")
+SLICES = ".dcm"
 
 
 def regrid(question: Mapping[str, Any]) -> dict[str, Any]:
-    """The files of a result on the grid of the question, written to the working directory; gives their names."""
+    """Images and masks on the grid of the question, written to the working directory; gives the names of all files.
+
+    `samples` are pairs of files of `source`; `endings` those of images and masks.
+    """
     shape, spacing = tuple(question["size"]), tuple(question["spacing"])
-    written = []
-    for name in question["files"]:
-        matched = _PARTS.fullmatch(name)
-        assert matched is not None
-        ending = question["endings"][matched["what"]]
-        if ending not in WRITTEN:
-            raise InvalidRequestError(f"files of {ending} are not offered; accepted: {', '.join(WRITTEN)}")
-        target = f"{matched['stem']}_{_NAMES[matched['what']]}{ending}"
-        _regridded(Path(question["source"]) / name, matched["what"], shape, spacing, Path(target))
-        written.append(target)
-    return {"files": written}
+    source = Path(question["source"])
+    for stem, image, mask in question["samples"]:
+        case = _regridded(stem, source / image, source / mask, shape, spacing)
+        _write(case, *question["endings"])
+    return {"files": sorted(str(path) for path in Path().rglob("*") if path.is_file())}
 
 
-def _regridded(source: Path, what: str, shape: Any, spacing: Any, target: Path) -> None:
-    if what == "labels":
-        labels, _ = open_labels(source)
-        grid = _grid(labels.grid, shape, spacing)
-        write_labels(labels if grid is labels.grid else resample(labels, grid), target)
-        return
-    volume, _ = open_volume(source, ReadOptions(trust_hu=True))
+def _regridded(stem: str, image: Path, mask: Path, shape: Any, spacing: Any) -> ClinicalCase:
+    volume, _ = open_volume(image, ReadOptions(trust_hu=True))
+    labels, _ = open_labels(mask)
     grid = _grid(volume.grid, shape, spacing)
-    write_volume(volume if grid is volume.grid else resample(volume, grid), target)
+    if grid is not volume.grid:
+        volume, labels = resample(volume, grid), resample(labels, grid)
+    return ClinicalCase(stem, volume, labels, load_vocabulary(), _made(image), _made(mask))
+
+
+def _made(path: Path) -> Provenance | None:
+    try:
+        return read_provenance(path)
+    except InvalidRequestError:
+        return None
 
 
 def _grid(grid: Grid, shape: Any, spacing: Any) -> Grid:
@@ -51,6 +54,21 @@ def _grid(grid: Grid, shape: Any, spacing: Any) -> Grid:
     if grid.shape == shape and all(abs(a - b) < 1e-4 for a, b in zip(grid.spacing, spacing, strict=True)):
         return grid
     return Grid.centered(shape, spacing)
+
+
+def _write(case: ClinicalCase, image: str, mask: str) -> None:
+    """The files of a sample by their endings; as DICOM a folder of slices, and a segmentation of them."""
+    assert case.volume is not None
+    assert case.labels is not None
+    stem = case.name
+    if image == SLICES:
+        slices = write_slices(case, Path(f"{stem}_image"))
+    else:
+        write_volume(case.volume, f"{stem}_image{image}", case.volume_made)
+    if mask == SLICES:
+        write_structures(case, slices, Path(f"{stem}_label{mask}"), "seg")
+    else:
+        write_labels(case.labels, f"{stem}_label{mask}", case.labels_made)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from maisi.service.metrics import Metrics
 from maisi.service.planner import Planner
 from maisi.service.references import Places
 from maisi.service.settings import LEAST_TOKEN, ServeSettings
-from maisi.service.supervisor import Supervisor
+from maisi.service.supervisor import Supervisor, devices
 from maisi.service.uploads import UploadStore
 
 MOST_WAITING = 100_000
@@ -50,7 +50,7 @@ class Service:
         uploads = UploadStore(data / "uploads", settings)
         planner = Planner(default_threads(), jobs.limits.share)
         places = Places(jobs, uploads, bundles, settings.inputs)
-        supervisor = Supervisor(jobs, warm=next(iter(bundles.values())))
+        supervisor = Supervisor(jobs, warm=next(iter(bundles.values())), ray=settings.ray)
         return cls(settings, token, jobs, uploads, places, Metrics(), planner, supervisor)
 
     @contextmanager
@@ -82,7 +82,7 @@ def limits_of(settings: ServeSettings) -> Limits:
     return Limits(
         queued=settings.queue,
         memory=settings.memory,
-        workers=settings.workers,
+        workers=settings.workers or len(devices()),
         disk=settings.quota,
         keep_days=settings.retention,
     )

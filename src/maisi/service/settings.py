@@ -34,7 +34,15 @@ class ServeSettings(Frozen):
         json_schema_extra={"shown_default": DEFAULT_BUNDLE},
     )
     inputs: Path | None = Field(default=None, description="Folder whose files requests may name.")
-    workers: int = Field(default=1, ge=1, description="Processes that carry out jobs, side by side.")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Processes that carry out jobs, side by side.",
+        json_schema_extra={"shown_default": "one for each GPU, else one"},
+    )
+    ray: str | None = Field(
+        default=None, description="Carry jobs out on a Ray cluster: its address, or local to start one here."
+    )
     memory: Bytes | None = Field(default=None, description="Memory of all workers together, such as 16GB.")
     queue: int = Field(default=100, ge=1, description="Jobs that may wait.")
     quota: Bytes | None = Field(default=None, description="Disk that results, and again uploads, may take: 100GB.")
@@ -42,7 +50,7 @@ class ServeSettings(Frozen):
     allow_origin: tuple[str, ...] = Field(default=(), description="Web page of another place that may ask.")
     upload_bytes: Bytes = Field(default=2_000_000_000, description="Largest upload.")
     unpacked_bytes: Bytes = Field(default=4_000_000_000, description="Most that an upload may unpack to.")
-    upload_voxels: Voxels = Field(default=1024 * 1024 * 1024, description="Most voxels of an upload.")
+    upload_voxels: Voxels = Field(default=512 * 512 * 1024, description="Most voxels of an upload.")
     upload_files: int = Field(default=5000, ge=1, description="Most files of an uploaded zip.")
     upload_seconds: float = Field(default=120, gt=0, description="How long reading an upload may take.")
     outputs: Path | None = Field(

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = "service.lock"
 LOCK_S = 15.0  # for the workers of a server that was killed to notice
-WATCH_S, RETIRE_S = 0.2, 60.0
+WATCH_S, RETIRE_S, TROUBLE_S = 0.2, 60.0, 5.0
 CANCEL_S = 10.0  # for a job to notice that it was cancelled, before its worker is killed
 RESTART_S = 1.0, 30.0  # a worker that dies at its start is started again ever later
 STOP_S = 10.0
@@ -82,8 +82,10 @@ class Worker:
 class Supervisor:
     """Workers on the jobs of a store; `store.limits` says how many, and how much memory they have together."""
 
-    def __init__(self, store: JobStore, *, warm: str | None = None, threads: int | None = None) -> None:
-        self.store, self.warm = store, warm
+    def __init__(
+        self, store: JobStore, *, warm: str | None = None, threads: int | None = None, ray: str | None = None
+    ) -> None:
+        self.store, self.warm, self.ray = store, warm, ray
         names = devices()
         count = store.limits.workers
         self.threads = threads or max(1, available_cores() // count)
@@ -146,8 +148,9 @@ class Supervisor:
         while not self._stopping.wait(WATCH_S):
             try:
                 self._look()
-            except (RunError, OSError):  # a full disk: later it may be free again
-                logger.exception("the supervisor goes on")
+            except (RunError, OSError) as error:  # a full disk: later it may be free again
+                logger.error("%s", error)
+                self._stopping.wait(TROUBLE_S)
 
     def _look(self) -> None:
         for worker in self.workers:
@@ -168,6 +171,7 @@ class Supervisor:
             device="cpu" if worker.device == "cpu" else "cuda",
             threads=self.threads,
             warm=self.warm,
+            ray=self.ray,
         )
         environment = os.environ | dict.fromkeys(NUM_THREADS, str(self.threads))
         if worker.device != "cpu":

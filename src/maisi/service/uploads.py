@@ -15,7 +15,7 @@ from pydantic import Field
 
 from maisi.compute.compute import format_bytes
 from maisi.errors import InvalidRequestError, QuotaError, TooLargeError, UnknownUploadError
-from maisi.service.helper import ask
+from maisi.service.helper import answered, ask
 from maisi.service.settings import ServeSettings
 from maisi.service.unpacking import plain_name
 from maisi.shapes import Frozen
@@ -86,7 +86,7 @@ class UploadStore:
         try:
             file = draft / _with_ending(plain_name(name), ending)
             num_bytes = await self._write(chunks, file)
-            facts = await to_thread.run_sync(self._facts, file, about)
+            facts = await answered(self._facts, file, about)
             return await to_thread.run_sync(self._keep, draft, id, file.name, num_bytes, facts)
         finally:
             await to_thread.run_sync(lambda: shutil.rmtree(draft, ignore_errors=True))

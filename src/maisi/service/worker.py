@@ -9,39 +9,47 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from pydantic import Field
 
 from maisi.compute.compute import Compute, Device
 from maisi.compute.threads import wait_asleep
-from maisi.errors import ClaimLostError, InvalidRequestError, StoppedError
+from maisi.errors import ClaimLostError, InvalidRequestError, LostProcessError, StoppedError
 from maisi.service.job import Job, Limits
 from maisi.service.jobs import JobStore
 from maisi.shapes import Frozen
 from maisi.storage.owners import owner_mark
 
+if TYPE_CHECKING:
+    from maisi.runs.record import RunRecord
+
 logger = logging.getLogger(__name__)
 
 READY = "ready"
 IDLE_S = 0.1
+GIVES_WAY = 5  # the niceness of a worker at least, so that the web process answers while all cores compute
 UNPLANNED = ("segment", "segment-file", "evaluate-labels")
 """Kinds of jobs that take no `compute.memory`: they work window by window."""
 
 
 class WorkerSettings(Frozen):
-    """The store that a worker serves, and what it computes with; `warm` is a bundle to load before the first job."""
+    """The store that a worker serves, and what it computes with; `warm` is a bundle to load before the first job.
+
+    With `ray`, the address of a cluster, the worker only follows jobs that are carried out there.
+    """
 
     folder: Path
     limits: Limits = Limits()
     device: Device = "cpu"
     threads: int = Field(default=1, ge=1)
     warm: str | None = None
+    ray: str | None = None
 
 
 class Worker:
@@ -49,7 +57,9 @@ class Worker:
 
     def __init__(self, store: JobStore, settings: WorkerSettings) -> None:
         from maisi.bundle.warm import WarmBundles
+        from maisi.runs.carry_out import carry_out
 
+        self.carried_out: Callable[..., RunRecord | None] = carry_out
         self.store, self.settings, self.mark = store, settings, owner_mark()
         self.bundles, self.stopping = WarmBundles(), threading.Event()
 
@@ -66,11 +76,16 @@ class Worker:
         """Import what every job needs, and load a bundle."""
         import torch
 
-        import maisi.service.carry  # noqa: F401
         from maisi.pipelines.requests import GenerateRequest
         from maisi.pipelines.validate import compute_for, load_for
+        from maisi.service.cluster import Cluster
 
         torch.set_num_threads(self.settings.threads)
+        if self.settings.ray is not None:
+            cluster = Cluster(self.settings.ray, self.settings.threads)
+            cluster.join()
+            self.carried_out = cluster.carry_out
+            return
         if self.settings.device != "cpu":  # float32 means float32 there too, by default it is three digits (TF32)
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if self.settings.warm is not None:
@@ -90,7 +105,7 @@ class Worker:
             resolved = self.store.resolved(job.id, self.mark, lambda: resolve(job.kind, job.request, self.settings))
             torch.set_num_threads(int((resolved.get("compute") or {}).get("threads") or self.settings.threads))
             with self.bundles.for_work():
-                ended = carry(self.store, job, self.mark, resolved, self.check_goes_on)
+                ended = carry(self.store, job, self.mark, resolved, self.check_goes_on, self.carried_out)
             logger.info("job %s: %s", job.id, ended.state)
         except InvalidRequestError as error:
             self.store.finish(job.id, self.mark, "failed", problem_of(error, self.store.folder))
@@ -98,6 +113,9 @@ class Worker:
             logger.warning("job %s is another worker's by now", job.id)
         except StoppedError:
             self.store.release(lambda worker: worker == self.mark, died=False)
+        except LostProcessError as error:
+            logger.warning("job %s: %s", job.id, error)
+            self.store.release(lambda worker: worker == self.mark)
 
     def check_goes_on(self) -> None:
         """Raise `StoppedError` where the worker is to end."""
@@ -144,6 +162,8 @@ def main() -> None:
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s worker %(process)d: %(message)s")
     wait_asleep()
+    if hasattr(os, "nice"):
+        os.nice(max(0, GIVES_WAY - os.nice(0)))
     store = JobStore(settings.folder, settings.limits)
     worker = Worker(store, settings)
     signal.signal(signal.SIGTERM, worker.stop)

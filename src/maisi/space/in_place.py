@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from isal import igzip
 
 from maisi.space.checks import bad_volume
-from maisi.space.files import write_labels, write_volume
+from maisi.space.files import comment, write_labels, write_volume
 from maisi.space.grid import Grid
 from maisi.space.nifti import open_nifti, suffix_of
 from maisi.space.orientation import is_straight, ras_view
@@ -18,6 +19,7 @@ from maisi.space.placement import nifti_grid
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap, Volume
 from maisi.storage.atomic import write_atomically
+from maisi.storage.provenance import Provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,24 +64,52 @@ def open_original(path: Path, volume: Volume, options: ReadOptions) -> Original 
     return Original(image, grid) if is_straight(grid) and sorted(grid.shape) == sorted(volume.grid.shape) else None
 
 
-def write_changed(before: Volume, after: Volume, original: Original | None, path: Path, offset: float = 0.0) -> None:
+def write_changed(
+    before: Volume,
+    after: Volume,
+    original: Original | None,
+    path: Path,
+    offset: float = 0.0,
+    provenance: Provenance | None = None,
+) -> None:
     """Write `after`, of which all voxels that are as in `before` stay as they are in the original file, bit for bit.
 
     `offset` was added to the file's values to make them HU. Without an original the volume is written as
-    `write_volume` does.
+    `write_volume` does. What made it is one header extension more; all others stay.
     """
     if original is None:
-        write_volume(after, path)
+        write_volume(after, path, provenance)
         return
     content, changed = original.stored, after.array != before.array
     original.voxels(content)[changed] = original.values(after.array[changed] - offset)
-    _write(content.tobytes(), path)
+    _write(content.tobytes() if provenance is None else _extended(content, original.image, provenance), path)
 
 
-def write_labels_like(labels: LabelMap, original: Original | None, path: Path) -> None:
+def _extended(content: np.ndarray, image: Any, provenance: Provenance) -> bytes:
+    """The bytes of a file with one header extension more behind those that it has, and its voxels so much later."""
+    source = image.header
+    told = BytesIO()
+    comment(provenance).write_to(told, source.endianness == ">")
+    at = int(source["sizeof_hdr"]) + 4 + sum(each.get_sizeondisk() for each in source.extensions)
+    header = type(source)(content[: int(source["sizeof_hdr"])].tobytes(), endianness=source.endianness, check=False)
+    header["vox_offset"] = int(image.dataobj.offset) + len(told.getvalue())
+    return b"".join(
+        [
+            header.binaryblock,
+            b"\1\0\0\0",
+            content[len(header.binaryblock) + 4 : at].tobytes(),
+            told.getvalue(),
+            content[at:].tobytes(),
+        ]
+    )
+
+
+def write_labels_like(
+    labels: LabelMap, original: Original | None, path: Path, provenance: Provenance | None = None
+) -> None:
     """Write labels with the axes and the place of the original file, so that voxels of both files go together."""
     if original is None:
-        write_labels(labels, path)
+        write_labels(labels, path, provenance)
         return
     array = np.zeros(original.image.shape[:3], labels.array.dtype, order="F")
     ras_view(array, original.grid)[:] = labels.array
@@ -91,6 +121,8 @@ def write_labels_like(labels: LabelMap, original: Original | None, path: Path) -
     for shift in ("qoffset_x", "qoffset_y", "qoffset_z"):
         header[shift] = source[shift]
     header.set_data_dtype(array.dtype)
+    if provenance is not None:
+        header.extensions.append(comment(provenance))
     kind: Callable[..., Any] = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
     _write(kind(array, None, header).to_bytes(), path)
 

@@ -1,10 +1,10 @@
-"""What label maps are stored as: ids, scaled ids, colours, channels of zeros and ones, a folder of masks.
+"""What label maps are stored as: ids, scaled ids, colours, channels of zeros and ones, masks, segments, contours.
 
 All of it comes in as one map of ids along RAS. Whose numbers these are is asked elsewhere, in `anatomy.numberings`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,30 +17,19 @@ from maisi.space.checks import bad_labels
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.nifti import check_bytes, open_nifti, suffix_of
-from maisi.space.orientation import turn_to_ras
 from maisi.space.placement import Form, nifti_grid
+from maisi.space.raster import reader_of
 from maisi.space.reading import Finding
-from maisi.space.volume import LabelMap, id_counts
+from maisi.space.stored_labels import LARGEST_ID, StoredLabels, place_of, times, turned, whole_ids
+from maisi.space.structures import Structure, boxed, painted
+from maisi.space.volume import LabelMap
 
-WHOLE_WITHIN = 1e-3  # how far rounding may put an id from its whole number where no scale factor does
-LARGEST_ID = 65535
-_IDS = f"whole numbers from 0 to {LARGEST_ID}"
 _TABLE_CODES = (0, 30)  # NIfTI's codes for extensions of nobody in particular and of Caret
 _MASK = "a mask of zeros and one other value"
 
 
-@dataclass(frozen=True, eq=False)
-class StoredLabels:
-    """The ids of a label file, what the file itself calls them (where it does), and what was not plain about it."""
-
-    labels: LabelMap
-    names: Mapping[int, str] = field(default_factory=dict)
-    findings: tuple[Finding, ...] = ()
-    is_coloured: bool = False  # the ids are those of the palette given
-
-
 def read_labels(path: str | Path) -> LabelMap:
-    """The ids of a `.nii` or `.nii.gz` file turned to RAS: uint8 where all ids are below 256, else uint16.
+    """The ids of a label map file turned to RAS: uint8 where all ids are below 256, else uint16.
 
     Raises `InvalidLabelsError` for what is not one 3-D map of whole numbers from 0 to 65535.
     """
@@ -58,19 +47,28 @@ def read_stored_labels(
 ) -> StoredLabels:
     """The label map of a file or of a folder of masks, turned to RAS: uint8 where all ids are below 256, else uint16.
 
-    `channels` are the ids of the channels of a one-hot file, in order; a first channel more is its background.
-    `palette` says which colour is which id, uint8 `(ids, 3)`. `affine` says which of a file's two places counts where
-    they disagree. In a folder each file is one structure, named after it,
-    and gets a number; where structures overlap the smaller one is kept. Raises `InvalidLabelsError` for what is none
-    of these, with what was found where, and what is accepted.
+    A file is a NIfTI, an NRRD (`.seg.nrrd` too), a MetaImage, or a DICOM SEG or RT-STRUCT. `channels` are the ids of
+    the channels of a one-hot file, in order; a first channel more is its background. `palette` says which colour is
+    which id, uint8 `(ids, 3)`. `affine` says which of a file's two places counts where they disagree. In a folder each
+    file is one structure, named after it, and gets a number; where structures overlap the smaller one is kept. Raises
+    `InvalidLabelsError` for what is none of these, with what was found where, and what is accepted.
     """
     path = Path(path)
     if path.is_dir():
         return _read_folder(path, affine)
+    if reader_of(path) is not None:
+        from maisi.space.label_rasters import read_label_raster
+
+        return read_label_raster(path)
+    if path.is_file() and suffix_of(path) is None:
+        from maisi.space.dicom import is_dicom, read_dicom_labels
+
+        if is_dicom(path):
+            return read_dicom_labels(path)
     image = open_nifti(path, bad_labels)
     shape = tuple(int(n) for n in image.shape)
     if len(shape) < 3 or min(shape[:3]) < 2 or sum(n > 1 for n in shape[3:]) > 1:
-        raise bad_labels(path, f"a {len(shape)}-D array of {_size(shape)}", "3-D, at least 2 voxels on each axis")
+        raise bad_labels(path, f"a {len(shape)}-D array of {times(shape)}", "3-D, at least 2 voxels on each axis")
     grid, placing = nifti_grid(image, path, bad_labels, affine)
     stored = _stored_labels(image, shape, grid, path, channels, palette)
     return replace(stored, findings=(*check_bytes(image), *placing, *stored.findings))
@@ -93,51 +91,14 @@ def _stored_labels(
         raise bad_labels(path, f"voxels of the type {dtype}", "whole numbers, or colours of our palette")
     if extra > 1:
         return _of_channels(_Channels(image, shape, path), grid, path, channels, palette)
-    ids, findings = _whole_ids(image, grid, path)
-    return StoredLabels(_turned(ids, grid), _names_in_header(image), findings)
+    ids, findings = _of_ids(image, grid, path)
+    return StoredLabels(turned(ids, grid), _names_in_header(image), findings)
 
 
-def _whole_ids(image: Any, grid: Grid, path: Path) -> tuple[np.ndarray, tuple[Finding, ...]]:
+def _of_ids(image: Any, grid: Grid, path: Path) -> tuple[np.ndarray, tuple[Finding, ...]]:
     """The ids in file order, and the scale factor if they were stored with one."""
     slope, inter = (float(n) for n in (image.dataobj.slope, image.dataobj.inter))
-    stored = _decoded(image, path, scaled=False).reshape(grid.shape)
-    is_scaled = slope != 1 or inter != 0
-    if not is_scaled and stored.dtype.kind in "iu":
-        if stored.min() < 0 or stored.max() > LARGEST_ID:
-            _refuse_range(stored, grid, path)
-        return stored.astype(np.uint8 if stored.max() < 256 else np.uint16, copy=False), ()
-    is_coarse = slope < 1 and stored.dtype.kind in "iu"
-    tolerance = max(WHOLE_WITHIN, slope / 2) if is_coarse else WHOLE_WITHIN
-    ids = np.empty(stored.shape, np.uint16, order="F" if stored.flags.f_contiguous else "C")
-    worst = 0.0
-    for k in range(stored.shape[2]):
-        values = stored[:, :, k].astype(np.float64) * slope + inter
-        whole = np.rint(values)
-        if not (whole.min() >= 0 and whole.max() <= LARGEST_ID):  # NaN is neither
-            _refuse_range(values[:, :, None], grid, path, k)
-        beside = np.abs(values - whole)
-        worst = max(worst, float(beside.max()))
-        if worst > tolerance * (1 + 1e-6):
-            example = float(values[beside > tolerance].flat[0])
-            what = f"values that are not whole, such as {example:g} at {_at(beside > tolerance, grid, k)}"
-            raise bad_labels(path, what, f"{_IDS} (to within half the scale factor)")
-        ids[:, :, k] = whole
-    if ids.max() < 256:
-        ids = ids.astype(np.uint8)
-    if not is_scaled or worst == 0:
-        return ids, ()
-    found = f"ids stored with a scale factor of {slope:g}, up to {worst:.2g} beside whole numbers"
-    return ids, (Finding(topic="format", found=found, decided="rounded to the nearest whole number"),)
-
-
-def _refuse_range(values: np.ndarray, grid: Grid, path: Path, first_plane: int = 0) -> None:
-    with np.errstate(invalid="ignore"):
-        whole = np.rint(values.astype(np.float64))
-        wrong = ~((whole >= 0) & (whole <= LARGEST_ID))
-    k = int(np.argmax(wrong.any(axis=(0, 1))))
-    example = float(values[:, :, k][wrong[:, :, k]].flat[0])
-    where = _at(wrong[:, :, k], grid, first_plane + k)
-    raise bad_labels(path, f"{np.count_nonzero(wrong)} voxels that are no ids, such as {example:g} at {where}", _IDS)
+    return whole_ids(_decoded(image, path, scaled=False).reshape(grid.shape), grid, path, slope, inter)
 
 
 def _coloured(voxels: np.ndarray, grid: Grid, path: Path, palette: np.ndarray | None) -> StoredLabels:
@@ -164,12 +125,12 @@ def _of_colours(
         if foreign.any():
             number = int(code[foreign].flat[0])
             colour = (number >> 16, number >> 8 & 255, number & 255)
-            what = f"colours (RGB) instead of ids, such as {colour} at {_at(foreign, grid, k)}, which is no structure's"
+            what = f"colours (RGB) instead of ids, such as {colour}, no structure's, at {place_of(foreign, grid, k)}"
             raise bad_labels(path, what, accepted)
     finding = Finding(
         topic="format", found="colours (RGB) of our palette", decided="turned into the ids they stand for"
     )
-    labels = _turned(ids.astype(np.uint8) if ids.max() < 256 else ids, grid)
+    labels = turned(ids.astype(np.uint8) if ids.max() < 256 else ids, grid)
     return StoredLabels(labels, findings=(finding,), is_coloured=True)
 
 
@@ -219,7 +180,7 @@ def _of_channels(
     finding = Finding(
         topic="format", found=f"{found.num} one-hot channels", decided=f"ids {ids[0]} to {ids[-1]} in order"
     )
-    labels = _turned(array.astype(np.uint8) if array.max() < 256 else array, grid)
+    labels = turned(array.astype(np.uint8) if array.max() < 256 else array, grid)
     return StoredLabels(labels, findings=(finding,))
 
 
@@ -237,7 +198,7 @@ def _refuse_overlap(both: np.ndarray, grid: Grid, path: Path, channel: int) -> N
     if both.any():
         k = int(np.argmax(both.any(axis=(0, 1))))
         what = f"{np.count_nonzero(both)} voxels that channel {channel} and one before it claim, such as "
-        raise bad_labels(path, what + _at(both[:, :, k], grid, k), "channels that do not overlap")
+        raise bad_labels(path, what + place_of(both[:, :, k], grid, k), "channels that do not overlap")
 
 
 def _mask(values: np.ndarray, path: Path, what: str, largest: float | None = None) -> np.ndarray:
@@ -253,16 +214,6 @@ def _mask(values: np.ndarray, path: Path, what: str, largest: float | None = Non
     return mask
 
 
-@dataclass(frozen=True, eq=False)
-class _Structure:
-    """One mask of a folder: the box around it and what is in it."""
-
-    name: str
-    corner: tuple[int, ...]
-    mask: np.ndarray
-    num_voxels: int
-
-
 def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
     """The structures of a folder of masks, numbered by name; where they overlap the smaller one is kept."""
     paths = [path for path in sorted(folder.iterdir()) if _stem(path) is not None]
@@ -272,7 +223,7 @@ def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
         raise bad_labels(folder, f"a folder without masks{hint}", "a folder with one .nii or .nii.gz mask a structure")
     _check_names(paths, folder)
     grid, first = None, paths[0]
-    structures: list[_Structure] = []
+    structures: list[Structure] = []
     findings: list[Finding] = []
     for path in paths:
         image = open_nifti(path, bad_labels)
@@ -283,10 +234,12 @@ def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
         grid = own
         values = _decoded(image, path)
         if values.dtype.kind not in "iuf" or values.size != np.prod(own.shape):
-            raise bad_labels(path, f"a {values.ndim}-D array of {_size(values.shape)}, {values.dtype}", _MASK)
-        structures += _boxed(str(_stem(path)), _mask(values.reshape(own.shape), path, "it"))
+            raise bad_labels(path, f"a {values.ndim}-D array of {times(values.shape)}, {values.dtype}", _MASK)
+        structures += boxed(str(_stem(path)), _mask(values.reshape(own.shape), path, "it"))
     assert grid is not None
-    stored = _painted(structures, grid, folder, len(paths))
+    empty = len(paths) - len(structures)
+    found = f"a folder of {len(paths)} masks" + (f", {empty} of them empty" if empty else "")
+    stored = painted(structures, grid, found, "one structure a file, named after it")
     return replace(stored, findings=(*findings, *stored.findings))
 
 
@@ -298,47 +251,6 @@ def _check_names(paths: Sequence[Path], folder: Path) -> None:
     twice = [" and ".join(same) for same in files.values() if len(same) > 1]
     if twice:
         raise bad_labels(folder, f"two masks of one name: {', '.join(twice)}", "one file a structure")
-
-
-def _boxed(name: str, mask: np.ndarray) -> list[_Structure]:
-    """The structure in its box; none of an empty mask."""
-    if not mask.any():
-        return []
-    spans = []
-    for axis in range(3):
-        along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        spans.append(slice(int(along[0]), int(along[-1]) + 1))
-    box = mask[tuple(spans)].copy()
-    return [_Structure(name, tuple(span.start for span in spans), box, int(np.count_nonzero(box)))]
-
-
-def _painted(structures: list[_Structure], grid: Grid, folder: Path, num_files: int) -> StoredLabels:
-    names = {number: each.name for number, each in enumerate(structures, start=1)}
-    ids = np.zeros(grid.shape, np.uint16)
-    num_lost: dict[str, int] = {}
-    for number, each in sorted(enumerate(structures, start=1), key=lambda pair: -pair[1].num_voxels):
-        part = ids[tuple(slice(a, a + n) for a, n in zip(each.corner, each.mask.shape, strict=True))]
-        covered = id_counts(part[each.mask])
-        for id in np.flatnonzero(covered[1:]) + 1:
-            pair = f"{each.name} over {names[int(id)]}"
-            num_lost[pair] = num_lost.get(pair, 0) + int(covered[id])
-        part[each.mask] = number
-    empty = num_files - len(structures)
-    found = f"a folder of {num_files} masks" + (f", {empty} of them empty" if empty else "")
-    findings = [Finding(topic="format", found=found, decided="one structure a file, named after it")]
-    if num_lost:
-        worst = sorted(num_lost.items(), key=lambda item: -item[1])
-        shown = ", ".join(f"{pair} ({count})" for pair, count in worst[:6]) + (", ..." if len(worst) > 6 else "")
-        findings.append(
-            Finding(
-                topic="format",
-                found=f"{sum(num_lost.values())} voxels that several masks claim: {shown}",
-                decided="the smaller structure is kept",
-                is_warning=True,
-            )
-        )
-    labels = _turned(ids.astype(np.uint8) if len(names) < 256 else ids, grid)
-    return StoredLabels(labels, names, tuple(findings))
 
 
 def _names_in_header(image: Any) -> dict[int, str]:
@@ -364,22 +276,7 @@ def _decoded(image: Any, path: Path, scaled: bool = True) -> np.ndarray:
         raise bad_labels(path, f"voxels that cannot be decoded ({error})", "a valid NIfTI file") from error
 
 
-def _turned(ids: np.ndarray, grid: Grid) -> LabelMap:
-    return LabelMap(*turn_to_ras(ids, grid, 0, nearest=True))
-
-
 def _stem(path: Path) -> str | None:
     """The name of a mask's file without its ending; None for other files."""
     ending = suffix_of(path)
     return path.name[: -len(ending)] if ending and not path.name.startswith(".") else None
-
-
-def _at(wrong: np.ndarray, grid: Grid, k: int) -> str:
-    """Where the first of them is in plane k, in words."""
-    i, j = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-    x, y, z = grid.world(np.array([i, j, k]))
-    return f"voxel ({i}, {j}, {k}) of the file, ({x:.1f}, {y:.1f}, {z:.1f}) mm"
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(str(n) for n in shape)

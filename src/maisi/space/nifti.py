@@ -18,7 +18,7 @@ from maisi.space.checks import Refusal
 from maisi.space.reading import Finding
 
 SUFFIXES = (".nii", ".nii.gz")
-ACCEPTED = ".nii, .nii.gz, or a folder of DICOM files"
+ACCEPTED = ".nii, .nii.gz, .nrrd, .mha, or a folder of DICOM files"
 _BROKEN = (ImageFileError, HeaderDataError, ValueError, OSError, ArithmeticError, LookupError, TypeError)
 
 # What a file is by its first bytes: where they are, what they are, what to call it, and what to do.
@@ -28,9 +28,9 @@ _SIGNATURES = (
     (128, b"DICM", "a DICOM file", "give the folder of its series"),
     (0, b"\x08\x00\x05\x00", "a DICOM file without preamble", "give the folder of its series"),
     (0, b"\x08\x00\x08\x00", "a DICOM file without preamble", "give the folder of its series"),
-    (0, b"NRRD", "an NRRD file", _CONVERT),
-    (0, b"ObjectType", "a MetaImage (.mha, .mhd)", _CONVERT),
-    (0, b"NDims", "a MetaImage (.mha, .mhd)", _CONVERT),
+    (0, b"NRRD", "an NRRD file", "name it .nrrd"),
+    (0, b"ObjectType", "a MetaImage", "name it .mha, or .mhd with its voxels in a file beside it"),
+    (0, b"NDims", "a MetaImage", "name it .mha, or .mhd with its voxels in a file beside it"),
     (0, b"\x93NUMPY", "a NumPy array, which has no place in the world", "write it with its affine as .nii.gz"),
     (0, b"\x00\x00\x00\x01\x00\x00", "an MGH file of FreeSurfer (.mgh, .mgz)", "mri_convert writes it as .nii.gz"),
     (0, b"\x89HDF", "an HDF5 or MINC file", _CONVERT),
@@ -51,10 +51,6 @@ _ENDINGS = {
     ".hdr": ("half of an .hdr/.img pair", "one file: nibabel and FSL's fslchfiletype write pairs as .nii.gz"),
     ".img.gz": ("half of an .hdr/.img pair", "one file: nibabel and FSL's fslchfiletype write pairs as .nii.gz"),
     ".hdr.gz": ("half of an .hdr/.img pair", "one file: nibabel and FSL's fslchfiletype write pairs as .nii.gz"),
-    ".nrrd": ("an NRRD file", _CONVERT),
-    ".nhdr": ("an NRRD file", _CONVERT),
-    ".mha": ("a MetaImage", _CONVERT),
-    ".mhd": ("a MetaImage", _CONVERT),
     ".mgh": ("a file of FreeSurfer", "mri_convert writes it as .nii.gz"),
     ".mgz": ("a file of FreeSurfer", "mri_convert writes it as .nii.gz"),
     ".npy": ("a NumPy array, which has no place in the world", "write it with its affine as .nii.gz"),

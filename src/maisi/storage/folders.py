@@ -13,7 +13,8 @@ from maisi.storage.owners import is_abandoned, is_owned, owner_mark, remove_aban
 PARTIAL = ".partial-"
 FAILED = "failed"  # the folder in the folder of a run for what came out, but is not good
 _OURS = re.compile(
-    r"^(.*\.)?run\.(yaml|json)$|^(metrics\.json|(sample_\d{3,}|reconstruction)(_[a-z]+)?\.(nii|nii\.gz|png|json))$"
+    r"^(.*\.)?run\.(yaml|json)$|^(metrics\.json|(sample_\d{3,}|reconstruction)(_[a-z]+)?\.(nii|nii\.gz|(seg\.)?nrrd|mha|dcm|png|json)"
+    r"|sample_\d{3,}_ct)$"
 )
 
 
@@ -116,8 +117,15 @@ def _move(source: Path, target: Path) -> list[Path]:
 def _remove_earlier(path: Path) -> None:
     for folder in (path, path / FAILED):
         for name in [entry.name for entry in folder.iterdir() if _OURS.match(entry.name)] if folder.is_dir() else ():
-            (folder / name).unlink(missing_ok=True)
+            _remove(folder / name)
     _remove_empty([path / FAILED])
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def _remove_empty(folders: list[Path]) -> None:

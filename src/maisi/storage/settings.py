@@ -13,14 +13,35 @@ from maisi.errors import InvalidConfigError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
+class _SaidTwice(yaml.YAMLError):
+    """A mapping has a name twice, of which YAML libraries silently keep the last."""
+
+
+class _EachOnce(yaml.SafeLoader):
+    """A loader that refuses mappings with a name twice."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        seen = set[str]()
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.value in seen:
+                line = name.start_mark.line + 1
+                raise _SaidTwice(f"says {name.value!r} twice, again in line {line}; accepted: once")
+            if isinstance(name, yaml.ScalarNode):
+                seen.add(name.value)
+        return node
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises `InvalidConfigError` for anything else."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachOnce)
     except FileNotFoundError as error:
         raise InvalidConfigError(f"no settings file {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfigError(f"{path} cannot be read as settings: {error}") from error
+    except _SaidTwice as error:
+        raise InvalidConfigError(f"{path} {error}") from error
     except yaml.YAMLError as error:
         raise InvalidConfigError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     if content is None:
@@ -38,7 +59,9 @@ def with_assignments(settings: Mapping[str, Any], assignments: Iterable[str]) ->
         if not sign or not name.strip():
             raise InvalidConfigError(f"{assignment!r} assigns nothing; accepted: name=value or group.name=value")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_EachOnce)
+        except _SaidTwice as error:
+            raise InvalidConfigError(f"{assignment!r} {error}") from error
         except yaml.YAMLError as error:
             raise InvalidConfigError(f"the value of {assignment!r} is no YAML: {error}") from error
         result = _with(result, name.strip().split("."), value, assignment)

@@ -16,6 +16,7 @@ from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig, draw_latent
 from maisi.networks.blocks import ResBlock
 from maisi.networks.discriminator import DiscriminatorConfig, PatchDiscriminator
+from maisi.networks.trunks import OrientedEdges
 from maisi.pipelines.preview import comparison, write_png
 from maisi.shapes import Frozen, Size3
 from maisi.space.grid import Grid
@@ -28,7 +29,6 @@ from maisi.training.learner import Learner, MicroBatch, mixed_precision
 from maisi.training.loop import LoopConfig, OnStep, fit, step_generators, training_device
 from maisi.training.losses import (
     FeatureNetwork,
-    OrientedEdges,
     discriminator_loss,
     generator_loss,
     kl_divergence,

@@ -26,7 +26,9 @@ SIZES = ("anatomy", "tumours")
 """Settings that give structures their sizes, both for the requests' `anatomy`."""
 
 DRAWN = tuple(
-    name for name in GenerateRequest.model_fields if name not in ("count", "seed", "bundle", "reading", "compute")
+    name
+    for name in GenerateRequest.model_fields
+    if name not in ("count", "first", "seed", "bundle", "reading", "compute")
 )
 """Settings of a sample that a request file may draw."""
 
@@ -43,6 +45,7 @@ _NESTED: dict[str, type[BaseModel]] = {
 
 PHANTOM = "phantom"
 WEIGHT = "weight"
+MOST_SAMPLES = 1_000_000  # all requests are drawn and checked before the first sample is made
 _NUM_SEED_BITS = 53  # what a number in JSON holds
 
 
@@ -56,7 +59,7 @@ class ManyRequest(Frozen):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    count: int = Field(ge=1)
+    count: int = Field(ge=1, le=MOST_SAMPLES)
     seed: int = Field(default=0, ge=0)
     bundle: BundleName = DEFAULT_BUNDLE
     groups: dict[str, dict[str, Any]] = Field(default_factory=dict)

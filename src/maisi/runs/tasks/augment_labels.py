@@ -31,7 +31,7 @@ def work(checked: Checked[AugmentLabelsRequest], run: Run) -> None:
         names = f"sample_{index:03d}_labels.{request.format}", f"sample_{index:03d}_preview.png"
         if not run.has(names):
             variant = draw_variant(checked.subject, request, index)
-            write_labels(variant, run.partial / names[0])
+            write_labels(variant, run.partial / names[0], run.made(names[0]))
             write_png(picture_of(variant, request, index), run.partial / names[1])
             run.publish()
         run.on_stage("labels", index + 1, request.count)

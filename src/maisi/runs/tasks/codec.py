@@ -29,6 +29,8 @@ from maisi.runs.task import Checked, Output, Run, Task
 from maisi.space.files import write_labels, write_volume
 from maisi.space.volume import LabelMap, Volume
 
+RECONSTRUCTION = "reconstruction.nii.gz"
+
 
 def check_encode(request: EncodeRequest) -> Checked[EncodeRequest]:
     """The request with its bundle and the volume to encode."""
@@ -94,9 +96,9 @@ def decode_file(checked: Checked[DecodeRequest], run: Run) -> None:
     if not run.writes:
         return
     if isinstance(decoded, LabelMap):
-        write_labels(decoded, run.partial / run.name)
+        write_labels(decoded, run.partial / run.name, run.made(run.name))
     else:
-        write_volume(decoded, run.partial / run.name)
+        write_volume(decoded, run.partial / run.name, run.made(run.name))
     run.publish()
 
 
@@ -112,7 +114,7 @@ def reconstruct_files(checked: Checked[EncodeRequest], run: Run) -> None:
     original = as_decoded(original)
     metrics = measure(original, again)
     run.on_stage("measure", 1, 1)
-    write_volume(again, run.partial / "reconstruction.nii.gz")
+    write_volume(again, run.partial / RECONSTRUCTION, run.made(RECONSTRUCTION))
     found = metrics.reconstruction
     title = f"{bundle.name} · PSNR {found.psnr_db:.1f} dB · SSIM {found.ssim:.3f} · MAE {found.mae_hu:.0f} HU"
     write_png(comparison(original, again, title), run.partial / "reconstruction_preview.png")

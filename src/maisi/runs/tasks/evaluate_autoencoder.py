@@ -1,5 +1,7 @@
 """`maisi evaluate autoencoder`: many volumes encoded and decoded, in JSON and on a page."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from maisi.compute.fit import fit
 from maisi.errors import InvalidRequestError, RunError, StorageError
 from maisi.evaluation.autoencoder import CaseFidelity, FailedVolume, autoencoder_report, case_fidelity
 from maisi.evaluation.autoencoder_page import autoencoder_page
+from maisi.evaluation.perceptual import Perceptual, find_perceptual
 from maisi.evaluation.requests import EvaluateAutoencoderRequest
 from maisi.evaluation.sets import NamedImage, image_set
 from maisi.pipelines.codec import rehearse_both
@@ -19,6 +22,14 @@ from maisi.runs.task import Checked, Run, Task
 REPORT, PAGE = "autoencoder.json", "autoencoder.html"
 
 
+@dataclass(frozen=True)
+class ToReconstruct:
+    """The volumes, and what tells how they look."""
+
+    images: Sequence[NamedImage]
+    perceptual: Perceptual
+
+
 def check(request: EvaluateAutoencoderRequest) -> Checked[EvaluateAutoencoderRequest]:
     """The request with its bundle and the volumes."""
     images = image_set(request.source, request.split, request.modality, least=1)
@@ -26,32 +37,32 @@ def check(request: EvaluateAutoencoderRequest) -> Checked[EvaluateAutoencoderReq
     bundle = load_for(EncodeRequest(bundle=request.bundle, compute=compute))
     check_takes_ct(bundle)
     update = {"bundle": lasting_name(request.bundle, bundle), "compute": compute}
-    return Checked(request.model_copy(update=update), images, bundle)
+    return Checked(request.model_copy(update=update), ToReconstruct(images, find_perceptual(request.lpips)), bundle)
 
 
 def inputs(request: EvaluateAutoencoderRequest) -> tuple[Path, ...]:
-    """The manifest, where it is a file."""
-    return (request.source,) if request.source.is_file() else ()
+    """The manifest, where it is a file, and weights of LPIPS."""
+    return tuple(path for path in (request.source, *request.lpips) if path.is_file())
 
 
 def work(checked: Checked[EvaluateAutoencoderRequest], run: Run) -> None:
     """Reconstruct volume by volume, the figures of each in a file of its own, then write the report and its page."""
-    request, images, bundle = checked.request, checked.subject, checked.bundle
+    request, given, bundle = checked.request, checked.subject, checked.bundle
     assert bundle is not None
     done: list[CaseFidelity] = []
     failures: list[FailedVolume] = []
-    for k, image in enumerate(images, start=1):
+    for k, image in enumerate(given.images, start=1):
         try:
-            make = partial(_measured, image, bundle, request)
+            make = partial(_measured, image, bundle, request, given.perceptual)
             done.append(piece(run, case_file(image.name), CaseFidelity, make))
         except StorageError:
             raise
         except (InvalidRequestError, RunError) as error:
             failures.append(FailedVolume(id=image.name, words=str(error)))
-        run.on_stage("reconstruct", k, len(images))
+        run.on_stage("reconstruct", k, len(given.images))
     if not done:
         raise RunError(f"no volume could be reconstructed; {failures[0].id}: {failures[0].words}")
-    report = autoencoder_report(bundle.name, done, failures, request.seed)
+    report = autoencoder_report(bundle.name, given.perceptual, done, failures, request.seed)
     (run.partial / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (run.partial / PAGE).write_text(autoencoder_page(report), encoding="utf-8")
     run.warnings += [f"{each.id} is left out: {each.words}" for each in failures]
@@ -59,11 +70,13 @@ def work(checked: Checked[EvaluateAutoencoderRequest], run: Run) -> None:
     run.publish()
 
 
-def _measured(image: NamedImage, bundle: Bundle, request: EvaluateAutoencoderRequest) -> CaseFidelity:
+def _measured(
+    image: NamedImage, bundle: Bundle, request: EvaluateAutoencoderRequest, perceptual: Perceptual
+) -> CaseFidelity:
     volume = image.read()
     check_modality(bundle, volume.modality, request.force)
     fitted = fit(bundle, request.compute, partial(rehearse_both, volume.grid.shape))
-    return case_fidelity(image, volume, fitted)
+    return case_fidelity(image, volume, fitted, perceptual)
 
 
 EVALUATE_AUTOENCODER = Task("evaluate autoencoder", EvaluateAutoencoderRequest, check, work, inputs)

@@ -1,6 +1,7 @@
 """`maisi evaluate labels`: a segmenter on real and on synthetic volumes, in JSON and on a page."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
@@ -27,6 +28,8 @@ from maisi.pipelines.segment import segmenter_of
 from maisi.pipelines.validate import bundle_vocabulary, lasting_name
 from maisi.runs.pieces import case_file, piece
 from maisi.runs.task import Checked, Run, Task
+from maisi.shapes import Spacing3
+from maisi.space.grid import checked_spacing
 
 REPORT, PAGE = "labels.json", "labels.html"
 
@@ -39,6 +42,7 @@ class ToJudge:
     judge: Judge
     vocabulary: Vocabulary
     segmenter: str
+    spacing_mm: Spacing3 | None
 
 
 def check(request: EvaluateLabelsRequest) -> Checked[EvaluateLabelsRequest]:
@@ -47,15 +51,16 @@ def check(request: EvaluateLabelsRequest) -> Checked[EvaluateLabelsRequest]:
     synthetic = labelled_set(request.synthetic, request.synthetic_split)
     both: list[tuple[SetName, Case]] = [("real", case) for case in real]
     cases = (*both, *(("synthetic", case) for case in synthetic))
+    spacing = None if request.spacing is None else checked_spacing(request.spacing)
     if request.segmenter is not None:
         segmenter = CommandSegmenter(request.segmenter, request.segmenter_numbering, request.segmenter_minutes)
         vocabulary = load_vocabulary()
         judge: Judge = CommandJudge(segmenter, vocabulary, request.tolerance_mm)
-        return Checked(request, ToJudge(cases, judge, vocabulary, request.segmenter))
+        return Checked(request, ToJudge(cases, judge, vocabulary, request.segmenter, spacing))
     request, bundle = _with_bundle(request)
     vocabulary = bundle_vocabulary(bundle)
     judge = NetworkJudge(segmenter_of(bundle), vocabulary, request.tolerance_mm)
-    return Checked(request, ToJudge(cases, judge, vocabulary, f"bundle {bundle.name}"), bundle)
+    return Checked(request, ToJudge(cases, judge, vocabulary, f"bundle {bundle.name}", spacing), bundle)
 
 
 def _with_bundle(request: EvaluateLabelsRequest) -> tuple[EvaluateLabelsRequest, Bundle]:
@@ -95,7 +100,8 @@ def work(checked: Checked[EvaluateLabelsRequest], run: Run) -> None:
 def _judged(which: SetName, case: Case, given: ToJudge, run: Run) -> CaseAgreement | FailedCase:
     name = case_file(which, case.id)
     try:
-        return piece(run, name, CaseAgreement, lambda: judged_case(case, which, given.judge, given.vocabulary))
+        make = partial(judged_case, case, which, given.judge, given.vocabulary, given.spacing_mm)
+        return piece(run, name, CaseAgreement, make)
     except StorageError:
         raise
     except (InvalidRequestError, RunError) as error:

@@ -1,50 +1,128 @@
-"""`maisi evaluate memorization`: the nearest training volume of every generated one, and pictures of the nearest."""
+"""`maisi evaluate memorization`: the nearest training volume and label map of all generated, and pictures of them."""
 
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from maisi.evaluation.extractors import find_extractor
-from maisi.evaluation.features import PROTOCOLS
-from maisi.evaluation.memorization import find_copies, in_place
-from maisi.evaluation.requests import EvaluateMemorizationRequest
-from maisi.evaluation.sets import image_set
-from maisi.pipelines.preview import comparison, write_png
-from maisi.runs.task import Checked, Run, Task
+import numpy as np
+from PIL import Image
 
-REPORT, NUM_PAIRS = "memorization.json", 5
+from maisi.evaluation.extractors import find_extractor
+from maisi.evaluation.features import PROTOCOLS, FeatureExtractor
+from maisi.evaluation.memorization import MemorizationReport, find_copies, in_place
+from maisi.evaluation.memorization_page import memorization_page
+from maisi.evaluation.memorized_labels import find_copied_labels
+from maisi.evaluation.neighbours import Neighbours
+from maisi.evaluation.requests import EvaluateMemorizationRequest
+from maisi.evaluation.sets import NamedImage, NamedLabels, image_set, label_set
+from maisi.pipelines.preview import comparison, preview, write_png
+from maisi.runs.task import Checked, Run, Task
+from maisi.space.volume import LabelMap, Volume
+
+REPORT, PAGE, NUM_PAIRS = "memorization.json", "memorization.html", 5
+INSIDE_HU, OUTSIDE_HU = 40.0, -1000.0  # of the grey behind the colours of a label map
+
+
+@dataclass(frozen=True)
+class ToCompare:
+    """Generated, training and held-out volumes, the same of label maps (none where not asked for), and the features."""
+
+    images: tuple[Sequence[NamedImage], ...]
+    labels: tuple[Sequence[NamedLabels], ...]
+    extractor: FeatureExtractor
 
 
 def check(request: EvaluateMemorizationRequest) -> Checked[EvaluateMemorizationRequest]:
-    """The request with generated, training and held-out volumes, and the features."""
+    """The request with generated, training and held-out volumes or label maps, and the features."""
     extractor = find_extractor(request.features)
-    generated = image_set(request.generated, None, request.modality, least=1)
     splits = (request.training_split, request.held_out_split) if request.held_out is None else (None, None)
-    training = image_set(request.real, splits[0], request.modality)
-    held_out = image_set(request.held_out or request.real, splits[1], request.modality)
-    return Checked(request, (generated, training, held_out, extractor))
+    held_out = request.held_out or request.real
+    images: tuple[Sequence[NamedImage], ...] = ()
+    labels: tuple[Sequence[NamedLabels], ...] = ()
+    if request.of != "labels":
+        images = (
+            image_set(request.generated, None, request.modality, least=1),
+            image_set(request.real, splits[0], request.modality),
+            image_set(held_out, splits[1], request.modality),
+        )
+    if request.of != "images":
+        labels = (
+            label_set(request.generated, None, least=1),
+            label_set(request.real, splits[0]),
+            label_set(held_out, splits[1]),
+        )
+    return Checked(request, ToCompare(images, labels, extractor))
 
 
 def inputs(request: EvaluateMemorizationRequest) -> tuple[Path, ...]:
-    """The sets that are files."""
-    paths = (request.generated, request.real, request.held_out)
+    """The sets that are files, and the features where they are one."""
+    paths = (request.generated, request.real, request.held_out, Path(request.features))
     return tuple(path for path in paths if path is not None and path.is_file())
 
 
 def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
-    """Write the report, and pictures of the nearest pairs."""
-    generated, training, held_out, extractor = checked.subject
-    told = partial(run.on_stage, "features")
-    found = find_copies(generated, training, held_out, extractor, PROTOCOLS["maisi"], told)
+    """Write the report, pictures of the nearest pairs, and the page that shows both."""
+    given: ToCompare = checked.subject
+    images = labels = None
+    pictures: dict[str, list[bytes]] = {}
+    if given.images:
+        images = find_copies(*given.images, given.extractor, PROTOCOLS["maisi"], run.on_stage)
+        pictures["images"] = _written(_pairs(images, *given.images[:2]), "pair", run.partial)
+    if given.labels:
+        labels = find_copied_labels(*given.labels, run.on_stage)
+        pictures["labels"] = _written(_label_pairs(labels, *given.labels[:2]), "labels_pair", run.partial)
+    parts = [each for each in (images, labels) if each is not None]
+    copies = [pair for each in parts for pair in each.copies]
+    names = tuple(pair.name for pair in copies)
+    found = MemorizationReport(features=given.extractor.name, copies=names, images=images, labels=labels)
     (run.partial / REPORT).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    made, real = ({image.name: image for image in images} for images in (generated, training))
-    for rank, pair in enumerate(found.generated[:NUM_PAIRS]):
-        volume = made[pair.name].read()
-        title = f"{pair.name} and its nearest · {pair.image:.2f} apart; held out at least {found.least_image:.2f}"
-        near = in_place(real[pair.nearest].read(), pair, volume.grid)
-        picture = comparison(volume, near, title, (pair.name, pair.nearest))
-        write_png(picture, run.partial / f"pair_{rank:02d}.png")
-    run.warnings += [f"{each.name} is a copy of {each.nearest}" for each in found.copies]
+    (run.partial / PAGE).write_text(memorization_page(found, pictures), encoding="utf-8")
+    run.warnings += [f"{pair.name} is a copy of {pair.nearest}" for pair in copies]
+    run.warnings += [note for each in parts for note in each.notes]
     run.publish()
+
+
+def _written(pictures: Sequence[Image.Image], stem: str, folder: Path) -> list[bytes]:
+    """Pictures as PNG, which are files too."""
+    found = []
+    for rank, picture in enumerate(pictures):
+        path = folder / f"{stem}_{rank:02d}.png"
+        write_png(picture, path)
+        found.append(path.read_bytes())
+    return found
+
+
+def _pairs(found: Neighbours, generated: Sequence[NamedImage], training: Sequence[NamedImage]) -> list[Image.Image]:
+    made, real = ({image.name: image for image in images} for images in (generated, training))
+    pictures = []
+    for pair in found.generated[:NUM_PAIRS]:
+        volume = made[pair.name].read()
+        title = f"{pair.name} and its nearest · {pair.distance:.2f} apart; held out at least {found.least:.2f}"
+        near = in_place(real[pair.nearest].read(), pair, volume.grid)
+        pictures.append(comparison(volume, near, title, (pair.name, pair.nearest)))
+    return pictures
+
+
+def _label_pairs(
+    found: Neighbours, generated: Sequence[NamedLabels], training: Sequence[NamedLabels]
+) -> list[Image.Image]:
+    made, real = ({each.name: each for each in maps} for maps in (generated, training))
+    pictures = []
+    for pair in found.generated[:NUM_PAIRS]:
+        both = [
+            _shown(made[pair.name].read(), pair.name),
+            _shown(real[pair.nearest].read(), f"nearest: {pair.nearest}"),
+        ]
+        sheet = Image.new("RGB", (max(each.width for each in both), sum(each.height for each in both)))
+        sheet.paste(both[0], (0, 0))
+        sheet.paste(both[1], (0, both[0].height))
+        pictures.append(sheet)
+    return pictures
+
+
+def _shown(labels: LabelMap, title: str) -> Image.Image:
+    flat = np.where(labels.array > 0, INSIDE_HU, OUTSIDE_HU).astype(np.float32)
+    return preview(Volume(flat, labels.grid), labels, title)
 
 
 EVALUATE_MEMORIZATION = Task("evaluate memorization", EvaluateMemorizationRequest, check, work, inputs)

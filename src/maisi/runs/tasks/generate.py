@@ -5,14 +5,16 @@ from pathlib import Path
 
 from maisi.bundle.bundle import Bundle, find_bundle
 from maisi.data.library import INDEX
+from maisi.pipelines.clinical import ClinicalCase, names_in, write_pair
 from maisi.pipelines.generate import Sample, draw_one, fit_to
-from maisi.pipelines.labels import LabelSource
+from maisi.pipelines.labels import LabelFile, LabelSource
 from maisi.pipelines.preview import preview, write_png
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import ValidRequest, bundle_vocabulary, validate_generate
+from maisi.runs.record import identity, installed_version, known_sums
 from maisi.runs.task import Checked, Run, Task
-from maisi.space.files import write_labels, write_volume
 from maisi.storage.folders import FAILED
+from maisi.storage.provenance import Provenance, lasting
 
 
 def check(request: GenerateRequest) -> Checked[GenerateRequest]:
@@ -37,7 +39,7 @@ def work(checked: Checked[GenerateRequest], run: Run) -> None:
     bundles = [fit_to(valid, source, run.ranks) for source in valid.sources]
     run.on_stage("load", 1, 1)
     for source, each in zip(valid.sources, bundles, strict=True):
-        for index in range(request.count):
+        for index in request.indices:
             stem, names = stem_of(request, source, index), file_names(request, source, index)
             if run.has(names.values()):
                 continue
@@ -50,7 +52,8 @@ def work(checked: Checked[GenerateRequest], run: Run) -> None:
                 run.failed.append(stem)
                 names = set_apart(names)
             if run.writes:
-                write_sample(sample, request, bundle, {kind: run.partial / name for kind, name in names.items()})
+                files = {kind: run.partial / name for kind, name in names.items()}
+                write_sample(sample, request, bundle, files, made_by(request, bundle, source, index))
                 run.publish()
 
 
@@ -68,32 +71,57 @@ def stem_of(request: GenerateRequest, source: LabelSource, index: int) -> str:
     """What a sample is called: sample_000, or after the label map that it follows."""
     if not source.name:
         return f"sample_{index:03d}"
-    return source.name if request.count == 1 else f"{source.name}_{index:03d}"
+    return source.name if (request.first, request.count) == (0, 1) else f"{source.name}_{index:03d}"
+
+
+def made_by(request: GenerateRequest, bundle: Bundle, source: LabelSource, index: int) -> Provenance:
+    """What the files of a sample say of their making: the request of that sample alone, whatever others were made."""
+    own = request.model_copy(update={"first": index, "count": 1})
+    if isinstance(source, LabelFile):
+        place = {"size": source.grid.shape, "spacing": request.spacing or source.grid.spacing}
+        own = own.model_copy(update={"labels": source.path, **place})
+    return Provenance(
+        maisi=installed_version("maisi"),
+        command=GENERATE.name,
+        request=lasting(own.model_dump(mode="json")),
+        seed=request.seed,
+        bundle=identity(bundle),
+        inputs=known_sums(inputs(own)),
+    )
 
 
 def file_names(request: GenerateRequest, source: LabelSource, index: int) -> dict[str, str]:
     """The files of a sample by what they hold, such as sample_000_ct.nii.gz for its volume."""
     stem, modality = stem_of(request, source, index), request.modality.partition(" ")[0]
-    image = "mr" if modality == "mr" else "ct"
-    names = {
-        "volume": f"{stem}_{image}.{request.format}",
-        "preview": f"{stem}_preview.png",
-        "quality": f"{stem}_quality.json",
-    }
-    return names if request.unlabelled else {**names, "labels": f"{stem}_labels.{request.format}"}
+    names = names_in(request.format, stem, "mr" if modality == "mr" else "ct")
+    if request.unlabelled:
+        del names["labels"]
+    return {**names, "preview": f"{stem}_preview.png", "quality": f"{stem}_quality.json"}
 
 
-def write_sample(sample: Sample, request: GenerateRequest, bundle: Bundle, files: dict[str, Path]) -> None:
+def write_sample(
+    sample: Sample, request: GenerateRequest, bundle: Bundle, files: dict[str, Path], provenance: Provenance
+) -> None:
     """Write the volume, its labels if it follows any, its report and a picture, which says so where it fails."""
     for folder in {path.parent for path in files.values()}:
         folder.mkdir(exist_ok=True)
-    write_volume(sample.volume, files["volume"])
-    if "labels" in files and sample.labels is not None:
-        write_labels(sample.labels, files["labels"])
+    own = names_in(request.format, f"sample_{sample.index:03d}", sample.volume.modality)
+    made = {kind: provenance.of(name) for kind, name in own.items()}
+    vocabulary = bundle_vocabulary(bundle)
+    case = ClinicalCase(
+        f"sample_{sample.index:03d}",
+        sample.volume,
+        sample.labels,
+        vocabulary,
+        made["volume"],
+        made["labels"],
+        sample.span,
+    )
+    write_pair(case, request.format, files["volume"], files.get("labels"))
     ends = dict.fromkeys(region.name.lower() for region in (sample.span.top, sample.span.bottom))
     title = f"{bundle.name} · {' to '.join(ends)} · seed {request.seed} · sample {sample.index}"
     mark = "" if sample.quality.passed else f"FAILED: {'; '.join(sample.problems)}"
-    picture = preview(sample.volume, sample.labels, title, vocabulary=bundle_vocabulary(bundle), mark=mark)
+    picture = preview(sample.volume, sample.labels, title, vocabulary=vocabulary, mark=mark)
     write_png(picture, files["preview"])
     files["quality"].write_text(sample.quality.model_dump_json(indent=1) + "\n", encoding="utf-8")
 

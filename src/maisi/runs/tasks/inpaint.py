@@ -95,9 +95,10 @@ def _one(valid: ValidInpaint, name: str, run: Run, index: int) -> None:
         return
     result = carry_in(valid, run.on_stage, index)
     files = {kind: run.partial / file for kind, file in names.items()}
-    write_changed(valid.scene.volume, result.volume, valid.original, files["ct"], valid.request.reading.hu_offset)
-    write_labels_like(result.labels, valid.original, files["labels"])
-    write_labels_like(result.mask, valid.original, files["mask"])
+    made, offset = {kind: run.made(file) for kind, file in names.items()}, valid.request.reading.hu_offset
+    write_changed(valid.scene.volume, result.volume, valid.original, files["ct"], offset, made["ct"])
+    write_labels_like(result.labels, valid.original, files["labels"], made["labels"])
+    write_labels_like(result.mask, valid.original, files["mask"], made["mask"])
     write_png(lesion_preview(valid.scene.volume, result.volume, result.mask, _title(valid, name)), files["preview"])
     files["quality"].write_text(_told(result), encoding="utf-8")
     moved = sum(lesion.contrast.made_by == "reference" for lesion in result.lesions)

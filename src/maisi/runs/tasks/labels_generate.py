@@ -24,6 +24,7 @@ from maisi.runs.task import Checked, Run, Task
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume, id_counts
+from maisi.storage.provenance import Provenance
 
 BODY_HU, AIR_HU = 40.0, -1000.0  # behind the colours of a preview
 
@@ -91,7 +92,8 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
         run.on_stage("labels", 1, 1)
         if run.writes:
             title = f"{bundle.name} · {request.region} · seed {request.seed} · label map {index}"
-            write_map(anatomy, title, {kind: run.partial / name for kind, name in names.items()})
+            files = {kind: run.partial / name for kind, name in names.items()}
+            write_map(anatomy, title, files, run.made(names["labels"]))
             run.publish()
 
 
@@ -102,10 +104,10 @@ def file_names(request: GenerateLabelsRequest, index: int) -> dict[str, str]:
     return {"labels": labels, "preview": f"{stem}_preview.png", "volumes": f"{stem}_volumes.json"}
 
 
-def write_map(anatomy: Anatomy, title: str, files: dict[str, Path]) -> None:
+def write_map(anatomy: Anatomy, title: str, files: dict[str, Path], provenance: Provenance | None) -> None:
     """Write the map, a picture, and the volumes (ml) of what it shows beside those asked for."""
     assert anatomy.labels is not None
-    write_labels(anatomy.labels, files["labels"])
+    write_labels(anatomy.labels, files["labels"], provenance)
     write_png(labels_preview(anatomy.labels, title), files["preview"])
     files["volumes"].write_text(json.dumps(volumes(anatomy), indent=1) + "\n", encoding="utf-8")
 

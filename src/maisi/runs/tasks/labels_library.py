@@ -24,6 +24,7 @@ from maisi.runs.task import Checked, Output, Run, Task
 from maisi.runs.tasks.labels_prepare import check as check_prepare
 from maisi.space.files import write_labels
 from maisi.space.volume import Volume
+from maisi.storage.provenance import Provenance
 
 BODY_HU, AIR_HU = 40.0, -1000.0  # behind the colours of a preview
 ANY_GRID = Limits(max_size=(2048, 2048, 2048))
@@ -96,16 +97,17 @@ def work_draw(checked: Checked[LibraryDrawRequest], run: Run) -> None:
         rng, of_labels, _ = sample_generators(request.seed, index)
         drawn = source.draw(rng, of_labels)
         run.on_stage("labels", 1, 1)
-        write_drawn(drawn, f"{request.region} · label map {index}", {k: run.partial / v for k, v in names.items()})
+        files = {kind: run.partial / name for kind, name in names.items()}
+        write_drawn(drawn, f"{request.region} · label map {index}", files, run.made(names["labels"]))
         run.publish()
 
 
-def write_drawn(drawn: Anatomy, title: str, files: dict[str, Path]) -> None:
+def write_drawn(drawn: Anatomy, title: str, files: dict[str, Path], provenance: Provenance | None) -> None:
     """Write a drawn map, a picture, and where it is from with what was asked for and obtained (ml)."""
     labels, origin = drawn.labels, drawn.origin
     assert labels is not None
     assert origin is not None
-    write_labels(labels, files["labels"])
+    write_labels(labels, files["labels"], provenance)
     behind = Volume(np.where(labels.array > 0, BODY_HU, AIR_HU), labels.grid)
     write_png(preview(behind, labels, f"{title} · {origin}"), files["preview"])
     told = {

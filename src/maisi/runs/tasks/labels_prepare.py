@@ -41,7 +41,7 @@ def work(checked: Checked[PrepareLabelsRequest], run: Run) -> None:
             run.warnings.append(f"{found.id}: {error}")
             continue
         if not run.has([name]):
-            write_labels(labels, run.partial / name)
+            write_labels(labels, run.partial / name, run.made(name))
             run.publish()
         cases.append(case_of(found, labels, span, run.folder / name))
         run.on_stage("prepare", done, len(checked.subject))

@@ -25,7 +25,7 @@ from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import compute_for, lasting_name, load_for, validate_generate
 from maisi.runs.spread import spread
 from maisi.runs.task import Checked, Output, Run, Task
-from maisi.runs.tasks.generate import file_names, set_apart, stem_of, write_sample
+from maisi.runs.tasks.generate import file_names, made_by, set_apart, stem_of, write_sample
 from maisi.space.reading import FileReport
 from maisi.storage.folders import FAILED, open_beside, storage_errors
 
@@ -132,7 +132,7 @@ def _one_after_the_other(items: Sequence[SampleWork], checked: Checked[ManyReque
         run.watch.on_stage(stage, done, total)
 
     maker = Maker(bundle, on_stage)
-    keep = partial(written, bundle=bundle, partial_folder=run.partial, publish=run.publish_files)
+    keep = partial(written, bundle=bundle, partial_folder=run.partial, publish=run.publish_beside)
     yield from overlapped(items, maker.prepare, maker.make, keep, beside=checked.request.compute.memory is None)
 
 
@@ -160,7 +160,7 @@ def make_sample(item: SampleWork) -> str:
     return ""
 
 
-def written(made: Made, *, bundle: Bundle, partial_folder: Path, publish: Callable[[], list[Path]]) -> str:
+def written(made: Made, *, bundle: Bundle, partial_folder: Path, publish: Callable[[], object]) -> str:
     """The third stage: the files of a sample, and its facts, in their place; what failed its check is kept apart.
 
     Gives what went wrong and may go well another time: then nothing is written.
@@ -190,7 +190,8 @@ def _write_files(made: Made, bundle: Bundle, partial_folder: Path) -> dict[str, 
     if made.failed:
         (made.work.folder / FAILED).mkdir(exist_ok=True)  # before others, so that files move into it
         names = set_apart(names)
-    write_sample(made.sample, request, bundle, {kind: partial_folder / name for kind, name in names.items()})
+    files = {kind: partial_folder / name for kind, name in names.items()}
+    write_sample(made.sample, request, bundle, files, made_by(request, bundle, made.source, 0))
     return names
 
 

@@ -31,13 +31,14 @@ def work(checked: Checked[RefineRequest], run: Run) -> None:
     name = request.source.name.removesuffix(suffix).removesuffix("_ct")
     result = draw_again(valid, run.on_stage)
     files = {kind: run.partial / f"{name}_{kind}{suffix}" for kind in ("ct", "labels")}
+    made = {kind: run.made(file.name) for kind, file in files.items()}
     if request.spacing is None:
         original = open_original(request.source, valid.volume, request.reading)
-        write_changed(valid.volume, result.volume, original, files["ct"], request.reading.hu_offset)
-        write_labels_like(result.labels, original, files["labels"])
+        write_changed(valid.volume, result.volume, original, files["ct"], request.reading.hu_offset, made["ct"])
+        write_labels_like(result.labels, original, files["labels"], made["labels"])
     else:
-        write_volume(result.volume, files["ct"])
-        write_labels(result.labels, files["labels"])
+        write_volume(result.volume, files["ct"], made["ct"])
+        write_labels(result.labels, files["labels"], made["labels"])
     title = f"{name} · {', '.join(request.structures)} at {' x '.join(f'{s:g}' for s in request.zoom or ())} mm"
     picture = lesion_preview(result.before, result.volume, result.changed, title)
     write_png(picture, run.partial / f"{name}_preview.png")

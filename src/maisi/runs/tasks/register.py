@@ -36,7 +36,7 @@ def work(checked: Checked[RegisterRequest], run: Run) -> None:
     doubtful = sorted(name for name, share in voted.agreement.items() if share < request.doubtful)
     if doubtful:
         run.warnings.append(f"{', '.join(voted.atlases)} agree little on {', '.join(doubtful)}")
-    write_labels(voted.labels, run.partial / run.name)
+    write_labels(voted.labels, run.partial / run.name, run.made(run.name))
     run.publish()
 
 

@@ -54,7 +54,7 @@ def write_folder(checked: Checked[SegmentRequest], run: Run) -> None:
     channels = given.segmenter.classes(given.volume)
     labels = given.segmenter.written(channels)
     run.on_stage("segment", 1, 1)
-    write_labels(labels, run.partial / LABELS)
+    write_labels(labels, run.partial / LABELS, run.made(LABELS))
     write_png(preview(given.volume, labels, f"{checked.bundle.name} · segmented"), run.partial / PREVIEW)
     facts = {"bundle": checked.bundle.name, "volume_ml": volumes_ml(channels, given.segmenter)}
     (run.partial / STRUCTURES).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -66,7 +66,7 @@ def write_file(checked: Checked[SegmentRequest], run: Run) -> None:
     given: ToSegment = checked.subject
     labels = given.segmenter(given.volume)
     run.on_stage("segment", 1, 1)
-    write_labels(labels, run.partial / run.name)
+    write_labels(labels, run.partial / run.name, run.made(run.name))
     run.publish()
 
 

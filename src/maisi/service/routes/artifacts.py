@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from maisi.errors import JobConflictError
 from maisi.service.archive import FORMATS, pack
+from maisi.service.helper import answered
 from maisi.service.job import Job
 from maisi.service.problems import responses
 from maisi.service.routes.jobs import JobId
@@ -121,7 +122,7 @@ async def packed(service: Service, job: Job, format: str) -> FileResponse:
     """The archive of a job, removed once it was sent."""
     if job.state == "queued" or not job.artifacts:
         raise JobConflictError(f"job {job.id} has no files yet; accepted: a job with artifacts")
-    path = await to_thread.run_sync(pack, service, job, format)
+    path = await answered(pack, service, job, format)
     name = f"maisi-{job.kind}-{job.id}{'' if format == 'zip' else '-' + format}.zip"
     headers = {"Cache-Control": "no-store"}
     return FileResponse(

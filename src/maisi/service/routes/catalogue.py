@@ -3,12 +3,12 @@
 import json
 from typing import Annotated, Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.service.bodies import json_body, object_of
 from maisi.service.bundles import describe
+from maisi.service.helper import answered
 from maisi.service.kinds import check_request
 from maisi.service.problems import responses
 from maisi.service.service import Ours, Service
@@ -41,7 +41,7 @@ async def plan(
         asked = json.loads(request)
     except (ValueError, RecursionError) as error:
         raise InvalidConfigError(f"request: no JSON ({error}); accepted: an object such as {{}}") from error
-    return await to_thread.run_sync(planned, service, kind, asked)
+    return await answered(planned, service, kind, asked)
 
 
 @router.post(
@@ -50,7 +50,7 @@ async def plan(
 async def plan_of_body(request: Request, service: Ours) -> Any:
     """What a job would take, before it is asked for."""
     asked = object_of(await request.body(), request.headers.get("content-type"), ("kind", "request"))
-    return await to_thread.run_sync(planned, service, asked["kind"], asked["request"])
+    return await answered(planned, service, asked["kind"], asked["request"])
 
 
 def planned(service: Service, kind: Any, asked: Any) -> PlanTold:

@@ -15,6 +15,7 @@ from maisi import __version__
 from maisi.errors import InvalidConfigError
 from maisi.service.bodies import json_body, read_json
 from maisi.service.bundles import describe, licence_text
+from maisi.service.helper import answered
 from maisi.service.job import Job
 from maisi.service.nim_request import NimRequest, generate_settings
 from maisi.service.nim_results import check_folder, deliver, packed
@@ -74,7 +75,7 @@ async def run(request: Request, service: Ours) -> Response:
     if ended.state != "done":
         told = service.places.told(ended).problem or problem(503, f"job {job.id} was {ended.state}")
         return respond(told, headers)
-    path = await to_thread.run_sync(packed, service, ended, asked)
+    path = await answered(packed, service, ended, asked)
     return await to_thread.run_sync(_answer, path, folder, target, headers)
 
 

@@ -24,6 +24,7 @@ export class Unreachable extends Error {}
 export const connection = signal({ lost: false, nextTry: 0 });
 let asker = async () => null;
 let asking = null;
+let declined = false;
 let trying = null;
 
 /** Who asks people for a token: a function that promises one, or null. */
@@ -32,11 +33,17 @@ export function onTokenWanted(ask) {
 }
 
 export const token = () => sessionStorage.getItem(TOKEN);
-export const forgetToken = () => sessionStorage.removeItem(TOKEN);
+
+/** Ask for a token again, although it was not given the last time. */
+export function askAgain() {
+  declined = false;
+}
 
 function wantToken(refused) {
+  if (declined) return Promise.resolve(null);
   asking ??= asker(refused).then((given) => {
     asking = null;
+    declined = !given;
     if (given) sessionStorage.setItem(TOKEN, given);
     return given;
   });
@@ -57,7 +64,7 @@ export async function call(path, options = {}) {
       ...headers,
     },
   });
-  if (response.status === 401 && (await wantToken(sent !== null))) return call(path, options);
+  if (response.status === 401 && (token() !== sent || (await wantToken(sent !== null)))) return call(path, options);
   if (!response.ok) throw await problemOf(response);
   return response;
 }

@@ -1,6 +1,6 @@
 // The page: its parts, and what one of them tells the others.
 
-import { connection, onTokenWanted } from "./api.js";
+import { askAgain, connection, onTokenWanted } from "./api.js";
 import { button, h, say, tabs } from "./dom.js";
 import { mountForm } from "./form/form.js";
 import { isActive, jobs, keepFresh, submit } from "./jobs.js";
@@ -22,7 +22,7 @@ async function start() {
   try {
     await loadVocabulary();
   } catch (error) {
-    return picture.showFailure("The page cannot start", error.message, start);
+    return picture.showFailure("The page cannot start", error.message, () => (askAgain(), start()));
   }
   const form = mountForm($("new"), opened);
   Object.assign(page, { picture, form });
@@ -82,7 +82,9 @@ async function place(request) {
 }
 
 function example() {
-  page.form.start("generate", { region: "abdomen", anatomy: ["liver=0.6", "hepatic tumor=30mm"], seed: 1 });
+  const request = { region: "abdomen", anatomy: ["liver=0.6", "hepatic tumor=30mm"], seed: 1 };
+  page.form.write("generate", request);
+  page.form.start("generate", request);
 }
 
 /** A message that goes when it is read, or by itself. */

@@ -84,7 +84,8 @@ export class Picture {
     if (isActive(job)) return this.#put(this.#progress(job));
     const title = job.state === "cancelled" ? "The job was cancelled" : "The job failed";
     const text = job.problem?.detail || job.problem?.title || (job.state === "cancelled" ? "What was finished before lies among its files." : "");
-    const hint = job.problem?.accepted ? `Accepted: ${[job.problem.accepted].flat().join(", ")}` : summary(job);
+    const accepted = job.problem?.accepted;
+    const hint = accepted && !text.includes(accepted) ? `Accepted: ${accepted}` : summary(job);
     const change = KINDS[job.kind] && button("edit", "Change and start again", () => this.actions.change(job));
     this.#put(this.#failure(title, text, hint, button("repeat", "Repeat", () => this.actions.repeat(job)), change));
   }
@@ -155,6 +156,7 @@ export class Picture {
     this.#showInspector();
     this.jobsChanged();
     const last = this.stage.panes.at(-1);
+    this.stage.begin(this.job?.request.at);
     showLegend($("legend"), last, (hidden) => this.stage.setHidden(hidden), (id) => this.stage.goToStructure(id));
   }
 

@@ -22,7 +22,7 @@ from maisi.space.checks import bad_volume
 
 ACCEPTED = "whole CT files with geometry, rescale and pixels, in a coding pydicom knows"
 
-_BROKEN = (  # what pydicom lets through on damaged bytes
+BROKEN = (  # what pydicom lets through on damaged bytes
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
     *(TypeError, ValueError, BytesLengthException, InvalidDicomError, struct.error, zlib.error),
 )
@@ -42,7 +42,7 @@ def broken_refused(path: Path) -> Iterator[None]:
         yield
     except InvalidVolumeError:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         found = f"a DICOM file that cannot be decoded ({plain(error)})"
         raise bad_volume(path, found, ACCEPTED) from error
 

@@ -17,6 +17,7 @@ from maisi.space.dicom.pixels import check_decodable, check_rescales, hounsfield
 from maisi.space.dicom.place import placed
 from maisi.space.dicom.plane import Plane, planes_of
 from maisi.space.dicom.scan import WITHOUT_POSITION, Scanned, check_whole, listed, relative, scan, summary
+from maisi.space.dicom.slices import Slices
 from maisi.space.dicom.stacks import chosen_stack
 from maisi.space.grid import Grid
 from maisi.space.orientation import turn_volume
@@ -55,7 +56,24 @@ def read_series(folder: str | Path, options: ReadOptions | None = None) -> tuple
         return _read(folder, options)
 
 
+def read_slices(folder: Path, options: ReadOptions) -> Slices:
+    """The images of the series that `read_series` reads, without their pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        planes, grid, _ = _stack(folder, options)
+        return Slices.of_planes(planes, grid, folder)
+
+
 def _read(folder: Path, options: ReadOptions) -> tuple[Volume, list[Finding]]:
+    planes, grid, findings = _stack(folder, options)
+    check_spacing(grid, folder, bad_volume)
+    array, is_padding, values = _values(planes, folder, options)
+    array, is_padding, judged = settle_values(array, folder, options, is_padding)
+    return turn_volume(array, grid, "ct", is_padding), findings + values + judged
+
+
+def _stack(folder: Path, options: ReadOptions) -> tuple[list[Plane], Grid, list[Finding]]:
+    """The planes of the one series and stack in order along their normal, their grid, and what was found."""
     scanned = scan(folder)
     planes, findings = _series(scanned, folder, options.series)
     check_decodable(planes)
@@ -69,11 +87,7 @@ def _read(folder: Path, options: ReadOptions) -> tuple[Volume, list[Finding]]:
         *(relative(f.path, folder) for f in scanned if f.header is not None and f.kind != "CT"),
     ]
     planes, grid, place = _placed(planes, folder, beside)
-    check_spacing(grid, folder, bad_volume)
-    array, is_padding, values = _values(planes, folder, options)
-    array, is_padding, judged = settle_values(array, folder, options, is_padding)
-    findings += stacks + place + values + judged
-    return turn_volume(array, grid, "ct", is_padding), findings
+    return planes, grid, findings + stacks + place
 
 
 def _series(scanned: Sequence[Scanned], folder: Path, series: str | None) -> tuple[list[Plane], list[Finding]]:

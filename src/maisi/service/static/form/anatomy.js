@@ -8,7 +8,7 @@ const SHOWN = 40;
 const WAYS = {
   size: { text: "size", min: 0, max: 1, step: 0.05, start: 0.5, unit: "", hint: "0 small, 0.5 usual, 1 large" },
   ml: { text: "ml", min: 0, step: "any", start: 100, unit: "ml", hint: "Volume" },
-  mm: { text: "mm across", min: 0, step: "any", start: 20, unit: "mm", hint: "Diameter" },
+  mm: { text: "mm", min: 0, step: "any", start: 20, unit: "mm", hint: "Diameter" },
   any: { text: "present" },
   none: { text: "absent" },
 };
@@ -40,7 +40,7 @@ export function anatomy(name, region, changed) {
 
 function wishRow(name, text, dropped) {
   const label = named(name);
-  const ways = Object.entries(WAYS).filter(([way]) => (label?.tumour ? way !== "size" : way !== "mm"));
+  const ways = Object.entries(WAYS).filter(([way]) => waysOf(label).includes(way));
   const way = h("select", { "aria-label": `${name}: how` }, ways.map(([value, { text: shown }]) => h("option", { value }, shown)));
   const value = h("input", { type: "number", "aria-label": `${name}: how much` });
   const turn = (start) => {
@@ -58,9 +58,15 @@ function wishRow(name, text, dropped) {
   return row;
 }
 
+/** How a structure can be asked for: bones, for one, have the size that their body gives them. */
+function waysOf(label) {
+  if (label?.tumour) return ["mm", "ml", "any", "none"];
+  return label?.sized === false ? ["any", "none"] : ["size", "ml", "any", "none"];
+}
+
 /** Way and amount of a size in words, such as `180ml`. */
 function wishOf(text, label) {
-  if (text === undefined) return label?.tumour ? { wish: "mm" } : { wish: "size" };
+  if (text === undefined) return { wish: waysOf(label)[0] };
   const said = text.trim().toLowerCase();
   if (said === "none" || said === "any") return { wish: said };
   const [, amount, unit] = /^([\d.e-]+)\s*([a-z0-9]*)$/.exec(said) || [null, "0.5", ""];
@@ -100,6 +106,7 @@ function finderOf(region, chosen) {
     const options = found.map((label, index) => optionOf(label, index, region(), () => take(label)));
     list.replaceChildren(...(options.length ? options : [h("li.nothing", {}, "No structure has this name")]));
     open(true);
+    list.scrollIntoView({ block: "nearest" });
     point(input.value && found.length ? 0 : -1);
     list.found = found;
   };

@@ -1,6 +1,6 @@
 // The form: a kind, its fields, what it will take, and the start.
 
-import { Problem, Unreachable, post } from "../api.js";
+import { Problem, Unreachable, askAgain, connection, post } from "../api.js";
 import { button, h, say, settled } from "../dom.js";
 import { submit } from "../jobs.js";
 import { bytes, duration } from "../units.js";
@@ -9,7 +9,7 @@ import { KINDS, kindsHere } from "./kinds.js";
 
 /** Fill `root` with the form; `started(job)` hears of each job. Gives back how to write a request into it. */
 export function mountForm(root, started) {
-  const kind = h("select", { id: "kind" }, kindsHere().map((value) => h("option", { value }, KINDS[value].text)));
+  const kind = h("select", { id: "kind" }, kindsHere().map((value) => h("option", { value }, [KINDS[value].text, KINDS[value].more].filter(Boolean).join(": "))));
   const fields = h("div.fields", {});
   const plan = h("div.plan", { role: "status", "aria-label": "Estimate" });
   const trouble = h("div.trouble", { role: "alert", hidden: true });
@@ -42,6 +42,7 @@ export function mountForm(root, started) {
   });
 
   const start = async (what, asked) => {
+    askAgain();
     go.disabled = true;
     trouble.hidden = true;
     try {
@@ -62,6 +63,7 @@ export function mountForm(root, started) {
     trouble.hidden = false;
   };
   build();
+  connection.watch(({ lost }) => lost || estimate());
   return {
     /** Show a request, such as that of a job that is to be changed. */
     write(what, given) {
@@ -103,7 +105,7 @@ function writeRequest({ fields, advanced, untidy = (request) => request }, given
 function told(error, rest, again) {
   if (error instanceof Problem && error.status === 429) return queueFull(error, again);
   const more = rest.map(({ where, what }) => h("p", {}, `${where}: ${what}`));
-  const accepted = error.accepted ? [h("p.accepted", {}, `Accepted: ${[error.accepted].flat().join(", ")}`)] : [];
+  const accepted = error.accepted && !error.message.includes(error.accepted) ? [h("p.accepted", {}, `Accepted: ${error.accepted}`)] : [];
   const said = error instanceof Unreachable ? "The service does not answer." : error.message;
   return [h("p", {}, said), ...more, ...accepted];
 }

@@ -50,7 +50,7 @@ function generate(changed) {
   const where = region();
   const labels = labelsFrom();
   return {
-    fields: [where, labels, ...sizeAndSpacing(), anatomy("anatomy", where.read, changed), seed("seed")],
+    fields: [where, anatomy("anatomy", where.read, changed), labels, ...sizeAndSpacing(), seed("seed")],
     advanced: [
       steps(10), samples(), model(), choice("solver", "Solver", SOLVERS),
       number("controlnet_scale", "How strongly labels steer", { min: 0, placeholder: "the model's" }),
@@ -90,7 +90,7 @@ function omit(request, ...names) {
 function labelsGenerate(changed) {
   const where = region();
   return {
-    fields: [where, ...sizeAndSpacing(), anatomy("anatomy", where.read, changed), seed("seed")],
+    fields: [where, anatomy("anatomy", where.read, changed), ...sizeAndSpacing(), seed("seed")],
     advanced: [steps(30), samples(), model(), number("guidance", "Guidance", { min: 0, placeholder: "1" }), memory()],
   };
 }
@@ -114,7 +114,7 @@ const ofImage = () => ({ fields: [source("source", "CT", "image")], advanced: [m
 /** Each kind: its name, the verb on its button, its fields, and what a model must be able to do. */
 export const KINDS = {
   generate: { text: "Generate a CT", verb: "Generate", make: generate },
-  inpaint: { text: "Change a CT: tumours in or out", verb: "Inpaint", make: inpaint },
+  inpaint: { text: "Change a CT", more: "tumours in or out", verb: "Inpaint", make: inpaint },
   "labels-augment": { text: "Vary a label map", verb: "Vary", make: labelsAugment },
   "labels-generate": { text: "Draw a label map", verb: "Draw", make: labelsGenerate, here: (each) => each.draws_labels },
   segment: { text: "Segment a CT", verb: "Segment", make: ofImage, here: (each) => each.networks.includes("segmenter") },

@@ -15,7 +15,7 @@ const TILES = {
 };
 const NAMES = { [AXIAL]: "Axial", [CORONAL]: "Coronal", [SAGITTAL]: "Sagittal" };
 const LOOK = {
-  backColor: [0.03, 0.035, 0.04, 1],
+  backColor: [0, 0, 0, 1],
   crosshairColor: [0.44, 0.78, 0.87, 0.55],
   crosshairWidthUnit: "mm",
   crosshairGap: 8,
@@ -25,7 +25,8 @@ const LOOK = {
   isOrientationTextVisible: true,
   isCornerOrientationText: false,
   isSliceMM: true,
-  isRadiologicalConvention: true,
+  isRadiologicalConvention: true, // the patient's right is on the left
+  sagittalNoseLeft: true,
   dragMode: DRAG_MODE.windowing,
   dragAndDropEnabled: false,
   clipPlaneHotKey: "",
@@ -35,10 +36,11 @@ const LOOK = {
   loadingText: "",
   tileMargin: 0,
 };
-const HAIR = 1 / 420; // of the field of view
+const HAIR = 1 / 240; // of the field of view
 const SLOW_MS = 250;
+const COARSE = 0.4; // points of the canvas for one of the screen
 const IS_LABELS = 1002; // NIFTI_INTENT_LABEL: NiiVue then looks colours up by the very id
-const BONES = { level: 550, width: 900 };
+const BONES = { level: 260, width: 280 };
 
 /** A pane; `onplace({ mm, hu, id })` hears where its crosshair goes, `onclick(mm)` where it is clicked. */
 export class Pane {
@@ -61,100 +63,103 @@ export class Pane {
   /** Show bytes of an image and of its labels (either may be null). */
   async show({ image, labels, name }) {
     await this.#attach();
+    this.planes.held = true;
     this.name = name;
     this.caption.textContent = name;
-    const ground = image ?? labels;
-    this.volume = await NVImage.loadFromUrl({ url: ground, name: "image.nii.gz", trustCalMinMax: false });
-    this.labels = labels && image ? await NVImage.loadFromUrl({ url: labels, name: "labels.nii.gz", opacity: this.opacity }) : null;
+    this.bytes = { image, labels };
     this.isImage = Boolean(image);
     this.lookButton.hidden = !(image && labels);
+    this.volume = await NVImage.loadFromUrl({ url: image ?? labels, name: "image.nii.gz", trustCalMinMax: false });
+    this.labels = labels && image ? await NVImage.loadFromUrl({ url: labels, name: "labels.nii.gz", opacity: this.opacity }) : null;
     this.map = this.labels ?? (labels ? this.volume : null);
-    const { dims, pixDims } = this.volume.hdr;
-    const hair = HAIR * Math.max(...[1, 2, 3].map((axis) => dims[axis] * pixDims[axis]));
-    this.planes.opts.crosshairWidth = this.solid.opts.crosshairWidth = hair;
-    this.counts = this.map ? countsOf(this.map) : new Map();
-    for (const id of this.counts.keys()) if (isEverywhere(id)) this.hidden.add(id);
+    this.ids = this.map ? Uint8Array.from(this.map.img) : null;
+    this.counts = this.ids ? countsOf(this.ids) : new Map();
+    this.hidden = new Set([...this.counts.keys()].filter(isEverywhere));
+    this.planes.opts.crosshairWidth = this.#hair();
     for (const each of [...this.planes.volumes]) this.planes.removeVolume(each);
     if (image) this.planes.addVolume(this.volume);
-    if (this.map) {
-      this.#colour(this.map);
-      this.planes.addVolume(this.map);
-    }
-    await this.#showSolid(image, labels);
-    this.setLayout(this.layout);
+    if (this.map) this.planes.addVolume(this.#coloured(this.map));
+    this.planes.held = false;
+    this.stale = true;
+    await this.setLayout(this.layout);
     this.#describe();
     this.middle();
+  }
+
+  #hair() {
+    const { dims, pixDims } = this.volume.hdr;
+    return HAIR * Math.max(...[1, 2, 3].map((axis) => dims[axis] * pixDims[axis]));
   }
 
   async #attach() {
     if (this.planes) return;
     this.planes = new Niivue({ ...LOOK, onLocationChange: (place) => this.#placed(place) });
-    this.solid = new Niivue({ ...LOOK, show3Dcrosshair: true, sliceType: RENDER });
+    holdable(this.planes, () => this.#drawOverlay());
     await this.planes.attachToCanvas(this.planesCanvas);
-    await this.solid.attachToCanvas(this.solidCanvas);
     this.planes.onIntensityChange = (volume) => this.onwindow?.(volume.cal_min, volume.cal_max);
     this.planes.setInterpolation(false);
-    const draw = this.planes.drawScene.bind(this.planes);
-    this.planes.drawScene = (...given) => {
-      const drawn = draw(...given);
-      this.#drawOverlay();
-      return drawn;
-    };
   }
 
-  async #showSolid(image, labels) {
-    this.bytes = { image, labels };
+  /** The picture in 3-D is made when it is first seen. */
+  async #showSolid() {
+    if (!this.stale || !this.bytes) return;
+    this.stale = false;
+    if (!this.solid) {
+      this.slow = isSoftware(this.planes.gl);
+      this.solid = new Niivue({ ...LOOK, show3Dcrosshair: true, sliceType: RENDER, forceDevicePixelRatio: this.slow ? COARSE : 0 });
+      holdable(this.solid);
+      this.solid.held = true;
+      await this.solid.attachToCanvas(this.solidCanvas);
+      [this.solid.scene.renderAzimuth, this.solid.scene.renderElevation] = [200, 12];
+    }
+    const { image, labels } = this.bytes;
+    const bytes = this.look === "bones" && image ? image : labels ?? image;
+    this.solid.held = true;
     for (const each of [...this.solid.volumes]) this.solid.removeVolume(each);
-    const bones = this.look === "bones" && image;
-    const bytes = bones ? image : labels ?? image;
+    this.solid.opts.crosshairWidth = this.#hair();
     this.solidVolume = await NVImage.loadFromUrl({ url: bytes, name: "solid.nii.gz", trustCalMinMax: false });
-    if (bytes === labels) this.#colour(this.solidVolume);
-    else this.#boneLook(this.solidVolume);
-    this.solid.addVolume(this.solidVolume);
-    this.solid.setSliceType(RENDER);
-    this.solid.setRenderAzimuthElevation(200, 12);
-    await this.solid.setVolumeRenderIllumination(bones ? 0.7 : 0.6);
+    this.solid.addVolume(bytes === labels ? this.#coloured(this.solidVolume) : this.#boneLook(this.solidVolume));
+    await this.solid.setVolumeRenderIllumination(bytes === labels ? 0.6 : 0.25);
+    if (this.place) this.solid.scene.crosshairPos = this.solid.mm2frac(this.place.mm);
+    this.solid.held = false;
+    this.#drawSolid();
   }
 
   #boneLook(volume) {
+    volume.colormap = "ct_bones";
     [volume.cal_min, volume.cal_max] = rangeOf(BONES);
-    volume.setColormap?.("ct_bones");
+    return volume;
   }
 
   /** `structures` or `bones` in 3-D. */
   async setLook(look) {
     this.look = look;
     this.lookButton.setAttribute("aria-pressed", String(look === "bones"));
-    if (this.bytes) await this.#showSolid(this.bytes.image, this.bytes.labels);
+    this.stale = true;
+    await this.#showSolid();
   }
 
-  #colour(volume) {
-    const ids = [0, ...this.counts.keys()].sort((a, b) => a - b);
-    const most = Math.max(...ids);
-    const table = { R: [], G: [], B: [], A: [], I: [], labels: [] };
-    for (let id = 0; id <= most; id++) {
-      const [red, green, blue] = rgb(structure(id).colour);
-      table.R.push(red);
-      table.G.push(green);
-      table.B.push(blue);
-      table.A.push(id === 0 || this.hidden.has(id) || !this.counts.has(id) ? 0 : 255);
-      table.I.push(id);
-      table.labels.push(id ? structure(id).name : "");
-    }
+  /** A map with the colours of its ids; what is hidden becomes background, so that it has no outline either. */
+  #coloured(volume) {
+    const most = Math.max(0, ...this.counts.keys());
+    const ids = Array.from({ length: most + 1 }, (_, id) => id);
+    const [R, G, B] = [0, 1, 2].map((part) => ids.map((id) => rgb(structure(id).colour)[part]));
     volume.hdr.intent_code = IS_LABELS;
-    volume.setColormapLabel(table);
+    volume.setColormapLabel({ R, G, B, A: ids.map((id) => (id ? 255 : 0)), I: ids, labels: ids.map((id) => (id ? structure(id).name : "")) });
+    const shown = Uint8Array.from({ length: 256 }, (_, id) => (this.hidden.has(id) ? 0 : id));
+    for (let index = 0; index < this.ids.length; index++) volume.img[index] = shown[this.ids[index]];
+    return volume;
   }
 
   /** Hide and show structures by their ids. */
   setHidden(hidden) {
     this.hidden = hidden;
     if (!this.map) return;
-    this.#colour(this.map);
+    this.#coloured(this.map);
     this.planes.updateGLVolume();
-    if (this.solidVolume?.colormapLabel) {
-      this.#colour(this.solidVolume);
-      this.solid.updateGLVolume();
-    }
+    if (!this.solidVolume?.colormapLabel || this.stale) return;
+    this.#coloured(this.solidVolume);
+    this.solid.updateGLVolume();
   }
 
   setOpacity(opacity) {
@@ -173,16 +178,16 @@ export class Pane {
     this.planes.updateGLVolume();
   }
 
-  setLayout(layout) {
+  async setLayout(layout) {
     this.layout = layout;
     this.element.dataset.layout = layout;
-    if (!this.planes) return;
+    if (!this.bytes) return;
     const tiles = TILES[layout].map(([sliceType, position]) => ({ sliceType, position }));
     if (tiles.length) this.planes.setCustomLayout(tiles);
-    requestAnimationFrame(() => {
-      this.planes.resizeListener();
-      this.solid.resizeListener();
-    });
+    this.planes.resizeListener();
+    if (!this.#solidIsSeen()) return;
+    this.solid?.resizeListener();
+    await this.#showSolid();
   }
 
   /** The crosshair to the middle of the volume. */
@@ -209,8 +214,8 @@ export class Pane {
 
   /** Where a structure is: the voxel of it that is nearest to its middle, in mm. */
   whereIs(id) {
-    const { img, dims } = { img: this.map.img, dims: this.map.hdr.dims };
-    const [nx, ny] = [dims[1], dims[2]];
+    const { ids: img } = this;
+    const [, nx, ny] = this.map.hdr.dims;
     const at = (index) => [index % nx, Math.floor(index / nx) % ny, Math.floor(index / (nx * ny))];
     const sum = [0, 0, 0, 0];
     for (let index = 0; index < img.length; index++) if (img[index] === id) at(index).forEach((value, axis) => (sum[axis] += value)), sum[3]++;
@@ -225,10 +230,18 @@ export class Pane {
   }
 
   #placed({ mm, values }) {
+    if (![...mm].slice(0, 3).every(Number.isFinite)) return this.place && this.goTo(this.place.mm); // beside the picture
     const of = (volume) => values[this.planes.volumes.indexOf(volume)]?.value;
-    this.place = { mm: [...mm].slice(0, 3), hu: this.isImage ? of(this.volume) : null, id: this.map ? Math.round(of(this.map) ?? 0) : null };
+    this.place = { mm: [...mm].slice(0, 3), hu: this.isImage ? of(this.volume) : null, id: this.map ? this.#idAt(mm) : null };
     this.#followSolid(mm);
     this.onplace(this, this.place);
+  }
+
+  #idAt(mm) {
+    const [, nx, ny, nz] = this.map.hdr.dims;
+    const [x, y, z] = this.map.mm2vox([...mm].slice(0, 3));
+    const isInside = x >= 0 && y >= 0 && z >= 0 && x < nx && y < ny && z < nz;
+    return isInside ? this.ids[x + nx * (y + ny * z)] : 0;
   }
 
   #followSolid(mm) {
@@ -242,16 +255,16 @@ export class Pane {
     return this.layout === "all" || this.layout === "solid";
   }
 
-  /** Draw in 3-D; where that is slow, as without a graphics card, from then on in fewer points. */
+  /** Draw in 3-D; where that turns out to be slow, from then on in fewer points. */
   #drawSolid() {
-    if (!this.solid) return;
+    if (!this.solid || this.solid.held) return;
     const start = performance.now();
     this.solid.drawScene();
     const { gl } = this.solid;
     gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits until all is drawn
     if (this.slow || performance.now() - start < SLOW_MS) return;
     this.slow = true;
-    this.solid.setHighResolutionCapable(0.4);
+    this.solid.setHighResolutionCapable(COARSE);
   }
 
   /** A ball that is drawn where a lesion will be: `{ mm, diameter }` or null. */
@@ -300,13 +313,29 @@ export class Pane {
       each?.cleanup();
       each?.gl?.getExtension("WEBGL_lose_context")?.loseContext();
     }
-    this.planes = this.solid = null;
+    this.planes = this.solid = this.bytes = null;
   }
 }
 
-function countsOf({ img }) {
+/** Let `viewer.held` put off drawing, and hear of each that is done. */
+function holdable(viewer, drawn = () => {}) {
+  const draw = viewer.drawScene.bind(viewer);
+  viewer.drawScene = (...given) => {
+    if (viewer.held) return;
+    draw(...given);
+    drawn();
+  };
+}
+
+/** Whether the processor draws, for want of a graphics card. */
+function isSoftware(gl) {
+  const info = gl.getExtension("WEBGL_debug_renderer_info");
+  return /swiftshader|llvmpipe|softpipe|software/i.test(info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
+}
+
+function countsOf(ids) {
   const found = new Uint32Array(256);
-  for (const id of img) found[id]++;
+  for (const id of ids) found[id]++;
   return new Map([...found].map((count, id) => [id, count]).filter(([id, count]) => id && count));
 }
 

@@ -13,13 +13,15 @@ function structures(report, go) {
   const failed = report.structures.filter((each) => !each.passed);
   const own = report.findings.map((each) => [each.level, each.words]);
   const theirs = report.structures.flatMap(({ name, findings }) => findings.map((each) => [each.level, `${capital(name)}: ${each.words}`]));
-  const findings = [...own, ...theirs].sort(([a], [b]) => Number(b === "fail") - Number(a === "fail"));
+  const of = (wanted) => [...own, ...theirs].filter(([level]) => (level === "fail") === wanted).map(([level, words]) => h(`li.${level}`, {}, words));
+  const [fails, remarks] = [of(true), of(false)];
   const facts = [["Labels from", report.labels_from], ["Contrast phase", report.phase], ["Tries", report.tries]].filter(([, value]) => value);
   return [
     verdict(report.passed, failed.length, report.structures.length),
-    ...(findings.length ? [h("ul.findings", {}, findings.map(([level, words]) => h(`li.${level}`, {}, words)))] : []),
+    ...(fails.length ? [h("ul.findings", {}, fails)] : []),
     h("dl.facts", {}, facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])),
     h("table.quality", {}, h("caption", {}, "Median HU of each structure, on the range of real scans"), head(), h("tbody", {}, report.structures.map((each) => row(each, go)))),
+    ...(remarks.length ? [h("details.more", {}, h("summary", {}, `${remarks.length} remarks that fail nothing`), h("ul.findings", {}, remarks))] : []),
   ];
 }
 

@@ -18,6 +18,7 @@ export class Stage {
     this.window = "soft";
     this.layout = matchMedia("(max-width: 719px)").matches ? "axial" : "all";
     this.labelsOn = true;
+    this.outline = 0;
     this.marked = null;
     this.place = h("output.crosshair", { "aria-live": "off" });
     this.toolbar = this.#toolbar();
@@ -36,7 +37,7 @@ export class Stage {
     this.labelsButton = button("eye", "Labels", () => this.toggleLabels(), { kind: "tool", "aria-pressed": "true" });
     this.outlineButton = button(null, "Outline", () => this.toggleOutline(), { kind: "tool", "aria-pressed": "false" });
     this.opacity = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.55, "aria-label": "Opacity of labels" });
-    this.opacity.addEventListener("input", () => this.panes.forEach((pane) => pane.setOpacity(Number(this.opacity.value))));
+    this.opacity.addEventListener("input", () => this.#showLabels(true));
     this.placeButton = button("target", "Place a tumour", () => (this.placing ? this.leavePlacing() : this.startPlacing()), { kind: "tool", "aria-pressed": "false" });
     this.beside = h("select", { "aria-label": "Beside it" });
     this.beside.addEventListener("change", () => this.compare(this.beside.value));
@@ -66,18 +67,27 @@ export class Stage {
     this.leavePlacing();
     while (this.panes.length > views.length) this.#dropPane();
     while (this.panes.length < views.length) this.#addPane(Pane);
-    this.grid.dataset.count = views.length;
+    this.#suit(views.length);
     this.views = views;
     for (const [index, pane] of this.panes.entries()) {
       pane.layout = this.layout;
-      pane.opacity = Number(this.opacity.value);
+      pane.opacity = this.#opacity();
       await pane.show(loaded[index]);
+      pane.setOutline(this.outline);
       
     }
     this.setWindow(this.window);
     this.placeButton.disabled = !this.panes.at(-1).isImage;
     this.labelsButton.disabled = this.outlineButton.disabled = this.opacity.disabled = !this.panes.some((pane) => pane.labels);
     return true;
+  }
+
+  /** Two results are compared in one large plane, unless another layout is chosen. */
+  #suit(count) {
+    if (count === 2 && this.grid.dataset.count !== "2" && this.layout === "all") [this.alone, this.layout] = [this.layout, "axial"];
+    if (count === 1 && this.alone) [this.alone, this.layout] = [null, this.alone];
+    this.grid.dataset.count = count;
+    this.layoutButtons.set(this.layout);
   }
 
   #addPane(Pane) {
@@ -122,25 +132,42 @@ export class Stage {
   }
 
   setLayout(layout) {
+    this.alone = null;
     this.layout = layout;
     this.layoutButtons.set(layout);
     for (const pane of this.panes) pane.setLayout(layout);
   }
 
   toggleLabels() {
-    this.labelsOn = !this.labelsOn;
-    press(this.labelsButton, this.labelsOn);
-    for (const pane of this.panes) pane.setOpacity(this.labelsOn ? Number(this.opacity.value) : 0);
+    this.#showLabels(!this.labelsOn);
     say(this.labelsOn ? "Labels shown" : "Labels hidden");
   }
 
+  #showLabels(on) {
+    this.labelsOn = on;
+    press(this.labelsButton, on);
+    for (const pane of this.panes) pane.setOpacity(this.#opacity());
+  }
+
+  #opacity() {
+    return this.labelsOn ? Number(this.opacity.value) : 0;
+  }
+
   toggleOutline() {
-    const on = press(this.outlineButton);
-    for (const pane of this.panes) pane.setOutline(on ? 1 : 0);
+    this.outline = press(this.outlineButton) ? 1 : 0;
+    for (const pane of this.panes) pane.setOutline(this.outline);
   }
 
   setHidden(hidden) {
     for (const pane of this.panes) pane.setHidden(hidden);
+  }
+
+  /** The crosshair to a place, else to the first tumour there is; else it stays in the middle. */
+  begin(mm) {
+    const pane = this.panes.at(-1);
+    const tumour = [...pane.counts.keys()].find((id) => structure(id).tumour);
+    if (mm) pane.goTo(mm);
+    else if (tumour) pane.goTo(pane.whereIs(tumour));
   }
 
   goToStructure(id) {
@@ -178,10 +205,9 @@ export class Stage {
     if (!canvas || event.ctrlKey || event.metaKey || event.altKey) return;
     const pane = this.panes.find((each) => each.element.contains(canvas));
     const plane = this.layout === "coronal" ? [0, 2, 1] : this.layout === "sagittal" ? [1, 2, 0] : [0, 1, 2];
-    const radiological = plane[0] === 0 ? -1 : 1; // the patient's left is on the right
     const far = event.shiftKey ? 5 : 1;
     const moves = {
-      ArrowLeft: [plane[0], -radiological * far], ArrowRight: [plane[0], radiological * far],
+      ArrowLeft: [plane[0], far], ArrowRight: [plane[0], -far], // left is the patient's right, or front
       ArrowUp: [plane[1], far], ArrowDown: [plane[1], -far], PageUp: [plane[2], far], PageDown: [plane[2], -far],
     };
     const move = moves[event.key];
