@@ -420,7 +420,7 @@ def result(fold: int, ratio: float, dice: dict[str, float]) -> CellResult:
         for p, value in dice.items()
     )
     cell = Cell(fold=fold, num_real="all", ratio=ratio, seed=0)
-    return CellResult(cell=cell, real=("a", "b"), synthetic=("s",) if ratio else (), tested=tested, seconds=1)
+    return CellResult(cell=cell, real=("a", "b"), synthetic=("s",) if ratio else (), tested=tested)
 
 
 def test_the_table_tells_folds_average_and_the_change_by_patient(manifest: Path) -> None:
