@@ -16,6 +16,7 @@ from maisi.evaluation.neighbours import Neighbours
 from maisi.evaluation.requests import EvaluateMemorizationRequest
 from maisi.evaluation.sets import NamedImage, NamedLabels, image_set, label_set
 from maisi.pipelines.preview import comparison, preview, write_png
+from maisi.runs.pieces import write_report
 from maisi.runs.task import Checked, Run, Task
 from maisi.space.volume import LabelMap, Volume
 
@@ -75,8 +76,7 @@ def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
     copies = [pair for each in parts for pair in each.copies]
     names = tuple(pair.name for pair in copies)
     found = MemorizationReport(features=given.extractor.name, copies=names, images=images, labels=labels)
-    (run.partial / REPORT).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (run.partial / PAGE).write_text(memorization_page(found, pictures), encoding="utf-8")
+    write_report(run, {REPORT: found, PAGE: memorization_page(found, pictures)})
     run.warnings += [f"{pair.name} is a copy of {pair.nearest}" for pair in copies]
     run.warnings += [note for each in parts for note in each.notes]
     run.publish()
