@@ -28,8 +28,8 @@ INSIDE_HU, OUTSIDE_HU = 40.0, -1000.0  # of the grey behind the colours of a lab
 class ToCompare:
     """Generated, training and held-out volumes, the same of label maps (none where not asked for), and the features."""
 
-    images: tuple[Sequence[NamedImage], ...]
-    labels: tuple[Sequence[NamedLabels], ...]
+    images: tuple[Sequence[NamedImage], Sequence[NamedImage], Sequence[NamedImage]] | None
+    labels: tuple[Sequence[NamedLabels], Sequence[NamedLabels], Sequence[NamedLabels]] | None
     extractor: FeatureExtractor
 
 
@@ -38,8 +38,7 @@ def check(request: EvaluateMemorizationRequest) -> Checked[EvaluateMemorizationR
     extractor = find_extractor(request.features)
     splits = (request.training_split, request.held_out_split) if request.held_out is None else (None, None)
     held_out = request.held_out or request.real
-    images: tuple[Sequence[NamedImage], ...] = ()
-    labels: tuple[Sequence[NamedLabels], ...] = ()
+    images = labels = None
     if request.of != "labels":
         images = (
             image_set(request.generated, None, request.modality, least=1),
@@ -66,10 +65,10 @@ def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
     given: ToCompare = checked.subject
     images = labels = None
     pictures: dict[str, list[bytes]] = {}
-    if given.images:
+    if given.images is not None:
         images = find_copies(*given.images, given.extractor, PROTOCOLS["maisi"], run.on_stage)
         pictures["images"] = _written(_pairs(images, *given.images[:2]), "pair", run.partial)
-    if given.labels:
+    if given.labels is not None:
         labels = find_copied_labels(*given.labels, run.on_stage)
         pictures["labels"] = _written(_label_pairs(labels, *given.labels[:2]), "labels_pair", run.partial)
     parts = [each for each in (images, labels) if each is not None]
