@@ -1,10 +1,11 @@
 """Whether the figures of `maisi evaluate images` come in the right order on real volumes, and agree over ranks.
 
-    python benchmarks/evaluation.py MANIFEST FOLDER [--bundle ct-small] [--steps 10]
+    python benchmarks/evaluation.py MANIFEST FOLDER [--bundle ct-small] [--steps 8]
 
 The held-out cases of a manifest are compared with CTs that the bundle generates from their label maps (at the spacing
 that planes are compared at, where theirs is finer), and with themselves, blurred to 25 dB; halves of the real ones
-stand beside both. Volumes are kept in FOLDER, so that a run that was stopped goes on. Writes
+stand beside both. Volumes and features are kept in FOLDER: a run that was stopped goes on, and --no-more compares what
+is there. --ranks repeats the comparison of those of a group by 1, 2 and 4 processes. Writes
 benchmarks/results/evaluation.json and .md.
 """
 
@@ -19,12 +20,15 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from maisi.bundle.bundle import load_bundle
+from maisi.bundle.bundle import Bundle, load_bundle
 from maisi.data.cases import read_case
 from maisi.data.manifest import Case, read_manifest
-from maisi.evaluation.features import PlaneProtocol
+from maisi.evaluation.features import PROTOCOLS, PlaneProtocol, Scattering
+from maisi.evaluation.images import ImageProtocol, ImageReport, MeasuredSet, compare_images
+from maisi.evaluation.sets import NamedImage, features_of
+from maisi.evaluation.stored import StoredPlanes, write_features
 from maisi.recipes.realism import generated_like
-from maisi.space.files import write_volume
+from maisi.space.files import read_volume, write_volume
 from maisi.space.resample import resample, with_spacing
 from maisi.space.similarity import psnr
 from maisi.space.volume import Volume
@@ -32,8 +36,12 @@ from maisi.space.volume import Volume
 RESULTS = Path(__file__).parent / "results"
 DECIBELS = 25.0
 RANKS = (1, 2, 4)
-ROWS = (("halves of the real volumes", "generated", "halves"), ("generated against real", "generated", "matched"))
-ROWS += (("blurred to 25 dB against real", "blurred", "matched"),)
+SETS = ("real", "generated", "blurred")
+ROWS = (
+    ("halves of the real volumes", "generated", "halves"),
+    ("generated against real", "generated", "matched"),
+    ("blurred to 25 dB against real", "blurred", "matched"),
+)
 FIGURES = {"frechet_mean": "Frechet", "kernel": "kernel", "precision": "precision", "recall": "recall"}
 
 
@@ -42,123 +50,126 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bundle", default="ct-small")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--draws", type=int, default=200)
-    arguments = parser.parse_args()
-    chosen = [case for case in read_manifest(arguments.manifest) if case.split == "validation" and case.image]
-    for name in ("real", "generated", "blurred"):
-        (arguments.folder / name).mkdir(parents=True, exist_ok=True)
-    make(chosen, arguments)
-    found = {
-        "cases": len(chosen),
-        "bundle": arguments.bundle,
-        "steps": arguments.steps,
-        "generated": evaluate(arguments, "generated", 1, arguments.draws),
-        "blurred": evaluate(arguments, "blurred", 1, arguments.draws),
-    }
-    alone = evaluate(arguments, "generated", 1, 0)
-    found["ranks"] = {
-        str(count): {**evaluate(arguments, "generated", count, 0)["synthetic"]["frechet"]} for count in RANKS[1:]
-    }
-    found["ranks"]["1"] = alone["synthetic"]["frechet"]
-    found["largest_difference"] = max(
-        abs(found["ranks"][str(count)][name] - found["ranks"]["1"][name])
-        for count in RANKS
-        for name in found["ranks"]["1"]
-    )
-    found["memory"] = {str(times): peak_mb(arguments.folder, times) for times in (1, 4)}
+    parser.add_argument("--no-more", action="store_true", help="compare the volumes that are there")
+    parser.add_argument("--ranks", metavar="GROUP", help="compare blurred with real volumes of a group over ranks")
+    given = parser.parse_args()
+    held_out = [case for case in read_manifest(given.manifest) if case.split == "validation" and case.image]
+    for name in SETS:
+        (given.folder / name).mkdir(parents=True, exist_ok=True)
+    if not given.no_more:
+        bundle = load_bundle(given.bundle)
+        for case in sorted(held_out, key=lambda case: np.prod(case.shape or (0,))):
+            make(case, bundle, given.folder, given.steps)
+    cases = [case for case in held_out if all(path.is_file() for path in features_in(given.folder, case))]
+    old = RESULTS / "evaluation.json"
+    found = json.loads(old.read_text(encoding="utf-8")) if old.is_file() else {}
+    found |= {"cases": len(cases), "of": len(held_out), "bundle": given.bundle, "steps": given.steps}
+    found |= {name: compared(cases, given.folder, name, given.draws).model_dump() for name in SETS[1:]}
+    if given.ranks:
+        found["ranks"] = {
+            str(count): over_ranks([case for case in cases if case.group == given.ranks], given.folder, count)
+            for count in RANKS
+        }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    text = written(found)
-    (RESULTS / "evaluation.md").write_text(text, encoding="utf-8")
-    print(text)
+    (RESULTS / "evaluation.md").write_text(written(found), encoding="utf-8")
+    print(written(found))
 
 
-def make(cases: list[Case], arguments: argparse.Namespace) -> None:
-    """The volumes of the three sets, those that are not there yet."""
-    bundle = load_bundle(arguments.bundle)
-    for case in cases:
-        paths = {name: arguments.folder / name / f"{case.id}.nii.gz" for name in ("real", "generated", "blurred")}
-        if all(path.is_file() for path in paths.values()):
-            continue
-        started = time.perf_counter()
+def features_in(folder: Path, case: Case) -> list[Path]:
+    return [folder / name / f"{case.id}.npz" for name in SETS]
+
+
+def make(case: Case, bundle: Bundle, folder: Path, steps: int) -> None:
+    """The volumes of a case and their features, unless they are there."""
+    volumes = [path.with_suffix(".nii.gz") for path in features_in(folder, case)]
+    if all(path.is_file() for path in features_in(folder, case)):
+        return
+    started = time.perf_counter()
+    if not all(path.is_file() for path in volumes):
         volume, labels = read_case(case)
         coarse = [max(mm, PlaneProtocol().spacing_mm) for mm in labels.grid.spacing]
         asked = resample(labels, with_spacing(labels.grid, coarse))
-        made, _ = generated_like(bundle, case, asked, arguments.steps, lambda line: None)
-        blurred, decibels = blurred_to(volume, DECIBELS)
-        for name, each in (("real", volume), ("generated", made), ("blurred", blurred)):
-            write_volume(each, paths[name])
-        print(f"{case.id}: {time.perf_counter() - started:.0f} s, blurred to {decibels:.2f} dB", flush=True)
+        made, _ = generated_like(bundle, case, asked, steps, lambda line: None)
+        for each, path in zip((volume, made, blurred_to(volume, DECIBELS)), volumes, strict=True):
+            write_volume(each, path)
+    for path, features in zip(volumes, features_in(folder, case), strict=True):
+        volume = read_volume(path)
+        planes = features_of(case.id, volume, Scattering(), PROTOCOLS["maisi"])
+        write_features(features, planes, np.array([*volume.grid.spacing, *volume.grid.shape]))
+    print(f"{case.id}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def blurred_to(volume: Volume, decibels: float) -> tuple[Volume, float]:
-    """The volume smoothed by the gaussian (the same in voxels on all axes) that leaves so much PSNR, and that PSNR."""
+def blurred_to(volume: Volume, decibels: float) -> Volume:
+    """The volume smoothed by the gaussian (the same in voxels on all axes) that leaves so much PSNR."""
     low, high = 0.0, 8.0
     hu = blurred = np.clip(volume.array, -1000, 1000).astype(np.float32)
     for _ in range(9):
         sigma = (low + high) / 2
         blurred = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=3)
         low, high = (sigma, high) if psnr(blurred, hu) > decibels else (low, sigma)
-    return Volume(blurred, volume.grid), psnr(blurred, hu)
+    return Volume(blurred, volume.grid)
 
 
-def evaluate(arguments: argparse.Namespace, synthetic: str, ranks: int, draws: int) -> dict[str, Any]:
-    """The report of a set against the real one, by so many processes."""
-    out = arguments.folder / f"report_{synthetic}_{ranks}_{draws}"
-    if not (out / "run.json").is_file():
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-        sets = [str(arguments.folder / name) for name in ("real", synthetic)]
-        command = [sys.executable, *torchrun, "-m", "maisi", "evaluate", "images", *sets, "--out", str(out)]
-        subprocess.run([*command, "--draws", str(draws), "--threads", "1"], check=True, stdout=subprocess.DEVNULL)
-    return dict(json.loads((out / "images.json").read_text(encoding="utf-8")))
+def compared(cases: list[Case], folder: Path, synthetic: str, draws: int) -> ImageReport:
+    """The report of a set against the real one, from their features."""
+    sets = [
+        MeasuredSet(
+            [NamedImage(case.id, case.patient or case.id, lambda: read_volume(folder), case.group) for case in cases],
+            StoredPlanes([folder / name / f"{case.id}.npz" for case in cases]),
+        )
+        for name in ("real", synthetic)
+    ]
+    return compare_images(sets[0], sets[1], ImageProtocol("scattering", "maisi", PROTOCOLS["maisi"], draws))
 
 
-def peak_mb(folder: Path, times: int) -> int:
-    """The most memory that a comparison takes whose sets hold each volume so many times."""
-    sets = [folder / f"{name}_{times}_times" for name in ("real", "generated")]
-    for copies, source in zip(sets, ("real", "generated"), strict=True):
-        copies.mkdir(exist_ok=True)
-        for path in sorted((folder / source).glob("pt_*.nii.gz"))[:5]:
-            for k in range(times):
-                link = copies / f"{k}_{path.name}"
-                if not link.exists():
-                    link.hardlink_to(path)
-    out = folder / f"report_memory_{times}"
-    command = [sys.executable, "-m", "maisi", "evaluate", "images", *map(str, sets), "--out", str(out), "--draws", "5"]
-    subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL)
-    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    return round(record["peak_bytes"] / 1e6)
+def over_ranks(cases: list[Case], folder: Path, count: int) -> dict[str, float]:
+    """Frechet distances of blurred and real volumes by the command, by so many processes."""
+    sets = [folder / f"{name}_over_ranks" for name in ("real", "blurred")]
+    for place, name in zip(sets, ("real", "blurred"), strict=True):
+        place.mkdir(exist_ok=True)
+        for case in cases:
+            link = place / f"{case.id}.nii.gz"
+            if not link.exists():
+                link.hardlink_to(folder / name / link.name)
+    out = folder / f"report_by_{count}_ranks"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    command = [sys.executable, *torchrun, "-m", "maisi", "evaluate", "images", *map(str, sets), "--out", str(out)]
+    more = ["--draws", "0", "--threads", "1", "--overwrite"]
+    subprocess.run([*command, *more], check=True, stdout=subprocess.DEVNULL)
+    found: dict[str, float] = json.loads((out / "images.json").read_text(encoding="utf-8"))["synthetic"]["frechet"]
+    return found
 
 
 def written(found: dict[str, Any]) -> str:
     """The tables in Markdown."""
+    header = ["| | " + " | ".join(FIGURES.values()) + " |", "|---|" + "---|" * len(FIGURES)]
     lines = [
-        f"{found['cases']} held-out CTs, and CTs of their label maps by {found['bundle']} in {found['steps']} steps.",
-        "As many of other patients as a half of the real ones has: mean and range over ten divisions.",
+        f"{found['cases']} of {found['of']} held-out CTs; generated from their label maps by {found['bundle']} in "
+        f"{found['steps']} steps. As many",
+        "of other patients as a half of the real ones has, mean and range over ten divisions:",
         "",
-        "| | " + " | ".join(FIGURES.values()) + " |",
-        "|---|" + "---|" * len(FIGURES),
+        *header,
         *(f"| {words} | {_cells(found[report][row])} |" for words, report, row in ROWS),
         "",
         "All against all, 95 % intervals by resampling volumes:",
         "",
-        "| | " + " | ".join(FIGURES.values()) + " |",
-        "|---|" + "---|" * len(FIGURES),
-        *(f"| {name} against real | {_cells(found[name]['synthetic'])} |" for name in ("generated", "blurred")),
-        "",
-        f"Frechet distance by {', '.join(map(str, RANKS))} ranks: {found['ranks']['1']['mean']:.9f}, at most "
-        f"{found['largest_difference']:.1e} apart in any orientation.",
-        f"Peak memory: {found['memory']['1']} MB for 10 volumes, {found['memory']['4']} MB for 40.",
+        *header,
+        *(f"| {name} against real | {_cells(found[name]['synthetic'])} |" for name in SETS[1:]),
     ]
+    if "ranks" in found:
+        alone = found["ranks"]["1"]
+        most = max(abs(each[name] - alone[name]) for each in found["ranks"].values() for name in alone)
+        lines += ["", f"By {', '.join(found['ranks'])} ranks: {alone['mean']:.9f}, at most {most:.1e} apart."]
     return "\n".join(lines) + "\n"
 
 
 def _cells(row: dict[str, Any]) -> str:
     cells = []
     for name in FIGURES:
-        digits = 3 if name == "kernel" else 2
-        each = row[name]
+        digits, each = 3 if name == "kernel" else 2, row[name]
         cells.append(f"{each['value']:.{digits}f} ({each['low']:.{digits}f} to {each['high']:.{digits}f})")
     return " | ".join(cells)
 

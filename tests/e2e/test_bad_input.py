@@ -1,6 +1,7 @@
 """Bad input: each a clear error, exit 2, and nothing written."""
 
 import gzip
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -396,3 +397,34 @@ def test_another_recipe_in_the_folder_of_a_run_is_refused(maisi: Maisi, tmp_path
     (tmp_path / "out" / "run.yaml").write_text("command: generate\n")
     said = refused(maisi, tmp_path / "out", "train", "recipe", "tiny", "--manifest", tmp_path / "m.json")
     assert "holds an unfinished run of other settings (command)" in said
+
+
+@pytest.mark.parametrize(
+    ("cases", "complaint"),
+    [
+        ([{"id": "gone", "image": "nowhere.nii.gz"}], "case gone: no file at"),
+        (
+            [
+                {"id": "a", "image": "a.nii", "patient": "P"},
+                {"id": "b", "image": "a.nii", "patient": "P", "split": "validation"},
+            ],
+            "patient P is on two sides of the split: a in training, b in validation",
+        ),
+    ],
+)
+def test_cases_that_cannot_be_trained_on_are_refused_before_anything_is_written(
+    maisi: Maisi, tmp_path: Path, cases: list[dict[str, str]], complaint: str
+) -> None:
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases}))
+    ask = ("train", "autoencoder", "tiny", "--manifest", tmp_path / "manifest.json")
+    assert complaint in refused(maisi, tmp_path / "out", *ask)
+
+
+def test_a_controlnet_that_cannot_steer_the_bundle_is_refused_before_anything_is_encoded(
+    maisi: Maisi, tmp_path: Path
+) -> None:
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": [{"id": "a", "image": "a.nii"}]}))
+    ask = ("train", "controlnet", "tiny", "--manifest", tmp_path / "manifest.json", "--bundle", "ct-small")
+    assert "to steer this U-Net it must be (32, 64, 128)" in refused(maisi, tmp_path / "out", *ask)

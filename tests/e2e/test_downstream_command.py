@@ -65,6 +65,14 @@ def test_an_experiment_leaves_its_table_and_goes_on_after_a_kill(
     assert json.loads((out / "report.json").read_text())["rows"] == report["rows"]
 
 
+def test_a_run_repeats_to_the_same_files(maisi: Maisi, experiment: Path, tmp_path: Path) -> None:
+    settings = ("-s", "regimes=[{ratios: [0, 1], seeds: [0]}]", "-s", "split.folds=2")
+    assert maisi("downstream", "run", experiment, "--out", tmp_path / "one", *settings).code == 0
+    again = maisi("reproduce", tmp_path / "one" / "run.yaml", "--out", tmp_path / "two")
+    assert again.code == 0, again.err
+    assert (tmp_path / "one" / "report.html").read_bytes() == (tmp_path / "two" / "report.html").read_bytes()
+
+
 def test_an_unfinished_run_of_other_settings_is_refused(maisi: Maisi, experiment: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert maisi("downstream", "run", experiment, "--out", out, "-s", "regimes=[{ratios: [0], seeds: [0]}]").code == 0

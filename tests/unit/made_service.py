@@ -14,7 +14,7 @@ OCTETS = {"content-type": "application/octet-stream"}
 
 def made_service(folder: Path, **settings: Any) -> Service:
     """A service that keeps all in a folder."""
-    return Service.of(ServeSettings(data=folder / "data", **settings))
+    return Service.of(ServeSettings(**{"data": folder / "data", "upload_seconds": 600, **settings}))
 
 
 def client_of(service: Service, **options: Any) -> TestClient:

@@ -12,7 +12,7 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.augment import on_grid, vary_grid
 from maisi.data.cases import case_span, own_labels, read_case
 from maisi.data.dataset import NamedVolumes, at_spacings, patch_source
-from maisi.data.manifest import Case, read_manifest
+from maisi.data.manifest import Case, check_cases, read_manifest
 from maisi.errors import InvalidConfigError, InvalidLabelsError, InvalidRequestError
 from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
@@ -177,3 +177,21 @@ def test_a_case_is_shown_as_stored_and_at_coarser_spacings(tmp_path: Path) -> No
     write_volume(scan(), tmp_path / "ct.nii.gz")
     volumes = at_spacings(Case(id="a", image=tmp_path / "ct.nii.gz"), (2.0, 4.5, 6.0))
     assert [volume.grid.spacing for volume in volumes] == [(3.0, 3.0, 4.0), (6.0, 6.0, 6.0)]
+
+
+def test_cases_whose_files_are_gone_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").touch()
+    here = Case(id="a", image=tmp_path / "a.nii")
+    check_cases([here])
+    gone = Case(id="b", image=tmp_path / "a.nii", labels_maisi=tmp_path / "gone.nii")
+    with pytest.raises(InvalidRequestError, match=r"case b: no file at .*gone\.nii; accepted"):
+        check_cases([here, gone])
+    with pytest.raises(InvalidRequestError, match="and 1 files more"):
+        check_cases([gone, gone])
+
+
+def test_a_patient_on_two_sides_of_a_split_is_refused() -> None:
+    sides = [Case(id="a", patient="P"), Case(id="b", patient="P", split="validation"), Case(id="c", patient="Q")]
+    with pytest.raises(InvalidRequestError, match="patient P is on two sides of the split: a in training, b in valid"):
+        check_cases(sides)
+    check_cases([Case(id="a"), Case(id="b", split="validation")])  # of patients that nobody named nothing is known

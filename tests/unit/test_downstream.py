@@ -29,7 +29,13 @@ from maisi.evaluation.segmentation import Agreement
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume
 
-QUICK: dict[str, Any] = {"steps": 120, "batch": 2, "patch": [16, 16, 16], "channels": [16, 32], "learning_rate": 0.01}
+QUICK: dict[str, Any] = {
+    "steps": 120,
+    "patch": [16, 16, 16],
+    "channels": [16, 32],
+    "learning_rate": 0.01,
+    "coordinates": True,
+}
 
 
 def experiment(manifest: Path, **more: Any) -> Experiment:
@@ -251,7 +257,8 @@ def test_the_builtin_network_learns_a_bright_ball_and_the_same_seed_learns_the_s
     settings = TrainingSettings.model_validate(QUICK)
     exercise = Exercise(tuple(cases[:5]), (), tuple(cases[5:]), tmp_path, ("sarcoma",), settings, 0, 8.0)
     state = torch.get_rng_state()
-    found = [dict(_by_id(backend_of(settings).segment(exercise, tmp_path, lambda a, b: None))) for _ in range(2)]
+    backends = [backend_of(settings) for _ in range(2)]
+    found = [dict(_by_id(each.segment(exercise, tmp_path, lambda a, b: None))) for each in backends]
     assert torch.equal(torch.get_rng_state(), state)
     for case in cases[5:]:
         truth = case.classes(tmp_path).array == 1
@@ -264,14 +271,37 @@ def _by_id(found: Any) -> Any:
     return ((case.id, labels.array) for case, labels in found)
 
 
-def test_a_class_that_nobody_looked_for_takes_no_part_in_the_loss() -> None:
+@pytest.mark.parametrize("balance", [0.0, 0.3])
+def test_a_class_that_nobody_looked_for_takes_no_part_in_the_loss(balance: float) -> None:
     logits = torch.randn(2, 2, 4, 4, 4, requires_grad=True)
     masks = torch.zeros(2, 2, 4, 4, 4)
-    builtin.dice_and_entropy(logits, masks, torch.tensor([[True, False], [True, True]])).backward()
+    builtin.dice_and_entropy(logits, masks, torch.tensor([[True, False], [True, True]]), balance).backward()
     assert logits.grad is not None
     assert not logits.grad[0, 1].any()
     assert logits.grad[0, 0].any()
     assert logits.grad[1, 1].any()
+
+
+def test_a_small_class_pulls_at_the_network_more_with_a_balance() -> None:
+    masks = torch.zeros(1, 1, 16, 16, 16)
+    masks[0, 0, 8, 8, 8] = 1
+    pulls = []
+    for balance in (0.0, 0.3):
+        logits = torch.full((1, 1, 16, 16, 16), -4.0, requires_grad=True)
+        builtin.dice_and_entropy(logits, masks, torch.tensor([[True]]), balance).backward()
+        assert logits.grad is not None
+        pulls.append(float(-logits.grad[0, 0, 8, 8, 8]))
+    assert pulls[1] > 5 * pulls[0] > 0
+
+
+def test_places_are_those_of_the_volume_and_the_same_left_and_right_where_patches_are_mirrored() -> None:
+    for flips in (False, True):
+        settings = TrainingSettings(patch=(8, 8, 8), flips=flips)
+        places = builtin.places_in((16, 8, 9), (8, 0, 0), settings)
+        assert places[1, 0, 0, 0] == -1
+        assert places[1, 0, 7, 0] == 1
+        left = builtin.places_in((16, 8, 9), (0, 0, 0), settings)
+        assert (places[0] == (left[0, ::-1] if flips else -left[0, ::-1])).all()
 
 
 def test_the_last_steps_see_real_cases_alone_where_that_is_asked_for() -> None:
@@ -286,8 +316,8 @@ def test_the_last_steps_see_real_cases_alone_where_that_is_asked_for() -> None:
 def test_a_patch_beyond_the_volume_is_air_without_classes() -> None:
     case = builtin.Arrays(np.zeros((8, 8, 4), np.float32), np.ones((8, 8, 4), np.uint8), np.array([True]))
     settings = TrainingSettings(patch=(16, 8, 8))
-    hu, classes = builtin.patch_of(case, settings, np.random.default_rng(0))
-    assert hu.shape == classes.shape == (16, 8, 8)
+    hu, classes, places = builtin.patch_of(case, settings, np.random.default_rng(0))
+    assert hu.shape == classes.shape == places.shape[1:] == (16, 8, 8)
     assert classes.sum() == 8 * 8 * 4
     assert (hu[classes == 0] < -800).all()
 
@@ -390,7 +420,7 @@ def result(fold: int, ratio: float, dice: dict[str, float]) -> CellResult:
         for p, value in dice.items()
     )
     cell = Cell(fold=fold, num_real="all", ratio=ratio, seed=0)
-    return CellResult(cell=cell, real=("a", "b"), synthetic=("s",) if ratio else (), tested=tested, seconds=1)
+    return CellResult(cell=cell, real=("a", "b"), synthetic=("s",) if ratio else (), tested=tested)
 
 
 def test_the_table_tells_folds_average_and_the_change_by_patient(manifest: Path) -> None:

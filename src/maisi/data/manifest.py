@@ -5,7 +5,7 @@ paths in it are relative to the file.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,26 @@ def read_manifest(path: Path) -> tuple[Case, ...]:
     if twice:
         raise InvalidConfigError(f"{path}: case ids must be unique; used twice: {', '.join(twice)}")
     return tuple(_resolve(case, path.parent) for case in cases)
+
+
+def check_cases(cases: Sequence[Case]) -> None:
+    """Raise `InvalidRequestError` where files of cases are not there, or a patient is on two sides of the split."""
+    named = [(case.id, path) for case in cases for path in (case.image, case.labels, case.labels_maisi) if path]
+    lost = [f"case {id}: no file at {path}" for id, path in named if not path.exists()]
+    if lost:
+        more = f" (and {len(lost) - 1} files more)" if len(lost) > 1 else ""
+        raise InvalidRequestError(f"{lost[0]}{more}; accepted: a manifest whose files are there")
+    sides: dict[str, dict[str, str]] = {}
+    for case in cases:
+        if case.patient:
+            sides.setdefault(case.patient, {}).setdefault(case.split, case.id)
+    torn = {patient: by_split for patient, by_split in sides.items() if len(by_split) > 1}
+    for patient, by_split in torn.items():
+        where = ", ".join(f"{id} in {split}" for split, id in by_split.items())
+        more = f" (and {len(torn) - 1} patients more)" if len(torn) > 1 else ""
+        raise InvalidRequestError(
+            f"patient {patient} is on two sides of the split: {where}{more}; accepted: all cases of a patient on one"
+        )
 
 
 def _entries(path: Path) -> list[Any]:

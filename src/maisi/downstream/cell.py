@@ -1,6 +1,5 @@
 """One training of an experiment: its cases, checked for leaks, a backend, and how the patients to test came out."""
 
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,13 +48,11 @@ class CellResult(Frozen):
     real: tuple[str, ...]
     synthetic: tuple[str, ...]
     tested: tuple[ScoredCase, ...]
-    seconds: float
 
 
 def carry_out_cell(work: CellWork, on_step: OnStep = lambda done, total: None) -> CellResult:
     """Train and test; raises `InvalidRequestError` before, where a case has anything of a patient who is held out."""
     check_no_leak(work.training, work.held_out)
-    started = time.monotonic()
     exercise = Exercise(
         training=work.training,
         validation=work.validation,
@@ -75,7 +72,6 @@ def carry_out_cell(work: CellWork, on_step: OnStep = lambda done, total: None) -
         real=tuple(case.id for case in work.training if not case.synthetic),
         synthetic=tuple(case.id for case in work.training if case.synthetic),
         tested=tested,
-        seconds=round(time.monotonic() - started, 1),
     )
 
 

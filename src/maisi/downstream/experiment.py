@@ -93,6 +93,8 @@ class TrainingSettings(Frozen):
     patch: Size3 = (48, 48, 48)
     channels: tuple[int, ...] = (16, 32, 64, 128)
     learning_rate: float = Field(default=3e-3, gt=0)
+    balance: float = Field(default=0.3, ge=0, description="Weight of the voxels of classes besides that of all voxels.")
+    coordinates: bool = Field(default=False, description="Show the network where in the volume a patch is.")
     real_last: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the steps, the last ones, that see real cases alone."
     )

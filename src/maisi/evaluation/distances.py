@@ -39,8 +39,13 @@ def spread(parts: Sequence[np.ndarray], weights: np.ndarray | None = None) -> Sp
     for k in drawn:
         rows.append((parts[k] - mean) * np.sqrt(times[k] / (total - 1)))
         if sum(map(len, rows)) > max(MOST_ROWS, len(mean)):
-            factor, rows = np.linalg.qr(np.concatenate([factor, *rows]), mode="r"), []
-    return Spread(mean, np.linalg.qr(np.concatenate([factor, *rows]), mode="r"))
+            factor, rows = _triangle([factor, *rows]), []
+    return Spread(mean, _triangle([factor, *rows]))
+
+
+def _triangle(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """A factor (r, d) of the same square as these rows (n, d), r at most d."""
+    return np.asarray(np.linalg.qr(np.concatenate(rows), mode="r"))
 
 
 def frechet_of(a: Spread, b: Spread) -> float:

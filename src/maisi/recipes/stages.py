@@ -266,9 +266,11 @@ def starting_bundle(recipe: BundleRecipe, config: DiffusionTraining, bundle: Bun
     """The bundle whose network goes on learning, None for a fresh one.
 
     Raises `InvalidRequestError` where it has no such network, another than the recipe describes, another schedule, or
-    latents of an autoencoder other than `bundle`'s.
+    latents of an autoencoder other than `bundle`'s, and where a fresh ControlNet would not fit the U-Net of `bundle`.
     """
     if config.start_from is None:
+        if isinstance(config, ControlNetTraining) and config.controlnet is not None:
+            check_levels(bundle.unet.config, config.controlnet)
         return None
     start = load_bundle(config.start_from)
     if network not in start.names:

@@ -13,7 +13,7 @@ from typing import Any
 from maisi.errors import RunError
 from maisi.service.told import PlanTold
 
-LONGEST_S, IDLE_S = 120.0, 600.0
+LONGEST_S, IDLE_S = 300.0, 600.0
 
 
 class Planner:

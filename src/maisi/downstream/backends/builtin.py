@@ -3,7 +3,7 @@
 Nothing is chosen by validation. A class that nobody looked for in a case takes no part in the loss of its patches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,7 +56,7 @@ class Builtin:
         network = train(cases, len(exercise.classes), exercise.settings, exercise.seed, on_step)
         for case in exercise.test:
             volume = case.volume(exercise.folder)
-            yield case, LabelMap(found(network, volume.array, exercise.settings.patch), volume.grid)
+            yield case, LabelMap(found(network, volume.array, exercise.settings), volume.grid)
 
 
 def arrays_of(case: StoredCase, folder: Path, classes: tuple[str, ...]) -> Arrays:
@@ -75,8 +75,8 @@ def train(cases: list[Arrays], num_classes: int, settings: TrainingSettings, see
     )
     network.train()
     for step in range(settings.steps):
-        hu, classes, known = batch_of(seen_at(step, cases, settings), settings, rng)
-        loss = dice_and_entropy(network(seen(hu)), one_hot(classes, num_classes), known)
+        image, classes, known = batch_of(seen_at(step, cases, settings), settings, rng)
+        loss = dice_and_entropy(network(image), one_hot(classes, num_classes), known, settings.balance)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -101,7 +101,7 @@ def build(num_classes: int, settings: TrainingSettings, seed: int) -> Any:
         torch.manual_seed(seed)
         return UNet(
             spatial_dims=3,
-            in_channels=len(WINDOWS),
+            in_channels=len(WINDOWS) + 3 * settings.coordinates,
             out_channels=num_classes,
             channels=settings.channels,
             strides=(2,) * (len(settings.channels) - 1),
@@ -113,15 +113,18 @@ def build(num_classes: int, settings: TrainingSettings, seed: int) -> Any:
 def batch_of(
     cases: list[Arrays], settings: TrainingSettings, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches: HU (b, x, y, z), classes (b, x, y, z), known channels (b, c)."""
+    """Patches: what the network sees (b, d, x, y, z), classes (b, x, y, z), known channels (b, c)."""
     chosen = [cases[k] for k in rng.integers(len(cases), size=settings.batch)]
     patches = [patch_of(case, settings, rng) for case in chosen]
-    hu, classes = (np.stack(each) for each in zip(*patches, strict=True))
-    return torch.from_numpy(hu), torch.from_numpy(classes), torch.from_numpy(np.stack([c.known for c in chosen]))
+    hu, classes, places = (torch.from_numpy(np.stack(each)) for each in zip(*patches, strict=True))
+    image = torch.cat([seen(hu), places], dim=1) if settings.coordinates else seen(hu)
+    return image, classes, torch.from_numpy(np.stack([case.known for case in chosen]))
 
 
-def patch_of(case: Arrays, settings: TrainingSettings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A random patch, augmented; beyond the volume is air."""
+def patch_of(
+    case: Arrays, settings: TrainingSettings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A random patch: HU, augmented, classes, and where it is; beyond the volume is air."""
     present = [k for k in np.flatnonzero(np.bincount(case.classes.ravel())) if k > 0]
     size, shape = np.array(settings.patch), np.array(case.hu.shape)
     if present and rng.random() < FOREGROUND:
@@ -132,11 +135,23 @@ def patch_of(case: Arrays, settings: TrainingSettings, rng: np.random.Generator)
         start = rng.integers(np.minimum(0, shape - size), np.maximum(0, shape - size) + 1)
     start = np.clip(start, np.minimum(0, shape - size), np.maximum(0, shape - size))
     hu, classes = (_cut(each, start, settings.patch, fill) for each, fill in ((case.hu, -1024), (case.classes, 0)))
+    places = places_in(case.hu.shape, start.tolist(), settings)
     if settings.flips and rng.random() < 0.5:
-        hu, classes = hu[::-1].copy(), classes[::-1].copy()
+        hu, classes, places = hu[::-1].copy(), classes[::-1].copy(), places[:, ::-1].copy()
     noise = rng.uniform(0, NOISE_HU) * rng.standard_normal(hu.shape, dtype=np.float32)
     gain, shift = 1 + rng.uniform(-CONTRAST, CONTRAST), rng.uniform(-SHIFT_HU, SHIFT_HU)
-    return (gain * hu + shift + noise).astype(np.float32), classes.astype(np.int64)
+    return (gain * hu + shift + noise).astype(np.float32), classes.astype(np.int64), places
+
+
+def places_in(shape: Sequence[int], start: Sequence[int], settings: TrainingSettings) -> np.ndarray:
+    """Where the voxels of a patch are in their volume (3, x, y, z), -1 to 1 on each axis; with flips left is right."""
+    axes = [
+        2 * (np.arange(n) + a) / max(size - 1, 1) - 1 for n, a, size in zip(settings.patch, start, shape, strict=True)
+    ]
+    places = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
+    if settings.flips:
+        places[0] = np.abs(places[0])
+    return places
 
 
 def _cut(array: np.ndarray, start: np.ndarray, size: Size3, fill: float) -> np.ndarray:
@@ -160,25 +175,36 @@ def one_hot(classes: Tensor, num_classes: int) -> Tensor:
     return torch.stack([(classes == k).float() for k in range(1, num_classes + 1)], dim=1)
 
 
-def dice_and_entropy(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
-    """1 - soft Dice (Milletari et al., 2016) plus binary cross-entropy, of the known channels (b, c)."""
-    weight = known.to(logits.dtype)
-    space = (2, 3, 4)
-    entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(dim=space)
-    found = logits.sigmoid()
-    dice = 1 - (2 * (found * masks).sum(space) + 1) / (found.sum(space) + masks.sum(space) + 1)
-    total: Tensor = ((entropy + dice) * weight).sum() / weight.sum().clamp(min=1)
-    return total
+def dice_and_entropy(logits: Tensor, masks: Tensor, known: Tensor, balance: float) -> Tensor:
+    """1 - soft Dice (Milletari et al., 2016) plus binary cross-entropy, of the known channels (b, c).
+
+    With a balance the mean entropy of the voxels of a class counts by that much besides, and Dice only where there are
+    any: what fills a thousandth of a patch is else forgotten before it is learnt.
+    """
+    weight, space = known.to(logits.dtype), (2, 3, 4)
+    each = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    found, inside = logits.sigmoid(), masks.sum(space)
+    entropy = each.mean(space) + balance * (each * masks).sum(space) / (inside + 1)
+    dice = 1 - (2 * (found * masks).sum(space) + 1) / (found.sum(space) + inside + 1)
+    counted = weight * (inside > 0) if balance else weight
+    return _mean(entropy, weight) + _mean(dice, counted)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
 @torch.inference_mode()
-def found(network: Any, hu: np.ndarray, patch: Size3) -> np.ndarray:
+def found(network: Any, hu: np.ndarray, settings: TrainingSettings) -> np.ndarray:
     """The map of classes, uint8 `[x y z]`: the likeliest where any is likelier than not."""
     from monai.inferers import sliding_window_inference
 
     image = seen(torch.from_numpy(np.ascontiguousarray(hu, np.float32))[None])
+    if settings.coordinates:
+        whole = settings.model_copy(update={"patch": hu.shape})
+        image = torch.cat([image, torch.from_numpy(places_in(hu.shape, (0, 0, 0), whole))[None]], dim=1)
     scores = sliding_window_inference(
-        image, patch, 1, network, overlap=0.25, mode="gaussian", padding_mode="constant", cval=-1.0
+        image, settings.patch, 1, network, overlap=0.25, mode="gaussian", padding_mode="constant", cval=-1.0
     )[0]
     best, channel = scores.max(dim=0)
     return np.where(best.numpy() > 0, channel.numpy() + 1, 0).astype(np.uint8)

@@ -13,7 +13,7 @@ from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.machine import fill_defaults, num_ranks
 from maisi.data.latents import LATENTS, read_entries
-from maisi.data.manifest import read_manifest
+from maisi.data.manifest import check_cases, read_manifest
 from maisi.errors import InvalidPlanError, InvalidRequestError
 from maisi.pipelines.validate import lasting_name
 from maisi.recipes.dry_run import DryRun, dry_run
@@ -68,12 +68,18 @@ def check(request: TrainRequest) -> Checked[TrainRequest]:
     settings = with_classes(request.recipe.model_dump(mode="json"), request.bundle)
     update: dict[str, object] = {"recipe": check_settings(BundleRecipe, settings)}
     if request.manifest is not None:
-        read_manifest(request.manifest)
+        _check_cases(request.recipe, request.manifest)
         update["manifest"] = request.manifest.resolve()
     if request.latents is not None:
         read_entries(request.latents)
         update["latents"] = request.latents.resolve()
     return _checked_bundle(request.model_copy(update=update))
+
+
+def _check_cases(recipe: BundleRecipe, manifest: Path) -> None:
+    """Nothing, or the refusal of a manifest whose cases, of those that the recipe takes, cannot be trained on."""
+    taken = [case for case in read_manifest(manifest) if recipe.shows(case) or recipe.latents.takes(case)]
+    check_cases([case for case in taken if case.split != "testing"])
 
 
 def _checked_bundle(request: TrainRequest) -> Checked[TrainRequest]:

@@ -156,6 +156,7 @@ export class Picture {
     this.#showInspector();
     this.jobsChanged();
     const last = this.stage.panes.at(-1);
+    this.stage.begin(this.job?.request.at);
     showLegend($("legend"), last, (hidden) => this.stage.setHidden(hidden), (id) => this.stage.goToStructure(id));
   }
 

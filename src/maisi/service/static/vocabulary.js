@@ -26,7 +26,7 @@ export const isEverywhere = (id) => EVERYWHERE.has(structure(id).name);
 /** Whether a tumour may lie in a structure. */
 export function hosts(tumour, id) {
   const { name, group, groups = [] } = structure(id);
-  return Boolean(named(tumour)?.host?.some((host) => host === name || host === group || groups.includes(host)));
+  return name === tumour || Boolean(named(tumour)?.host?.some((host) => host === name || host === group || groups.includes(host)));
 }
 
 /** Structures whose names hold all words, those that begin so first. */

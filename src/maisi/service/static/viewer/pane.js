@@ -230,6 +230,7 @@ export class Pane {
   }
 
   #placed({ mm, values }) {
+    if (![...mm].slice(0, 3).every(Number.isFinite)) return this.place && this.goTo(this.place.mm); // beside the picture
     const of = (volume) => values[this.planes.volumes.indexOf(volume)]?.value;
     this.place = { mm: [...mm].slice(0, 3), hu: this.isImage ? of(this.volume) : null, id: this.map ? this.#idAt(mm) : null };
     this.#followSolid(mm);

@@ -162,6 +162,14 @@ export class Stage {
     for (const pane of this.panes) pane.setHidden(hidden);
   }
 
+  /** The crosshair to a place, else to the first tumour there is; else it stays in the middle. */
+  begin(mm) {
+    const pane = this.panes.at(-1);
+    const tumour = [...pane.counts.keys()].find((id) => structure(id).tumour);
+    if (mm) pane.goTo(mm);
+    else if (tumour) pane.goTo(pane.whereIs(tumour));
+  }
+
   goToStructure(id) {
     const pane = this.panes.at(-1);
     if (!pane?.counts.has(id)) return;
