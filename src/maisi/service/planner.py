@@ -75,9 +75,11 @@ class Planner:
         process, self._process = self._process, None
         if process is None:
             return
-        with suppress(OSError):
-            process.kill()
+        process.kill()
         process.wait()
+        assert process.stdin is not None
+        with suppress(OSError):  # what it has not read
+            process.stdin.close()
 
 
 def _forward(process: "subprocess.Popen[str]", answers: Queue[str]) -> None:

@@ -63,7 +63,7 @@ def _told(valid: ValidRequest, budget: int | None) -> dict[str, Any]:
     how = f"{samples} of {size} voxels, {request.steps} steps, {'in one piece' if cut == 1 else f'in {cut} slabs'}"
     if memory:
         how += f", within {format_bytes(memory)}"
-    return {"seconds": round(samples * flops / (speed() * torch.get_num_threads()), 1), "bytes": int(taken), "how": how}
+    return {"seconds": round(samples * flops / (speed() * torch.get_num_threads()), 3), "bytes": int(taken), "how": how}
 
 
 def _plans(valid: ValidRequest, source: LabelSource, compute: Compute) -> dict[str, MemoryPlan]:

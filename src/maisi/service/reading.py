@@ -73,9 +73,8 @@ def _nifti_voxels(path: Path) -> int:
     from nibabel.filebasedimages import ImageFileError
 
     try:
-        image = nib.load(path)
-        assert isinstance(image, nib.Nifti1Image | nib.Nifti2Image)  # as its name says
-        return math.prod(image.shape)
+        image: Any = nib.load(path)
+        return math.prod(int(n) for n in image.shape)
     except (ImageFileError, ValueError, OSError, EOFError, ArithmeticError, LookupError, TypeError):
         return 0  # the door says what is wrong
 
@@ -84,7 +83,7 @@ def _raster_voxels(path: Path) -> int:
     """The most voxels that a line of the header of an NRRD or a MetaImage speaks of."""
     with path.open("rb") as file:
         lines = _SIZES.findall(file.read(HEADER_BYTES))
-    return max((int(np.prod([int(size) for size in line.split()], dtype=object)) for line in lines), default=0)
+    return max((math.prod(int(size) for size in line.split()) for line in lines), default=0)
 
 
 def _dicom_voxels(path: Path) -> int:
@@ -95,9 +94,7 @@ def _dicom_voxels(path: Path) -> int:
     total = 0
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         try:
-            if not file.is_file():
-                continue
-            header = dcmread(file, stop_before_pixels=True, specific_tags=tags)
+            header: Any = dcmread(file, stop_before_pixels=True, specific_tags=tags) if file.is_file() else {}
             total += (
                 int(header.get("Rows") or 0) * int(header.get("Columns") or 0) * int(header.get("NumberOfFrames") or 1)
             )
