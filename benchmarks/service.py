@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 
 ENDED = ("done", "failed", "cancelled")
-POLL_S, PATIENCE_S = 0.2, 120.0
+POLL_S, PATIENCE_S = 0.2, 600.0
 SMALL = {"region": "chest", "size": [32, 32, 32], "spacing": [4.5, 4.5, 4.5], "steps": 2}
 
 
@@ -208,9 +208,8 @@ def told(ended: list[dict[str, Any]], jobs: int, seconds: float) -> dict[str, An
 def serving(options: argparse.Namespace) -> Iterator[tuple[Server, dict[str, float]]]:
     with tempfile.TemporaryDirectory() as name:
         server = Server(Path(name), options.workers, options.jobs, options.memory)
-        start = server.start()
         try:
-            yield server, start
+            yield server, server.start()
         finally:
             if server.process is not None and server.process.poll() is None:
                 server.stop()

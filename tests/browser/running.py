@@ -14,7 +14,7 @@ ENDED = ("done", "failed", "cancelled")
 SMALL: dict[str, Any] = {
     "region": "abdomen", "phantom": True, "size": [48, 48, 48], "spacing": [5, 5, 5], "steps": 2, "seed": 7,
 }  # fmt: skip
-LONG: dict[str, Any] = {**SMALL, "steps": 5000}
+LONG: dict[str, Any] = {**SMALL, "size": [96, 96, 96], "steps": 1000}
 
 
 @dataclass
@@ -44,21 +44,29 @@ class Running:
         return self
 
     def stop(self) -> None:
-        """End it as a terminal does."""
+        """End it as a terminal does; kill it where a busy machine takes long over that."""
         assert self.process is not None
         assert self.process.stdout is not None
         self.process.terminate()
-        self.process.wait(60)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.process.stdout.close()
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """What the service answers, as JSON."""
+        text = self.bytes_of(method, path, None if body is None else json.dumps(body).encode())
+        return json.loads(text) if text else None
+
+    def bytes_of(self, method: str, path: str, data: bytes | None = None) -> bytes:
+        """What the service answers, as it is."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
-        data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}v1/{path}", data, headers, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+            text: bytes = answer.read()
+        return text
 
     def submit(self, kind: str, request: dict[str, Any]) -> str:
         id: str = self.ask("POST", "jobs", {"kind": kind, "request": request})["id"]

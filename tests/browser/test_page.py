@@ -111,7 +111,7 @@ def test_a_label_map_that_is_brought_is_shown_and_followed(
     page: Any, service: Running, made: str, tmp_path: Path
 ) -> None:
     labels = tmp_path / "mine.nii.gz"
-    labels.write_bytes((service.data / "jobs" / made / "files" / "sample_000_labels.nii.gz").read_bytes())
+    labels.write_bytes(service.bytes_of("GET", f"jobs/{made}/artifacts/sample_000_labels.nii.gz"))
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Open a file").first.click()
     chooser.value.set_files(labels)

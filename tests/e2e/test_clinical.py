@@ -110,7 +110,11 @@ def test_contours_and_chosen_structures_of_single_files(patient: Patient, maisi:
     assert np.array_equal(open_labels(found)[0].array, kept)
     dataset = pydicom.dcmread(found)
     assert "SyntheticData" not in dataset
-    assert read_provenance(found).command == "export"
+    made = read_provenance(found)
+    assert (made.command, made.file) == ("export", f"{found.parent.name}/rtstruct.dcm")
+    assert set(made.inputs) == {str(patient.ct), str(patient.labels)}
+    answer = maisi("reproduce", found)
+    assert (answer.code, answer.out.split("  ")[0]) == (0, "same"), answer.err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`maisi evaluate` as a user runs it."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -161,6 +162,20 @@ def test_a_run_that_stopped_goes_on_with_the_features_that_it_has(maisi: Maisi, 
     (tmp_path / "away").replace(sets / "real" / "0_ct.nii.gz")
     assert done.code == 0, done.err
     assert done.json["synthetic"] == whole["synthetic"]
+
+
+def test_a_full_disk_is_told_in_one_line_and_nothing_is_lost(maisi: Maisi, sets: Path, tmp_path: Path) -> None:
+    ask = ("evaluate", "images", sets / "real", sets / "other", "--out", tmp_path / "out", "--draws", 2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16384, before[1]))  # features of a volume are 29 kB
+    try:
+        done = maisi(*ask)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert f"error: cannot write to {tmp_path / 'out'}: File too large" in done.err
+    assert not any(name.endswith((".npz", ".json")) for name in files_in(tmp_path / "out"))
 
 
 def test_sets_of_other_spacing_and_size_are_told(maisi: Maisi, sets: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from command_line import Maisi, Patient, files_in
 from scipy import ndimage
 
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.space.origin import read_provenance
 
 LESION = ("--tumor", "liver tumour", "--random", 1, "--diameter", 60, "--steps", 1)
 MADE = ["ct_ct.nii.gz", "ct_labels.nii.gz", "ct_mask.nii.gz", "ct_preview.png", "ct_quality.json"]
@@ -26,8 +27,10 @@ def test_a_tumour_is_put_into_the_file_itself(
     assert answer.code == 0, answer.err
     assert files_in(out) == [*MADE, "run.json", "run.yaml"]
     old, new = (gzip.decompress(path.read_bytes()) for path in (patient.ct, out / MADE[0]))
-    assert old[:352] == new[:352]
-    before, after = (np.frombuffer(content[352:], np.int16) for content in (old, new))
+    start = nib.load(out / MADE[0]).dataobj.offset  # behind what says what made it
+    assert (old[:108], old[112:348]) == (new[:108], new[112:348])
+    before, after = np.frombuffer(old[352:], np.int16), np.frombuffer(new[start:], np.int16)
+    assert read_provenance(out / MADE[0]).command == "inpaint"
     labels, mask = (np.asarray(nib.load(out / name).dataobj) for name in MADE[1:3])
     np.testing.assert_array_equal(labels == TUMOUR, mask > 0)
     near = ndimage.binary_dilation(mask, np.ones((3, 3, 3)), iterations=2).ravel(order="F")

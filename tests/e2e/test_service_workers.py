@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from maisi.errors import InvalidRequestError
 from maisi.service.carry import carry
 from maisi.service.jobs import Job, JobStore, Limits
 from maisi.service.supervisor import Supervisor
 
-WAIT_S = 120.0
+pytestmark = pytest.mark.timeout(1800)
+WAIT_S = 500.0  # a busy machine takes its time
 
 
 def until(found: Callable[[], Any], seconds: float = WAIT_S) -> Any:
@@ -113,7 +115,7 @@ def test_a_running_job_is_cancelled_within_a_step(served: tuple[JobStore, Superv
 
 def test_a_killed_worker_loses_no_sample_and_no_job(served: tuple[JobStore, Supervisor], tiny_bundle: Path):
     store, supervisor = served
-    request = small(tiny_bundle, count=4, steps=10)
+    request = small(tiny_bundle, count=3, steps=5)
     id = store.submit("generate", request).id
     until(lambda: store.get(id).samples_done >= 1)
     first = {path: path.stat().st_mtime_ns for path in store.artifacts(id) if "sample_000" in path.name}
@@ -121,9 +123,9 @@ def test_a_killed_worker_loses_no_sample_and_no_job(served: tuple[JobStore, Supe
     os.kill(supervisor.workers[0].process.pid, signal.SIGKILL)
     job = ended(store, id)
     assert (job.state, job.tries, job.problem) == ("done", 2, None)
-    assert job.samples_done == 4
+    assert job.samples_done == 3
     assert {path: path.stat().st_mtime_ns for path in first} == first
-    assert len([name for name in job.artifacts if name.endswith("ct.nii.gz")]) == 4
+    assert len([name for name in job.artifacts if name.endswith("ct.nii.gz")]) == 3
     assert not any(store.folder_of(id).glob(".*"))
     calm = ended(store, store.submit("generate", request).id)
     volumes = [[p.read_bytes() for p in store.artifacts(each.id) if p.name.endswith(".nii.gz")] for each in (job, calm)]
@@ -184,10 +186,13 @@ def test_a_killed_server_takes_its_workers_with_it_and_the_next_goes_on(tmp_path
     assert (job.state, job.tries, job.samples_done) == ("done", 2, 3)
 
 
-def test_a_service_that_ends_gives_its_job_to_the_next(tmp_path: Path, tiny_bundle: Path):
-    with service(tmp_path, tries=1) as (store, _):
+def test_a_service_that_ends_gives_its_job_to_the_next_and_has_kept_its_memory(tmp_path: Path, tiny_bundle: Path):
+    with service(tmp_path, tries=1, memory="1500MB") as (store, supervisor):
         id = store.submit("generate", small(tiny_bundle, count=50, steps=10)).id
         until(lambda: store.get(id).samples_done >= 1)
     job = store.get(id)
     assert job.state == "queued"
     assert job.samples_done >= 1
+    settings = yaml.safe_load((store.folder_of(id) / "run.yaml").read_text())
+    assert settings["compute"]["memory"] == 1_500_000_000
+    assert 10**8 < supervisor.peak_bytes < 1_500_000_000

@@ -353,6 +353,14 @@ def test_contours_without_their_series_are_refused(written: Path, tmp_path: Path
         open_labels(tmp_path / "alone.dcm")
 
 
+def test_a_folder_with_one_segmentation_is_taken_and_one_with_two_is_not(patient: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"3 DICOM files of labels: rtstruct.dcm, seg_binary.dcm"):
+        open_labels(patient)
+    for name in ("rtstruct.dcm", "seg_binary.dcm"):
+        (patient / name).unlink()
+    assert np.array_equal(open_labels(patient)[0].array, made_labels().array)
+
+
 def test_labels_of_another_grid_and_without_structures_are_not_written(written: Path, tmp_path: Path) -> None:
     study = Study.of(made_volume(), "a", None)
     slices = write_ct(made_volume(), tmp_path / "ct", study)

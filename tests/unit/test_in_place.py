@@ -6,10 +6,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from made_clinical import made_provenance
 
 from maisi.space.files import read_image
 from maisi.space.in_place import open_original, write_changed, write_labels_like
 from maisi.space.label_files import read_labels
+from maisi.space.origin import read_provenance
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap, Volume
 
@@ -42,6 +44,33 @@ def test_only_the_bytes_of_changed_voxels_change(tmp_path: Path, dtype: str) -> 
     assert 1 <= (old != new).sum() <= np.dtype(dtype).itemsize
     again, _ = read_image(tmp_path / "new.nii", TRUST)
     np.testing.assert_array_equal(again.array, after)
+
+
+@pytest.mark.parametrize("dtype", ["int16", ">i2"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_what_made_it_is_one_extension_more(tmp_path: Path, kind: type, dtype: str) -> None:
+    plain = nib.load(stored(tmp_path / "plain.nii", dtype))
+    header = kind.header_class.from_header(plain.header)
+    header.extensions.append(nib.nifti1.Nifti1Extension(4, b"<xml of another program>"))
+    image = kind(np.asarray(plain.dataobj), plain.affine, header)
+    image.to_filename(tmp_path / "ct.nii")
+    before, _ = read_image(tmp_path / "ct.nii", TRUST)
+    changed = Volume(before.array + 0, before.grid)
+    original = open_original(tmp_path / "ct.nii", before, TRUST)
+    write_changed(before, changed, original, tmp_path / "new.nii", provenance=made_provenance())
+    again, findings = read_image(tmp_path / "new.nii", TRUST)
+    np.testing.assert_array_equal(again.array, before.array)
+    assert findings == read_image(tmp_path / "ct.nii", TRUST)[1]
+    assert read_provenance(tmp_path / "new.nii") == made_provenance()
+    codes = [each.get_code() for each in nib.load(tmp_path / "ct.nii").header.extensions]
+    assert [each.get_code() for each in nib.load(tmp_path / "new.nii").header.extensions] == [*codes, 6]
+    later = made_provenance(command="inpaint")
+    original = open_original(tmp_path / "new.nii", before, TRUST)
+    write_changed(before, changed, original, tmp_path / "twice.nii", provenance=later)
+    assert read_provenance(tmp_path / "twice.nii") == later
+    labels = LabelMap(np.ones(before.grid.shape, np.uint8), before.grid)
+    write_labels_like(labels, original, tmp_path / "l.nii", made_provenance())
+    assert read_provenance(tmp_path / "l.nii") == made_provenance()
 
 
 def test_the_scale_of_the_header_stays_and_values_fit_into_it(tmp_path: Path) -> None:

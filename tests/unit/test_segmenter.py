@@ -28,6 +28,8 @@ from maisi.errors import (
     InvalidVolumeError,
 )
 from maisi.networks.segmenter import SegmentationUNet, SegmenterConfig
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.pipelines.prepare.segmenter import segmented
 from maisi.pipelines.prepare.settings import PrepareSettings
 from maisi.pipelines.segment import NetworkSegmenter, most_likely, probabilities, segmenter_of
@@ -339,9 +341,20 @@ def test_prepare_takes_the_command_as_its_segmenter(bundle_path: Path) -> None:
 def test_the_command_says_what_it_needs(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     volume, _ = scan(2)
     write_volume(volume, tmp_path / "ct.nii.gz")
-    assert main(["segment", str(tmp_path / "ct.nii.gz"), "--out", str(tmp_path / "out")]) == 2
+    assert main(["segment", str(tmp_path / "ct.nii.gz"), "--bundle", "ct-small", "--out", str(tmp_path / "out")]) == 2
     assert "has no segmenter" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_packaged_segmenter_finds_the_lungs_of_a_phantom(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    labels = draw_phantom("chest", Grid.centered((64, 56, 48), (6.0, 6.0, 6.0)), rng)
+    write_volume(render_phantom(labels, rng), tmp_path / "ct.nii.gz")
+    assert main(["segment", str(tmp_path / "ct.nii.gz"), "--out", str(tmp_path / "labels.nii.gz")]) == 0
+    lungs = np.isin(labels.array, VOCABULARY.group("lungs"))
+    found = read_labels(tmp_path / "labels.nii.gz")
+    told = np.isin(found.array, VOCABULARY.group("lungs"))
+    assert 2 * (lungs & told).sum() / (lungs.sum() + told.sum()) > 0.8
 
 
 def test_the_command_trains_and_adds_to_a_bundle(tmp_path: Path) -> None:

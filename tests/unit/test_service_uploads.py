@@ -1,5 +1,6 @@
 """Uploads: what they are told to be, and bombs, lies and outsiders that are refused."""
 
+import errno
 import gzip
 import io
 import stat
@@ -185,3 +186,13 @@ def test_uploads_take_no_more_room_than_they_may(tmp_path: Path) -> None:
         assert sent(client, "ct.nii.gz", nifti(trunk()))[0] == 201
         code, told = sent(client, "ct.nii.gz", nifti(trunk()))
         assert (code, "accepted: remove some" in told["detail"]) == (507, True)
+
+
+def test_a_full_disk_is_told(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    code, told = sent(client, "ct.nii", b"x")
+    assert (code, told["title"]) == (507, "No room")
+    assert told["accepted"] == "remove jobs and uploads, or ask again later"

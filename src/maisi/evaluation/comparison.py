@@ -81,8 +81,8 @@ class Manifolds:
         apart = self.between if side == "recall" else self.between.T  # (points, manifold)
         inner = self.within[manifold][np.ix_(chosen[manifold], chosen[manifold])]
         radius = np.partition(inner, min(NEIGHBOURS, len(inner) - 1), axis=1)[:, min(NEIGHBOURS, len(inner) - 1)]
-        inside = (apart[np.ix_(chosen[points], chosen[manifold])] <= radius[None]).any(1)
-        return self.volumes[points][chosen[points]], inside
+        near = apart[np.ix_(chosen[points], chosen[manifold])] <= radius[None]
+        return self.volumes[points][chosen[points]], np.asarray(near.any(1))
 
 
 def _some(parts: Sequence[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

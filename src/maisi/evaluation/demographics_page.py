@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from maisi.evaluation.demographics import DemographicsReport, FigureByGroup
-from maisi.evaluation.page import bars, page, table, told
+from maisi.evaluation.page import Bar, bars, page, table, told
 from maisi.evaluation.representation import Representation
 
 MOST_PLOTS = 8
@@ -53,9 +53,9 @@ def _representation(found: DemographicsReport) -> list[str]:
     if found.representation is None:
         return told
     each = found.representation
-    shares = [
-        bar for name, g in each.groups.items() for bar in ((name, g.share, g.low, g.high), ("asked", *[g.asked] * 3))
-    ]
+    shares: list[Bar] = []
+    for name, g in each.groups.items():
+        shares += [(name, g.share, g.low, g.high), ("asked", g.asked, g.asked, g.asked)]
     return [
         f"<h2>What was generated against what was asked: {each.verdict} (p {each.p:.3f})</h2>",
         f"<p class='faint'>Asked by {escape(each.asked_by)}. Patients count, not volumes.</p>",

@@ -14,7 +14,7 @@ from maisi.data.door import open_labels, open_volume
 from maisi.data.manifest import STORED, Case, read_manifest
 from maisi.data.sources.names import safe_id
 from maisi.errors import InvalidRequestError
-from maisi.pipelines.clinical import ClinicalCase, names_in, write_pair, write_slices, write_structures
+from maisi.pipelines.clinical import ClinicalCase, Format, names_in, write_pair, write_slices, write_structures
 from maisi.space.dicom import is_dicom
 from maisi.space.files import log_findings
 from maisi.space.origin import read_provenance
@@ -179,23 +179,36 @@ def _kept(labels: LabelMap | None, ids: tuple[int, ...]) -> LabelMap | None:
 
 def _write(case: ClinicalCase, source: Source, export: ClinicalExport, folder: Path) -> None:
     if export.to in _DRAWN:
-        _write_dicom(case, source, export, folder / source.id)
-    elif export.to == "seg.nrrd":
-        write_pair(replace(case, volume=None), "nrrd", folder, folder / f"{source.id}_labels.seg.nrrd")
-    else:
-        image = "ct" if case.volume is None else case.volume.modality
-        names = names_in("nrrd" if export.to == "nrrd" else "mha", source.id, image)
-        write_pair(case, "mha", folder / names["volume"], folder / names["labels"])
+        _write_dicom(case, source, export, folder)
+        return
+    form: Format = "mha" if export.to == "mha" else "nrrd"
+    names = names_in(form, source.id, "ct" if case.volume is None else case.volume.modality)
+    if export.to == "seg.nrrd":
+        case = replace(case, volume=None)
+    write_pair(
+        _naming(case, names["volume"], names["labels"]), form, folder / names["volume"], folder / names["labels"]
+    )
+
+
+def _naming(case: ClinicalCase, volume: str, labels: str) -> ClinicalCase:
+    """The case, what this export alone has made being called by the names of its files."""
+    made = [
+        told if told is None or told.file else told.of(name)
+        for told, name in ((case.volume_made, volume), (case.labels_made, labels))
+    ]
+    return replace(case, volume_made=made[0], labels_made=made[1])
 
 
 def _write_dicom(case: ClinicalCase, source: Source, export: ClinicalExport, folder: Path) -> None:
     """The series, unless labels alone are asked for of a series that is DICOM already, and the labels on it."""
-    folder.mkdir()
+    kind: Literal["seg", "rtstruct"] = "rtstruct" if export.to == "rtstruct" else "seg"
+    series, labels = f"{source.id}/ct", f"{source.id}/{kind}.dcm"
+    case = _naming(case, series, labels)
+    (folder / source.id).mkdir()
     given = None if export.to == "dicom" or source.image is None else _slices_of(source.image, export.reading)
-    slices = write_slices(case, folder / "ct") if given is None else given
+    slices = write_slices(case, folder / series) if given is None else given
     if case.labels is not None:
-        kind: Literal["seg", "rtstruct"] = "rtstruct" if export.to == "rtstruct" else "seg"
-        write_structures(case, slices, folder / f"{kind}.dcm", kind, export.encoding)
+        write_structures(case, slices, folder / labels, kind, export.encoding)
 
 
 def _slices_of(image: Path, reading: ReadOptions) -> "Slices | None":

@@ -14,6 +14,7 @@ from maisi.shapes import Frozen, Modality, Size3, Spacing3
 from maisi.space.reading import ReadOptions
 
 DEFAULT_BUNDLE = "ct-small"
+DEFAULT_SEGMENTER = "ct-segmenter"
 DEFAULT_REGION = "chest"
 
 
@@ -179,7 +180,7 @@ class SegmentRequest(Frozen):
     """Telling the structures of one CT by a bundle's segmenter."""
 
     source: Path = Field(description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
-    bundle: BundleName = DEFAULT_BUNDLE
+    bundle: BundleName = DEFAULT_SEGMENTER
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()
 

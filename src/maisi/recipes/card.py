@@ -219,7 +219,7 @@ Made by `python benchmarks/bundle.py MANIFEST --bundle {bundle.name}`.
 Labels: public segmentations where there are some, coarse tissues by HU elsewhere. Some scans show heads; nobody may use
 the bundle to identify anybody.
 
-{_attribution(training)}
+{attribution(training)}
 """
 
 
@@ -235,7 +235,7 @@ def _or(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _attribution(cases: Sequence[Case]) -> str:
+def attribution(cases: Sequence[Case]) -> str:
     """A table of licences and sources; sources that differ by a number at their end are one."""
     lines = ["| cases | licence | source |", "|---|---|---|"]
     seen: dict[tuple[str, str], int] = {}

@@ -103,8 +103,10 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: 
 
     def loss(slabs: Slabs) -> Tensor:
         (seen,) = gathered(controlnet.embed_condition(slabs.split(bits)))
-        given = {"conditions": _conditions(unet.config), "embedding": slabs.split(seen)}
-        return gathered(predict(unet, controlnet, slabs.split(noisy), torch.empty(1), **given))[0].abs().mean()
+        noised, embedding = slabs.split(noisy), slabs.split(seen)
+        told = _conditions(unet.config)
+        found = predict(unet, controlnet, noised, torch.empty(1), conditions=told, embedding=embedding)
+        return gathered(found)[0].abs().mean()
 
     learning = [controlnet, *([unet] if config.train_unet else [])]
     shared = _shared(config.optimization, processes)

@@ -50,7 +50,7 @@ def create_app(service: Service) -> FastAPI:
 
 def _middleware(service: Service) -> list[Middleware]:
     """The guard first; then the pages of other places that are let in."""
-    guard = Middleware(Guard, service.settings, service.token, service.metrics.seen)  # type: ignore[arg-type]
+    guard = Middleware(Guard, service.settings, service.token, service.metrics.seen)
     if not service.settings.allow_origin:
         return [guard]
     origins = list(service.settings.allow_origin)

@@ -20,13 +20,10 @@ CLOSED = ("/v1/", "/metrics")
 
 POLICY = "; ".join((
     "default-src 'none'",
-    "script-src 'self' 'wasm-unsafe-eval' blob:",  # NiiVue's workers are blobs
-    "worker-src 'self' blob:",
-    "connect-src 'self' blob: data:",  # it fetches its font from a data URL
-    "img-src 'self' blob: data:",
+    "script-src 'self'",
+    "connect-src 'self'",
+    "img-src 'self' blob: data:",  # previews; the picture of NiiVue's letters
     "style-src 'self'",
-    "font-src 'self' data:",
-    "manifest-src 'self'",
     "base-uri 'none'",
     "form-action 'none'",
     "frame-ancestors 'none'",

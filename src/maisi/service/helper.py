@@ -3,7 +3,9 @@
 A helper is a module with a `main` that calls `answer`: a question in JSON on stdin, the answer in JSON on stdout.
 """
 
+import errno
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -15,11 +17,14 @@ from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from maisi.errors import InvalidRequestError, MaisiError, RunError, TooLargeError
+from maisi.errors import InvalidRequestError, MaisiError, RunError, StorageError, TooLargeError
+
+logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-TOO_LARGE, REFUSED, FAILED = 3, 4, 5
+TOO_LARGE, REFUSED, FAILED, NO_ROOM = 3, 4, 5, 6
+FULL = (errno.ENOSPC, errno.EDQUOT)
 NEEDED_BYTES = 2_000_000_000  # of addresses, for the libraries
 SHARE = 0.5  # of the machine's memory, at most
 AT_ONCE = 2  # helpers of a kind, so that many requests at once do not fill the memory
@@ -55,7 +60,15 @@ def ask(module: str, question: dict[str, Any], *, cwd: Path, seconds: float) -> 
         raise RunError(told)
     if done.returncode == TOO_LARGE or done.returncode < 0:
         raise TooLargeError(told or "it takes more memory than the service gives; accepted: a smaller file")
-    raise RunError(f"{module} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()[-500:]}")
+    if done.returncode == NO_ROOM:
+        raise StorageError(told)
+    logger.error("%s ended with %d: %s", module, done.returncode, done.stderr.decode("utf-8", "replace").strip())
+    raise RunError("it could not be read (this is a bug of maisi; its log says more)")
+
+
+def no_room(error: OSError) -> str:
+    """What a client is told of a disk that is full, without where it is."""
+    return f"the disk of the service is full ({error.strerror}); accepted: remove jobs and uploads, or ask again later"
 
 
 def _search_path() -> str:
@@ -73,8 +86,14 @@ def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         told, code = "it takes more memory than the service gives; accepted: a smaller file", TOO_LARGE
     except InvalidRequestError as error:
         told, code = str(error), REFUSED
+    except StorageError as error:
+        told, code = str(error), NO_ROOM
     except MaisiError as error:
         told, code = str(error), FAILED
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        told, code = no_room(error), NO_ROOM
     sys.stdout.write(told)
     sys.stdout.flush()
     sys.exit(code)

@@ -24,7 +24,8 @@ Plane = Literal[128, 256, 384, 512]
 Depth = Literal[128, 256, 384, 512, 640, 768]
 Millimetres = Annotated[float, Field(ge=0.5, le=5.0)]
 REMOVED = -1.0
-DEFAULT_SIZE, DEFAULT_SPACING = (256, 256, 256), (1.5, 1.5, 1.5)
+DEFAULT_SIZE: tuple[Plane, Plane, Depth] = (256, 256, 256)
+DEFAULT_SPACING = (1.5, 1.5, 1.5)
 
 
 def _size(size: float) -> float:

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, JobConflictError
 from maisi.service.archive import made
 from maisi.service.job import Job
 from maisi.service.nim_request import NimRequest
@@ -18,13 +18,16 @@ _IMAGE = re.compile(r"(.+)_ct\.nii\.gz")
 
 
 def packed(service: "Service", job: Job, asked: NimRequest) -> Path:
-    """A zip of all images and masks of a job, for the caller to remove."""
+    """A zip of all images and masks of a job, for the caller to remove; `JobConflictError` where it has none."""
     names = set(job.artifacts)
     stems = [matched[1] for name in job.artifacts if "/" not in name and (matched := _IMAGE.fullmatch(name))]
     pairs = [(stem, f"{stem}_ct.nii.gz", f"{stem}_labels.nii.gz") for stem in stems]
+    samples = [pair for pair in pairs if pair[2] in names]
+    if not samples:
+        raise JobConflictError(f"job {job.id} has no images; accepted: a job whose samples are there")
     question = {
         "source": str(service.jobs.folder_of(job.id)),
-        "samples": [pair for pair in pairs if pair[2] in names],
+        "samples": samples,
         "size": asked.output_size,
         "spacing": asked.spacing,
         "endings": (asked.image_output_ext, asked.label_output_ext),

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from maisi.service.job import Problem
@@ -28,7 +29,7 @@ def describer(app: FastAPI, has_token: bool) -> Callable[[], dict[str, Any]]:
 
 def _described(app: FastAPI, has_token: bool) -> dict[str, Any]:
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    models = [*dict.fromkeys(KINDS.values()), NimRequest, Problem]
+    models: list[type[BaseModel]] = [*dict.fromkeys(KINDS.values()), NimRequest, Problem]
     names, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     schemas |= definitions["$defs"]

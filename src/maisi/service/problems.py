@@ -22,6 +22,7 @@ from maisi.errors import (
     UnknownJobError,
     UnknownUploadError,
 )
+from maisi.service.helper import FULL, no_room
 from maisi.service.job import Fault, Problem
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(MaisiError, _on_ours)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_parameters)
+    app.add_exception_handler(OSError, _on_system)
     app.add_exception_handler(Exception, _on_bug)
 
 
@@ -132,6 +134,14 @@ async def _on_parameters(request: Request, error: Exception) -> JSONResponse:
     found = problem(422, "\n".join(f"{where}: {what}" for where, what in told), "The request cannot be carried out")
     faults = tuple(Fault(where=where, what=what) for where, what in told)
     return respond(found.model_copy(update={"errors": faults}))
+
+
+async def _on_system(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    if error.errno not in FULL:
+        return await _on_bug(request, error)
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    return respond(problem(507, no_room(error), "No room"))
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

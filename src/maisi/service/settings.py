@@ -4,10 +4,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
 from maisi.compute.compute import Bytes
-from maisi.pipelines.requests import DEFAULT_BUNDLE
+from maisi.pipelines.requests import DEFAULT_BUNDLE, DEFAULT_SEGMENTER
 from maisi.shapes import Frozen
 
 LEAST_TOKEN = 16
@@ -29,9 +29,9 @@ class ServeSettings(Frozen):
     token_file: Path | None = Field(default=None, description="File that holds the token.")
     data: Path = Field(default=Path("maisi-data"), description="Folder of jobs, results and uploads.")
     bundle: tuple[str, ...] = Field(
-        default=(DEFAULT_BUNDLE,),
+        default=(DEFAULT_BUNDLE, DEFAULT_SEGMENTER),
         description="Bundle to offer, packaged or a folder; the first is the default.",
-        json_schema_extra={"shown_default": DEFAULT_BUNDLE},
+        json_schema_extra={"shown_default": f"{DEFAULT_BUNDLE}, {DEFAULT_SEGMENTER}"},
     )
     inputs: Path | None = Field(default=None, description="Folder whose files requests may name.")
     workers: int | None = Field(
@@ -48,8 +48,8 @@ class ServeSettings(Frozen):
     quota: Bytes | None = Field(default=None, description="Disk that results, and again uploads, may take: 100GB.")
     retention: float = Field(default=7, gt=0, description="Days that ended jobs and uploads are kept.")
     allow_origin: tuple[str, ...] = Field(default=(), description="Web page of another place that may ask.")
-    upload_bytes: Bytes = Field(default=2_000_000_000, description="Largest upload.")
-    unpacked_bytes: Bytes = Field(default=4_000_000_000, description="Most that an upload may unpack to.")
+    upload_bytes: Bytes = Field(default=ByteSize(2_000_000_000), description="Largest upload.")
+    unpacked_bytes: Bytes = Field(default=ByteSize(4_000_000_000), description="Most that an upload may unpack to.")
     upload_voxels: Voxels = Field(default=512 * 512 * 1024, description="Most voxels of an upload.")
     upload_files: int = Field(default=5000, ge=1, description="Most files of an uploaded zip.")
     upload_seconds: float = Field(default=120, gt=0, description="How long reading an upload may take.")

@@ -47,8 +47,8 @@ def _loops(mask: np.ndarray) -> list[Loop]:
     cells = padded[:-1, :-1] + 2 * padded[1:, :-1] + 4 * padded[:-1, 1:] + 8 * padded[1:, 1:]
     follows: dict[tuple[int, int], tuple[int, int]] = {}
     for i, j in np.argwhere((cells > 0) & (cells < 15)).tolist():
-        for start, end in _STEPS[cells[i, j]]:
-            follows[_middle(i, j, start)] = _middle(i, j, end)
+        for step in _STEPS[cells[i, j]]:
+            follows[_middle(i, j, step[0])] = _middle(i, j, step[1])
     loops = []
     while follows:
         first, at = follows.popitem()

@@ -14,6 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from maisi.space.checks import bad_labels
+from maisi.space.dicom.opening import is_dicom
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.nifti import check_bytes, open_nifti, suffix_of
@@ -55,16 +56,14 @@ def read_stored_labels(
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path, affine)
+        drawn = _dicom_labels(path)
+        return _read_folder(path, affine) if drawn is None else _read_dicom(drawn)
     if reader_of(path) is not None:
         from maisi.space.label_rasters import read_label_raster
 
         return read_label_raster(path)
-    if path.is_file() and suffix_of(path) is None:
-        from maisi.space.dicom import is_dicom, read_dicom_labels
-
-        if is_dicom(path):
-            return read_dicom_labels(path)
+    if path.is_file() and suffix_of(path) is None and is_dicom(path):
+        return _read_dicom(path)
     image = open_nifti(path, bad_labels)
     shape = tuple(int(n) for n in image.shape)
     if len(shape) < 3 or min(shape[:3]) < 2 or sum(n > 1 for n in shape[3:]) > 1:
@@ -72,6 +71,26 @@ def read_stored_labels(
     grid, placing = nifti_grid(image, path, bad_labels, affine)
     stored = _stored_labels(image, shape, grid, path, channels, palette)
     return replace(stored, findings=(*check_bytes(image), *placing, *stored.findings))
+
+
+def _read_dicom(path: Path) -> StoredLabels:
+    from maisi.space.dicom import read_dicom_labels
+
+    return read_dicom_labels(path)
+
+
+def _dicom_labels(folder: Path) -> Path | None:
+    """The one SEG or RT-STRUCT of a folder without masks; None where there is none, a refusal where there are more."""
+    from maisi.space.dicom.labels import is_label_file
+
+    entries = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if any(_stem(path) is not None for path in entries):
+        return None
+    found = [path for path in entries if is_label_file(path)]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise bad_labels(folder, f"{len(found)} DICOM files of labels: {names}", "one of them, by its name")
+    return found[0] if found else None
 
 
 def _stored_labels(
@@ -125,7 +144,8 @@ def _of_colours(
         if foreign.any():
             number = int(code[foreign].flat[0])
             colour = (number >> 16, number >> 8 & 255, number & 255)
-            what = f"colours (RGB) instead of ids, such as {colour}, no structure's, at {place_of(foreign, grid, k)}"
+            where = place_of(foreign, grid, k)
+            what = f"colours (RGB) instead of ids, such as {colour} at {where}, which is no structure's"
             raise bad_labels(path, what, accepted)
     finding = Finding(
         topic="format", found="colours (RGB) of our palette", decided="turned into the ids they stand for"

@@ -39,7 +39,7 @@ def _refusal(path: Path, found: str, accepted: str) -> InvalidRequestError:
 def _of_nifti(path: Path) -> str | None:
     refuse: Refusal = _refusal
     image = open_nifti(path, refuse)
-    for extension in image.header.extensions:
+    for extension in reversed(image.header.extensions):  # the last command that changed the file
         content = extension.get_content() if extension.get_code() == COMMENT else ""
         text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
         if is_provenance(text):

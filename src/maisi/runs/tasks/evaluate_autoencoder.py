@@ -16,7 +16,7 @@ from maisi.evaluation.sets import NamedImage, image_set
 from maisi.pipelines.codec import rehearse_both
 from maisi.pipelines.requests import EncodeRequest
 from maisi.pipelines.validate import check_modality, check_takes_ct, compute_for, lasting_name, load_for
-from maisi.runs.pieces import case_file, piece
+from maisi.runs.pieces import case_file, piece, write_report
 from maisi.runs.task import Checked, Run, Task
 
 REPORT, PAGE = "autoencoder.json", "autoencoder.html"
@@ -63,8 +63,7 @@ def work(checked: Checked[EvaluateAutoencoderRequest], run: Run) -> None:
     if not done:
         raise RunError(f"no volume could be reconstructed; {failures[0].id}: {failures[0].words}")
     report = autoencoder_report(bundle.name, given.perceptual, done, failures, request.seed)
-    (run.partial / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (run.partial / PAGE).write_text(autoencoder_page(report), encoding="utf-8")
+    write_report(run, {REPORT: report, PAGE: autoencoder_page(report)})
     run.warnings += [f"{each.id} is left out: {each.words}" for each in failures]
     run.warnings += report.notes
     run.publish()

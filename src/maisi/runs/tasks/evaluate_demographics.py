@@ -20,6 +20,7 @@ from maisi.evaluation.demographics_page import demographics_page
 from maisi.evaluation.representation import Asked, Representation, counted, representation
 from maisi.evaluation.requests import EvaluateDemographicsRequest
 from maisi.networks.unet import UNetConfig
+from maisi.runs.pieces import write_report
 from maisi.runs.task import Checked, Run, Task
 
 REPORT, PAGE = "demographics.json", "demographics.html"
@@ -97,8 +98,7 @@ def inputs(request: EvaluateDemographicsRequest) -> tuple[Path, ...]:
 def work(checked: Checked[EvaluateDemographicsRequest], run: Run) -> None:
     """Write the report and its page."""
     found: DemographicsReport = checked.subject
-    (run.partial / REPORT).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (run.partial / PAGE).write_text(demographics_page(found), encoding="utf-8")
+    write_report(run, {REPORT: found, PAGE: demographics_page(found)})
     run.warnings += found.notes
     run.publish()
 

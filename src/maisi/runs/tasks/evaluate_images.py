@@ -17,8 +17,10 @@ from maisi.evaluation.images_page import images_page
 from maisi.evaluation.requests import EvaluateImagesRequest
 from maisi.evaluation.sets import NamedImage, features_of, image_set
 from maisi.evaluation.stored import StoredPlanes, write_features
+from maisi.runs.pieces import write_report
 from maisi.runs.task import Checked, Run, Task
 from maisi.splitting.ranks import Ranks
+from maisi.storage.folders import storage_errors
 
 REPORT, PAGE = "images.json", "images.html"
 
@@ -63,7 +65,8 @@ def work(checked: Checked[EvaluateImagesRequest], run: Run) -> None:
     for (_, name), (grid, planes) in zip(todo, _measured(todo, given, protocol, run.ranks), strict=True):
         done += 1
         if run.writes:
-            write_features(run.partial / name, planes, grid)
+            with storage_errors(run.folder):
+                write_features(run.partial / name, planes, grid)
             run.publish()
         run.on_stage("features", done, len(named))
     if not run.writes:
@@ -75,8 +78,7 @@ def work(checked: Checked[EvaluateImagesRequest], run: Run) -> None:
     )
     how = ImageProtocol(given.extractor.name, request.protocol, protocol, request.draws, request.seed)
     found = compare_images(real, made, how, partial(run.on_stage, "distances"))
-    (run.partial / REPORT).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (run.partial / PAGE).write_text(images_page(found), encoding="utf-8")
+    write_report(run, {REPORT: found, PAGE: images_page(found)})
     run.warnings += list(found.notes)
     run.publish()
 

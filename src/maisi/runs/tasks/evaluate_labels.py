@@ -26,7 +26,7 @@ from maisi.evaluation.sets import labelled_set
 from maisi.pipelines.quality.segmenter import CommandSegmenter
 from maisi.pipelines.segment import segmenter_of
 from maisi.pipelines.validate import bundle_vocabulary, lasting_name
-from maisi.runs.pieces import case_file, piece
+from maisi.runs.pieces import case_file, piece, write_report
 from maisi.runs.task import Checked, Run, Task
 from maisi.shapes import Spacing3
 from maisi.space.grid import checked_spacing
@@ -90,8 +90,7 @@ def work(checked: Checked[EvaluateLabelsRequest], run: Run) -> None:
     _check_some_left(judged, failures)
     protocol = Protocol(given.segmenter, request.tolerance_mm, request.margin, not request.unpaired, request.seed)
     report = compare_labels(judged, failures, protocol)
-    (run.partial / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (run.partial / PAGE).write_text(labels_page(report), encoding="utf-8")
+    write_report(run, {REPORT: report, PAGE: labels_page(report)})
     run.warnings += [f"{each.set} case {each.id} is left out: {each.words}" for each in failures]
     run.warnings += report.notes
     run.publish()

@@ -16,6 +16,7 @@ from maisi.evaluation.neighbours import Neighbours
 from maisi.evaluation.requests import EvaluateMemorizationRequest
 from maisi.evaluation.sets import NamedImage, NamedLabels, image_set, label_set
 from maisi.pipelines.preview import comparison, preview, write_png
+from maisi.runs.pieces import write_report
 from maisi.runs.task import Checked, Run, Task
 from maisi.space.volume import LabelMap, Volume
 
@@ -27,8 +28,8 @@ INSIDE_HU, OUTSIDE_HU = 40.0, -1000.0  # of the grey behind the colours of a lab
 class ToCompare:
     """Generated, training and held-out volumes, the same of label maps (none where not asked for), and the features."""
 
-    images: tuple[Sequence[NamedImage], ...]
-    labels: tuple[Sequence[NamedLabels], ...]
+    images: tuple[Sequence[NamedImage], Sequence[NamedImage], Sequence[NamedImage]] | None
+    labels: tuple[Sequence[NamedLabels], Sequence[NamedLabels], Sequence[NamedLabels]] | None
     extractor: FeatureExtractor
 
 
@@ -37,8 +38,7 @@ def check(request: EvaluateMemorizationRequest) -> Checked[EvaluateMemorizationR
     extractor = find_extractor(request.features)
     splits = (request.training_split, request.held_out_split) if request.held_out is None else (None, None)
     held_out = request.held_out or request.real
-    images: tuple[Sequence[NamedImage], ...] = ()
-    labels: tuple[Sequence[NamedLabels], ...] = ()
+    images = labels = None
     if request.of != "labels":
         images = (
             image_set(request.generated, None, request.modality, least=1),
@@ -65,18 +65,17 @@ def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
     given: ToCompare = checked.subject
     images = labels = None
     pictures: dict[str, list[bytes]] = {}
-    if given.images:
+    if given.images is not None:
         images = find_copies(*given.images, given.extractor, PROTOCOLS["maisi"], run.on_stage)
         pictures["images"] = _written(_pairs(images, *given.images[:2]), "pair", run.partial)
-    if given.labels:
+    if given.labels is not None:
         labels = find_copied_labels(*given.labels, run.on_stage)
         pictures["labels"] = _written(_label_pairs(labels, *given.labels[:2]), "labels_pair", run.partial)
     parts = [each for each in (images, labels) if each is not None]
     copies = [pair for each in parts for pair in each.copies]
     names = tuple(pair.name for pair in copies)
     found = MemorizationReport(features=given.extractor.name, copies=names, images=images, labels=labels)
-    (run.partial / REPORT).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (run.partial / PAGE).write_text(memorization_page(found, pictures), encoding="utf-8")
+    write_report(run, {REPORT: found, PAGE: memorization_page(found, pictures)})
     run.warnings += [f"{pair.name} is a copy of {pair.nearest}" for pair in copies]
     run.warnings += [note for each in parts for note in each.notes]
     run.publish()

@@ -79,7 +79,7 @@ def made_by(request: GenerateRequest, bundle: Bundle, source: LabelSource, index
     own = request.model_copy(update={"first": index, "count": 1})
     if isinstance(source, LabelFile):
         place = {"size": source.grid.shape, "spacing": request.spacing or source.grid.spacing}
-        own = own.model_copy(update={"labels": source.path, **place})
+        own = own.model_copy(update={"labels": source.path.resolve(), **place})
     return Provenance(
         maisi=installed_version("maisi"),
         command=GENERATE.name,

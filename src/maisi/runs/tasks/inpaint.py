@@ -7,6 +7,7 @@ from pathlib import Path
 from maisi.bundle.bundle import Bundle
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.manifest import Case, read_manifest, write_manifest
+from maisi.data.sources.names import stem_of
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.inpaint import (
     Inpainted,
@@ -57,8 +58,7 @@ def work(checked: Checked[InpaintRequest], run: Run) -> None:
     if isinstance(checked.subject, ValidInpaint):
         source = checked.request.source
         assert source is not None
-        suffix = suffix_of(source) if source.is_file() else None
-        _one(checked.subject, source.name.removesuffix(suffix or ""), run, 0)
+        _one(checked.subject, stem_of(source) if source.is_file() else source.name, run, 0)
         return
     subject: Cases = checked.subject
     for index, case in enumerate(subject.cases):

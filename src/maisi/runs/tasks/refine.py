@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from maisi.data.sources.names import stem_of
 from maisi.pipelines.preview import lesion_preview, write_png
 from maisi.pipelines.refine import ValidRefine, draw_again, validate_refine
 from maisi.pipelines.refine_request import RefineRequest
@@ -28,7 +29,7 @@ def work(checked: Checked[RefineRequest], run: Run) -> None:
     valid: ValidRefine = checked.subject
     request = valid.request
     suffix = (suffix_of(request.source) if request.source.is_file() else None) or ".nii.gz"
-    name = request.source.name.removesuffix(suffix).removesuffix("_ct")
+    name = (stem_of(request.source) if request.source.is_file() else request.source.name).removesuffix("_ct")
     result = draw_again(valid, run.on_stage)
     files = {kind: run.partial / f"{name}_{kind}{suffix}" for kind in ("ct", "labels")}
     made = {kind: run.made(file.name) for kind, file in files.items()}

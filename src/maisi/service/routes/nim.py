@@ -58,7 +58,7 @@ def info(service: Ours) -> dict[str, Any]:
     response_class=FileResponse,
     responses={
         200: {"description": "A zip of images and masks, or a message where they were written elsewhere.", **ZIP},
-        **responses(413, 415, 422, 429, 503, 504, 507),
+        **responses(409, 413, 415, 422, 429, 503, 504, 507),
     },
     openapi_extra=json_body("NimRequest"),
 )
