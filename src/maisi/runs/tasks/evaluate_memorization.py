@@ -67,11 +67,13 @@ def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
     images = labels = None
     pictures: dict[str, list[bytes]] = {}
     if given.images:
-        images = find_copies(*given.images, given.extractor, PROTOCOLS["maisi"], run.on_stage)
-        pictures["images"] = _written(_pairs(images, *given.images[:2]), "pair", run.partial)
+        made, training, held_out = given.images
+        images = find_copies(made, training, held_out, given.extractor, PROTOCOLS["maisi"], run.on_stage)
+        pictures["images"] = _written(_pairs(images, made, training), "pair", run.partial)
     if given.labels:
-        labels = find_copied_labels(*given.labels, run.on_stage)
-        pictures["labels"] = _written(_label_pairs(labels, *given.labels[:2]), "labels_pair", run.partial)
+        made_maps, training_maps, held_out_maps = given.labels
+        labels = find_copied_labels(made_maps, training_maps, held_out_maps, run.on_stage)
+        pictures["labels"] = _written(_label_pairs(labels, made_maps, training_maps), "labels_pair", run.partial)
     parts = [each for each in (images, labels) if each is not None]
     copies = [pair for each in parts for pair in each.copies]
     names = tuple(pair.name for pair in copies)
