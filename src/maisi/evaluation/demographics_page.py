@@ -14,6 +14,45 @@ def demographics_page(found: DemographicsReport) -> str:
     """Who is in the report, the gap of each figure, and all figures."""
     total = max(1, sum(share.manifest for share in found.groups.values()))
     reported = max(1, sum(share.report for share in found.groups.values()))
+    shares = [
+        (name, f"{each.manifest} ({each.manifest / total:.0%})", f"{each.report} ({each.report / reported:.0%})")
+        for name, each in found.groups.items()
+    ]
+    clearest = [each for each in sorted(found.figures, key=_p) if any(g.mean for g in each.groups.values())][
+        :MOST_PLOTS
+    ]
+    means = [(each.name, *(_mean(each, group) for group in found.groups)) for each in sorted(found.figures, key=_p)]
+    parts = [
+        f"<h1>{escape(found.report or 'Groups')} by {escape(found.by)}</h1>",
+        f"<p class='faint'>Intervals: 95 %, over patients. Of groups of fewer than {found.least} patients nothing is "
+        "said. p: how often chance alone makes a gap as large (permutation).</p>",
+        "<h2>Groups</h2>",
+        table((found.by, "cases of the manifest", "of the report"), shares),
+        *_representation(found),
+        *_figures(found, means),
+        *(part for each in clearest for part in _plot(each)),
+        *(f"<p>{escape(note)}.</p>" for note in found.notes),
+    ]
+    return page(f"By {found.by}", parts)
+
+
+def _figures(found: DemographicsReport, means: Sequence[tuple[str, ...]]) -> list[str]:
+    if not found.figures:
+        return []
+    return [
+        "<h2>Gaps</h2>",
+        table(("", "worst", "best", "gap", "p", "verdict"), gap_rows(found)),
+        "<h2>Means</h2>",
+        table(("", *found.groups), means),
+    ]
+
+
+def _representation(found: DemographicsReport) -> list[str]:
+    conditions = found.conditions
+    told = [] if conditions is None else [f"<p>The bundle can be asked for: {escape(', '.join(conditions))}.</p>"]
+    if found.representation is None:
+        return told
+    each = found.representation
     shares: list[Bar] = []
     for name, group in each.groups.items():
         shares += [(name, group.share, group.low, group.high), ("asked", group.asked, group.asked, group.asked)]
