@@ -54,8 +54,8 @@ def _representation(found: DemographicsReport) -> list[str]:
         return told
     each = found.representation
     shares: list[Bar] = []
-    for name, g in each.groups.items():
-        shares += [(name, g.share, g.low, g.high), ("asked", g.asked, g.asked, g.asked)]
+    for name, group in each.groups.items():
+        shares += [(name, group.share, group.low, group.high), ("asked", group.asked, group.asked, group.asked)]
     return [
         f"<h2>What was generated against what was asked: {each.verdict} (p {each.p:.3f})</h2>",
         f"<p class='faint'>Asked by {escape(each.asked_by)}. Patients count, not volumes.</p>",

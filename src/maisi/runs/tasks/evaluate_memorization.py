@@ -28,8 +28,8 @@ INSIDE_HU, OUTSIDE_HU = 40.0, -1000.0  # of the grey behind the colours of a lab
 class ToCompare:
     """Generated, training and held-out volumes, the same of label maps (none where not asked for), and the features."""
 
-    images: tuple[Sequence[NamedImage], Sequence[NamedImage], Sequence[NamedImage]] | None
-    labels: tuple[Sequence[NamedLabels], Sequence[NamedLabels], Sequence[NamedLabels]] | None
+    images: tuple[Sequence[NamedImage], ...]
+    labels: tuple[Sequence[NamedLabels], ...]
     extractor: FeatureExtractor
 
 
@@ -38,7 +38,8 @@ def check(request: EvaluateMemorizationRequest) -> Checked[EvaluateMemorizationR
     extractor = find_extractor(request.features)
     splits = (request.training_split, request.held_out_split) if request.held_out is None else (None, None)
     held_out = request.held_out or request.real
-    images = labels = None
+    images: tuple[Sequence[NamedImage], ...] = ()
+    labels: tuple[Sequence[NamedLabels], ...] = ()
     if request.of != "labels":
         images = (
             image_set(request.generated, None, request.modality, least=1),
@@ -65,12 +66,14 @@ def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
     given: ToCompare = checked.subject
     images = labels = None
     pictures: dict[str, list[bytes]] = {}
-    if given.images is not None:
-        images = find_copies(*given.images, given.extractor, PROTOCOLS["maisi"], run.on_stage)
-        pictures["images"] = _written(_pairs(images, *given.images[:2]), "pair", run.partial)
-    if given.labels is not None:
-        labels = find_copied_labels(*given.labels, run.on_stage)
-        pictures["labels"] = _written(_label_pairs(labels, *given.labels[:2]), "labels_pair", run.partial)
+    if given.images:
+        made, training, held_out = given.images
+        images = find_copies(made, training, held_out, given.extractor, PROTOCOLS["maisi"], run.on_stage)
+        pictures["images"] = _written(_pairs(images, made, training), "pair", run.partial)
+    if given.labels:
+        made_maps, training_maps, held_out_maps = given.labels
+        labels = find_copied_labels(made_maps, training_maps, held_out_maps, run.on_stage)
+        pictures["labels"] = _written(_label_pairs(labels, made_maps, training_maps), "labels_pair", run.partial)
     parts = [each for each in (images, labels) if each is not None]
     copies = [pair for each in parts for pair in each.copies]
     names = tuple(pair.name for pair in copies)
