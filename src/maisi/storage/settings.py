@@ -20,8 +20,8 @@ class _SaidTwice(yaml.YAMLError):
 class _EachOnce(yaml.SafeLoader):
     """A loader that refuses mappings with a name twice."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set[str]()
         for name, _ in node.value:
             if isinstance(name, yaml.ScalarNode) and name.value in seen:
