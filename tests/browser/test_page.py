@@ -192,8 +192,8 @@ def test_a_token_is_asked_for_and_again_once_it_has_expired(context: Any, guarde
     page.get_by_label("Seed", exact=True).fill("5")
     page.get_by_text("The token is not accepted any more").wait_for()
     page.get_by_label("Token", exact=True).fill(guarded.token)
-    page.get_by_role("button", name="Go on").click()
-    page.locator(".plan dd").first.wait_for()
+    with page.expect_response(lambda response: response.url.endswith("/v1/plan") and response.status != 401):
+        page.get_by_role("button", name="Go on").click()
     assert page.evaluate("Object.values({ ...localStorage })") == []
 
 
