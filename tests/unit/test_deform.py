@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maisi.anatomy.deform import Warp, warped
+from maisi.anatomy.deform import Warp, resampled, warped
 from maisi.anatomy.likeness import Likeness, mean_dice, most_dice
 from maisi.anatomy.variation import variation_rules
 from maisi.anatomy.vocabulary import load_vocabulary
@@ -76,3 +76,13 @@ def test_volumes_bound_the_dice() -> None:
     other[:8, :9], other[12:, :8] = 1, 3
     volumes = ({id: float((x == id).sum()) for id in (1, 3)} for x in (one, other))
     assert mean_dice(one, other, (1, 3)) <= most_dice(*volumes) <= 1
+
+
+def test_what_is_too_small_for_a_voxel_stays_where_it_is() -> None:
+    fine = Grid.centered((30, 30, 30), (1.0, 1.0, 1.0))
+    array = np.full(fine.shape, V.id("body"), np.uint8)
+    array[20, 11, 14] = V.id("left adrenal gland")
+    coarse = Grid.centered((10, 10, 10), (3.0, 3.0, 3.0))
+    drawn = resampled(LabelMap(array, fine), coarse)
+    (found,) = np.argwhere(drawn.array == V.id("left adrenal gland"))
+    np.testing.assert_allclose(coarse.world(found), fine.world((20, 11, 14)), atol=3.0)

@@ -156,6 +156,6 @@ def _with_all(array: np.ndarray, labels: LabelMap, grid: Grid, warp: Warp) -> np
     for id, count in counts.items():
         voxels = round(int(count.sum()) / len(_PARTS))
         if count.any():
-            best = np.argsort(-count.reshape(-1), kind="stable")[: max(1, voxels)]
+            best = np.argsort(-count.reshape(-1).astype(np.int16), kind="stable")[: max(1, voxels)]
             array.reshape(-1)[best] = id
     return array
