@@ -249,7 +249,7 @@ def test_a_field_of_view_beside_the_labels_is_refused(maisi: Maisi, tiny_bundle:
         (("--precision", "float16"), "float16 is for a GPU; on the CPU accepted: float32, bfloat16"),
         (("--modality", "xray"), "unknown modality 'xray'"),
         (("--modality", "phantom"), "was not trained for modality 'phantom'"),
-        (("--format", "mha"), "'nii.gz' or 'nii'"),
+        (("--format", "tiff"), "'nii.gz', 'nii', 'nrrd', 'mha' or 'dicom'"),
         (("--memory", "8 bananas"), "an amount of memory; write 8GB, 500MB or 2GiB"),
         (("--device", "gpu"), "device: 'gpu' is no device; accepted: cpu, cuda or cuda:N"),
         (("--device", "cuda:77"), "there is no device cuda:77 here; accepted: cpu"),
@@ -393,6 +393,7 @@ def test_a_training_that_cannot_start_is_refused(
 
 def test_another_recipe_in_the_folder_of_a_run_is_refused(maisi: Maisi, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('{"cases": [{"id": "one", "image": "ct.nii.gz"}]}')
+    (tmp_path / "ct.nii.gz").touch()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.yaml").write_text("command: generate\n")
     said = refused(maisi, tmp_path / "out", "train", "recipe", "tiny", "--manifest", tmp_path / "m.json")

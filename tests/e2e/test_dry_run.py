@@ -34,12 +34,14 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two cases whose files are gone, of a group that the recipe does not weigh, and one that it does."""
+    """Two cases whose files are no scans, of a group that the recipe does not weigh, and one that it does."""
     folder = tmp_path_factory.mktemp("cases")
     rng = np.random.default_rng(0)
     labels = draw_phantom("chest", Grid.centered((24, 24, 24), (12.0, 12.0, 12.0)), rng)
     write_volume(render_phantom(labels, rng), folder / "c.nii.gz")
     cases = [{"id": name, "group": "other", "image": f"{name}.nii.gz"} for name in ("a", "b")]
+    for case in cases:
+        (folder / case["image"]).touch()
     cases.append({"id": "c", "group": "seen", "image": "c.nii.gz"})
     (folder / "manifest.json").write_text(json.dumps({"cases": cases}))
     return folder / "manifest.json"

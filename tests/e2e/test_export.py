@@ -122,7 +122,7 @@ def test_classes_are_numbered_from_one_in_their_order(
     ("arguments", "message"),
     [
         (("--to", "nnunet"), "accepted: DatasetNNN_Name"),
-        (("--to", "nnunett"), "'monai', 'msd' or 'nnunet'"),
+        (("--to", "nnunett"), "should be 'monai', 'msd', 'nnunet', 'dicom'"),
         (("--to", "msd", "--classes", "livre"), "did you mean 'liver'"),
         (("--to", "msd", "other"), "unexpected 'other'"),
     ],

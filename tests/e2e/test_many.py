@@ -135,12 +135,12 @@ def test_a_full_disk_stops_with_one_line_and_the_next_run_goes_on(
 ) -> None:
     real, calls = many.write_sample, []
 
-    def full(sample: Any, request: Any, bundle: Any, files: dict[str, Path]) -> None:
+    def full(sample: Any, request: Any, bundle: Any, files: dict[str, Path], *more: Any) -> None:
         calls.append(files)
         if len(calls) == 2:
             files["volume"].write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(sample, request, bundle, files)
+        real(sample, request, bundle, files, *more)
 
     monkeypatch.setattr(many, "write_sample", full)
     out = tmp_path / "out"

@@ -71,7 +71,7 @@ def test_wrong_settings_are_told_as_the_command_line_tells_them(client: TestClie
     [
         ("generat", {}, "did you mean 'generate'?"),
         ("train-diffusion", {}, "unknown kind of job"),
-        ("generate", {"bundle": "/etc"}, "no bundle '/etc' here; accepted: ct-segmenter, ct-small"),
+        ("generate", {"bundle": "/etc"}, "no bundle '/etc' here; accepted: ct-small, ct-segmenter"),
         ("generate", {"label_bundle": "../x"}, "no bundle"),
         ("generate", {"labels": "/etc/passwd"}, "is a path of the server; accepted: upload:ID"),
         ("generate", {"labels": "upload:../../etc"}, "there is no upload"),

@@ -306,3 +306,9 @@ def test_a_tumour_that_fills_its_organ_finds_no_other_place_but_its_own() -> Non
 def test_an_augmentation_that_cannot_be_is_refused(organs: dict, asked: dict, answer: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(InvalidRequestError, match=answer):
         augment_tumours(body(organs), rng(), **asked)
+
+
+def test_a_lesion_too_flat_for_thick_slices_is_refused_and_no_fault() -> None:
+    thick = Grid.centered((125, 125, 10), (0.8, 0.8, 10.0))
+    with pytest.raises(InvalidRequestError, match=r"no connected form in voxels of 0\.8 x 0\.8 x 10 mm"):
+        lesion_shape(thick, (3.0, -2.0, 1.0), 7.0, rng(0))

@@ -74,9 +74,10 @@ class Box:
 def lesion_shape(grid: Grid, centre_mm: Spacing3, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
     """A plausible irregular blob on a grid, bool `[x y z]`, of the volume of a ball of this diameter (mm).
 
-    A bent ball about the centre (RAS, mm); the same generator gives the same form on any grid. Its volume is met to a
-    voxel, and at least one voxel is taken; what lies outside the grid is cut off. Raises InvalidRequestError for a
-    centre outside the grid and for a diameter that is no positive length.
+    A bent ball about the centre (RAS, mm); the same generator gives the same form on any grid. The number of voxels is
+    met to a tenth or one, and at least one is taken; what lies outside the grid is cut off. Raises InvalidRequestError
+    for a centre outside the grid, for a diameter that is no positive length, and for a lesion of so few voxels that
+    they do not hang together.
     """
     check_diameter(diameter_mm)
     check_inside(grid, centre_mm)
@@ -85,7 +86,11 @@ def lesion_shape(grid: Grid, centre_mm: Spacing3, diameter_mm: float, rng: np.ra
     box = Box.spanning(grid, centre_mm, *field.extent(np.inf))
     values = field.at(box.axes)
     found = first_reached(values, np.isfinite(values), num_voxels(grid, diameter_mm))
-    assert found is not None  # the whole ball lies within its reach
+    if found is None:
+        voxel = " x ".join(f"{s:g}" for s in grid.spacing)
+        raise InvalidRequestError(
+            f"a lesion of {diameter_mm:g} mm has no connected form in voxels of {voxel} mm; accepted: a larger one"
+        )
     result, seen = np.zeros(grid.shape, bool), box.clipped()
     offset = np.subtract(seen.start, box.start)
     result[seen.slices] = found[tuple(slice(a, a + n) for a, n in zip(offset, seen.shape, strict=True))]
