@@ -275,7 +275,8 @@ export class Pane {
 
   #drawOverlay() {
     const scale = 1 / (this.planes.uiData.dpr || 1);
-    const tiles = this.layout === "solid" ? [] : this.planes.screenSlices.filter(({ axCorSag }) => axCorSag in NAMES);
+    const shown = ({ axCorSag, leftTopWidthHeight }) => axCorSag in NAMES && leftTopWidthHeight[2] !== 0; // else not laid out yet
+    const tiles = this.layout === "solid" ? [] : this.planes.screenSlices.filter(shown);
     this.overlay.replaceChildren(...tiles.flatMap((tile) => [this.#tileName(tile, scale), ...this.#ball(tile, scale)]));
   }
 

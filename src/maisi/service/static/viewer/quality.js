@@ -42,8 +42,8 @@ function row(each, go) {
 
 /** A median as a dot over the usual range, within the believable one. */
 function hu({ median, reference }) {
-  if (!reference) return String(Math.round(median));
-  const [low, high] = reference.believable;
+  const [low, high] = reference?.believable ?? [0, 0];
+  if (!(high > low) || !Number.isFinite(median)) return Number.isFinite(median) ? String(Math.round(median)) : "–";
   const on = (value) => 2 + 76 * Math.min(1, Math.max(0, (value - low) / (high - low)));
   const [from, to] = reference.usual.map(on);
   const text = `${Math.round(median)} HU; usual ${reference.usual.map(Math.round).join(" to ")}`;
