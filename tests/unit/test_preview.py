@@ -73,6 +73,17 @@ def test_without_labels_the_planes_go_through_the_middle_of_the_body() -> None:
     assert telling_point(volume) == (8, 24, 10)
 
 
+def test_a_picture_goes_through_a_lesion_and_names_it_first() -> None:
+    volume = Volume(np.zeros((40, 40, 40), np.float32), Grid.centered((40, 40, 40), (2, 2, 2)))
+    labels = np.full((40, 40, 40), 200, np.uint8)
+    labels[8:30, 8:30, 8:30] = 1
+    labels[10:13, 20:23, 26:29] = 26
+    point = telling_point(volume, LabelMap(labels, volume.grid))
+    assert point == (11, 21, 27)
+    cuts = [np.take(labels, at, axis=axis) for axis, at in enumerate(point)]
+    assert [structure.id for structure in pictures._largest(cuts, load_vocabulary())] == [26, 1]
+
+
 def test_an_empty_volume_has_a_preview_too() -> None:
     volume = scene()
     empty = LabelMap(np.zeros(volume.grid.shape, np.uint8), volume.grid)

@@ -6,9 +6,8 @@ from PIL import Image
 from maisi.anatomy.tumours import augment_tumours, plant, tumour_named
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.errors import InvalidRequestError
-from maisi.pipelines.preview import preview
+from maisi.pipelines.preview import middle_of, preview
 from maisi.pipelines.requests import AugmentLabelsRequest
-from maisi.shapes import Size3
 from maisi.space.volume import LabelMap, Volume
 
 _TRIES = 4  # draws of one variant
@@ -45,11 +44,14 @@ def _drawn(labels: LabelMap, request: AugmentLabelsRequest, rng: np.random.Gener
 
 
 def picture_of(variant: LabelMap, request: AugmentLabelsRequest, index: int) -> Image.Image:
-    """Three planes through the largest tumour that was varied or planted."""
+    """Three planes through the middle of the tumours that were varied or planted."""
     vocabulary = load_vocabulary()
-    what = "tumours varied" if request.add is None else tumour_named(request.add, vocabulary).name
+    what, ids = "tumours varied", vocabulary.group("tumours")
+    if request.add is not None:
+        what = tumour_named(request.add, vocabulary).name
+        ids = (vocabulary.id(what),)
     title = f"{request.labels.name} · {what} · seed {request.seed} · sample {index}"
-    return preview(flat_volume(variant, vocabulary), variant, title, _middle(variant, request, vocabulary))
+    return preview(flat_volume(variant, vocabulary), variant, title, middle_of(variant, ids))
 
 
 def flat_volume(labels: LabelMap, vocabulary: Vocabulary) -> Volume:
@@ -59,14 +61,3 @@ def flat_volume(labels: LabelMap, vocabulary: Vocabulary) -> Volume:
         if structure.hu is not None and structure.id < len(table):
             table[structure.id] = structure.hu[0]
     return Volume(table[labels.array], labels.grid)
-
-
-def _middle(variant: LabelMap, request: AugmentLabelsRequest, vocabulary: Vocabulary) -> Size3:
-    """The voxel of the tumour nearest to its middle."""
-    if request.add is not None:
-        ids = [vocabulary.id(tumour_named(request.add, vocabulary).name)]
-    else:
-        ids = list(vocabulary.group("tumours"))
-    voxels = np.argwhere(np.isin(variant.array, ids))
-    x, y, z = voxels[int(((voxels - np.median(voxels, axis=0)) ** 2).sum(axis=1).argmin())].tolist()
-    return x, y, z

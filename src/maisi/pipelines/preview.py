@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from maisi.anatomy.lesions import lesion_ids
 from maisi.anatomy.vocabulary import Structure, Vocabulary, load_vocabulary
 from maisi.errors import InvalidGridError
 from maisi.shapes import Size3
@@ -77,7 +78,8 @@ def preview(
     """
     if labels is not None and not labels.grid.is_close(volume.grid):
         raise InvalidGridError(f"volume and labels are not on one grid: {volume.grid} and {labels.grid}")
-    point = point or telling_point(volume, labels)
+    vocabulary = vocabulary or load_vocabulary()
+    point = point or telling_point(volume, labels, vocabulary)
     scale = _row_scale(volume.grid)
     cuts = [_plane(volume.array, axis, point) for _, axis, _ in PLANES]
     curve = _curve(volume)
@@ -86,10 +88,10 @@ def preview(
     legend: list[Structure] = []
     if labels is not None:
         shown = [_plane(labels.array, axis, point) for _, axis, _ in PLANES]
-        legend = _largest(shown, vocabulary or load_vocabulary())
+        legend = _largest(shown, vocabulary)
         rows.append(
             [
-                _panel(_painted(g, ids, vocabulary or load_vocabulary()), volume.grid, k, scale)
+                _panel(_painted(g, ids, vocabulary), volume.grid, k, scale)
                 for k, (g, ids) in enumerate(zip(greys, shown, strict=True))
             ]
         )
@@ -148,8 +150,14 @@ def write_png(image: Image.Image, path: Path) -> None:
         image.save(temporary, format="PNG", compress_level=6)
 
 
-def telling_point(volume: Volume, labels: LabelMap | None = None) -> Size3:
-    """The voxel whose three planes cut the most structures, near the centre of the body; without labels, the centre."""
+def telling_point(volume: Volume, labels: LabelMap | None = None, vocabulary: Vocabulary | None = None) -> Size3:
+    """The voxel that a picture goes through: in the middle of lesions, where labels name some.
+
+    Else the one whose three planes cut the most structures, near the centre of the body; without labels, the centre.
+    """
+    lesions = None if labels is None else middle_of(labels, lesion_ids(vocabulary or load_vocabulary()))
+    if lesions is not None:
+        return lesions
     body = volume.array > -500.0 if labels is None else labels.array > 0
     if not body.any():
         body = np.ones(volume.grid.shape, bool)
@@ -157,6 +165,15 @@ def telling_point(volume: Volume, labels: LabelMap | None = None) -> Size3:
     if labels is not None:
         middle = [_telling_index(labels.array, axis, at) for axis, at in enumerate(middle)]
     return middle[0], middle[1], middle[2]
+
+
+def middle_of(labels: LabelMap, ids: Sequence[int]) -> Size3 | None:
+    """The voxel of these structures that is nearest to the median of all of theirs; None where there is none."""
+    voxels = np.argwhere(np.isin(labels.array, ids))
+    if not len(voxels):
+        return None
+    x, y, z = voxels[int(((voxels - np.median(voxels, axis=0)) ** 2).sum(axis=1).argmin())].tolist()
+    return x, y, z
 
 
 def _median_index(body: np.ndarray, axis: int) -> int:
@@ -240,10 +257,10 @@ def _column_scale(grid: Grid) -> float:
 
 
 def _largest(planes: Sequence[np.ndarray], vocabulary: Vocabulary) -> list[Structure]:
-    """The structures with the most pixels in the planes, largest first."""
+    """The structures with the most pixels in the planes: lesions first, then the largest."""
     counts = np.bincount(np.concatenate([plane.ravel() for plane in planes]), minlength=256)
-    fillers = {vocabulary.id(name) for name in _FILLERS}
-    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] > 0]
+    fillers, lesions = {vocabulary.id(name) for name in _FILLERS}, set(lesion_ids(vocabulary))
+    order = sorted(np.flatnonzero(counts).tolist(), key=lambda id: (id not in lesions, -counts[id]))
     return [vocabulary.structure(i) for i in order if i in vocabulary.ids and i not in fillers][:MAX_LEGEND]
 
 
