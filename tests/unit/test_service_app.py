@@ -260,6 +260,12 @@ def test_settings_that_open_the_service_are_refused(settings: dict, told: str) -
         ServeSettings(**settings)
 
 
+def test_memory_too_little_for_the_workers_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"memory: 1\.0 KB are too little .* accepted: 1\.2 GB or more"):
+        made_service(tmp_path, memory="1KB", workers=2)
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_bundle_or_a_token_file_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="no bundle 'nothing'; accepted: ct-segmenter, ct-small"):
         made_service(tmp_path, bundle=("nothing",))

@@ -19,7 +19,7 @@ from maisi.service.metrics import Metrics
 from maisi.service.planner import Planner
 from maisi.service.references import Places
 from maisi.service.settings import LEAST_TOKEN, ServeSettings
-from maisi.service.supervisor import Supervisor, devices
+from maisi.service.supervisor import Supervisor, check_memory, devices
 from maisi.service.uploads import UploadStore
 
 MOST_WAITING = 100_000
@@ -45,8 +45,9 @@ class Service:
         if settings.inputs is not None and not settings.inputs.is_dir():
             raise InvalidConfigError(f"inputs: no folder {settings.inputs}; accepted: a folder that exists")
         bundles, token = configured(settings.bundle), read_token(settings)
-        data = settings.data.absolute()
-        jobs = JobStore(data, limits_of(settings))
+        data, limits = settings.data.absolute(), limits_of(settings)
+        check_memory(limits)
+        jobs = JobStore(data, limits)
         uploads = UploadStore(data / "uploads", settings)
         planner = Planner(default_threads(), jobs.limits.share)
         places = Places(jobs, uploads, bundles, settings.inputs)

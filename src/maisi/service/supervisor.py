@@ -20,7 +20,7 @@ import psutil
 from maisi.compute.compute import format_bytes
 from maisi.compute.threads import NUM_THREADS, available_cores
 from maisi.errors import InvalidRequestError, RunError
-from maisi.service.job import Problem
+from maisi.service.job import Limits, Problem
 from maisi.service.jobs import JobStore
 from maisi.service.retention import retire
 from maisi.service.worker import READY, WorkerSettings
@@ -79,6 +79,16 @@ class Worker:
         return total
 
 
+def check_memory(limits: Limits) -> None:
+    """Raise `InvalidRequestError` where the memory of all workers is too little for that many."""
+    least = IDLE_WORKER_BYTES * limits.workers
+    if limits.memory is not None and limits.memory < least:
+        raise InvalidRequestError(
+            f"memory: {format_bytes(limits.memory)} are too little for the workers, of which there are "
+            f"{limits.workers}; accepted: {format_bytes(least)} or more, or fewer workers"
+        )
+
+
 class Supervisor:
     """Workers on the jobs of a store; `store.limits` says how many, and how much memory they have together."""
 
@@ -106,12 +116,7 @@ class Supervisor:
 
         Raises `InvalidRequestError` where another service has the store, or the memory is too little for the workers.
         """
-        least, limit = IDLE_WORKER_BYTES * len(self.workers), self.store.limits.memory
-        if limit is not None and limit < least:
-            raise InvalidRequestError(
-                f"{format_bytes(limit)} of memory are too little for {len(self.workers)} workers; accepted: "
-                f"{format_bytes(least)} or more, or fewer workers"
-            )
+        check_memory(self.store.limits)
         self._lock = _locked(self.store.folder / LOCK)
         taken_up = self.store.release(lambda worker: True)
         if taken_up:

@@ -191,7 +191,7 @@ def decoded(image: Any, path: Path, refuse: Refusal) -> np.ndarray:
 def _content(path: Path, refuse: Refusal) -> bytes:
     suffix = suffix_of(path)
     if not path.exists():
-        raise refuse(path, "no such file", "an existing .nii or .nii.gz file, or a folder of one DICOM CT series")
+        raise refuse(path, "no such file", "an existing file or folder: " + ACCEPTED)
     if suffix is None:
         ending = next((e for e in _ENDINGS if path.name.lower().endswith(e)), None)
         what, advice = _ENDINGS.get(ending or "", ("", ""))
