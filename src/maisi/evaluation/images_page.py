@@ -49,7 +49,7 @@ def told(interval: Interval, digits: int = 3) -> str:
 def _protocol(found: ImageReport) -> str:
     each = found.protocol
     share = "" if each.centre == 1 else f" of the middle {each.centre:.0%}"
-    every = "every plane" if each.every == 1 else f"every {each.every}. plane"
+    every = "every plane" if each.every == 1 else f"one plane in {each.every}"
     return (
         f"Protocol {escape(found.protocol_name)}: {every}{share} in three orientations at {each.spacing_mm:g} mm, "
         f"{each.size} pixels."

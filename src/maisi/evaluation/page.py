@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
 from maisi.evaluation.segmentation import Interval
 
@@ -17,7 +18,8 @@ table { border-collapse: collapse } th, td { text-align: left; padding: .3rem 1.
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif } rect { fill: var(--bar) } line { stroke: var(--ink) }
 circle { fill: var(--bar) }
 """
-_WIDTH, _ROW, _LEFT = 640, 34, 190
+_PLOT, _ROW, _LEAST_LEFT, _LETTER = 450, 34, 190, 7
+"""Pixels: of the plot beside the names, of a row, of the names at least, and of a letter of theirs."""
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -47,26 +49,28 @@ Bar = tuple[str, float, float, float]
 def bars(rows: Sequence[Bar]) -> str:
     """A bar a row, from 0, with its interval as a line."""
     most = max(max(value, high) for _, value, _, high in rows) or 1.0
-    scale, shapes = (_WIDTH - _LEFT - 20) / most, []
+    left, scale, shapes = _left(rows), (_PLOT - 20) / most, []
     for k, (name, *numbers) in enumerate(rows):
         y = k * _ROW
-        x = [_LEFT + scale * max(0.0, number) for number in numbers]
+        x = [left + scale * max(0.0, number) for number in numbers]
         shapes += [
             f"<text x='0' y='{y + 21}'>{escape(name)}</text>",
-            f"<rect x='{_LEFT}' y='{y + 8}' width='{x[0] - _LEFT:.1f}' height='18' opacity='.6'/>",
+            f"<rect x='{left}' y='{y + 8}' width='{x[0] - left:.1f}' height='18' opacity='.6'/>",
             f"<line x1='{x[1]:.1f}' x2='{x[2]:.1f}' y1='{y + 17}' y2='{y + 17}' stroke-width='2'/>",
         ]
-    return _drawing(shapes, len(rows))
+    return _drawing(shapes, left, len(rows))
 
 
 def forest(rows: Sequence[Bar], margin: float) -> str:
-    """A point with its interval a row, beside 0 and the band of a margin around it."""
+    """A point with its interval a row, beside 0 and the band of a margin around it, with their numbers below."""
     most = max(margin, *(max(abs(low), abs(high)) for _, _, low, high in rows)) * 1.1
-    middle, scale = (_WIDTH + _LEFT) / 2, (_WIDTH - _LEFT - 20) / 2 / most
-    height = len(rows) * _ROW
-    left, width = middle - scale * margin, 2 * scale * margin
+    left, height = _left(rows), len(rows) * _ROW
+    middle, scale = left + _PLOT / 2, (_PLOT - 20) / 2 / most
+    band = scale * margin
+    marks = [-margin, 0.0, margin] if margin else [-most / 1.1, 0.0, most / 1.1]
     shapes = [
-        f"<rect x='{left:.1f}' y='0' width='{width:.1f}' height='{height}' opacity='.2'/>",
+        f"<rect x='{middle - band:.1f}' y='0' width='{2 * band:.1f}' height='{height}' opacity='.2'/>",
+        *(f"<text x='{middle + scale * m:.1f}' y='{height + 20}' text-anchor='middle'>{m:+.2g}</text>" for m in marks),
         f"<line x1='{middle:.1f}' x2='{middle:.1f}' y1='0' y2='{height}' stroke-dasharray='3 3'/>",
     ]
     for k, (name, *numbers) in enumerate(rows):
@@ -76,15 +80,15 @@ def forest(rows: Sequence[Bar], margin: float) -> str:
             f"<line x1='{x[1]:.1f}' x2='{x[2]:.1f}' y1='{y}' y2='{y}' stroke-width='2'/>",
             f"<circle cx='{x[0]:.1f}' cy='{y}' r='4'/>",
         ]
-    return _drawing(shapes, len(rows))
+    return _drawing(shapes, left, len(rows) + 1)
 
 
 def strip(rows: Sequence[tuple[str, Sequence[float]]], marks: Sequence[tuple[str, float]]) -> str:
     """A point for each value of a row, from 0, and lines with a name across all rows."""
     most = max([value for _, values in rows for value in values] + [place for _, place in marks]) * 1.05 or 1.0
-    scale, shapes = (_WIDTH - _LEFT - 20) / most, []
+    left, scale, shapes = _left(rows), (_PLOT - 20) / most, []
     for k, (name, place) in enumerate(marks):
-        x = _LEFT + scale * place
+        x = left + scale * place
         shapes += [
             f"<line x1='{x:.1f}' x2='{x:.1f}' y1='0' y2='{len(rows) * _ROW}' stroke-dasharray='3 3'/>",
             f"<text x='{x + 4:.1f}' y='{(len(rows) + k) * _ROW + 20}'>{escape(name)} ({place:.3g})</text>",
@@ -92,8 +96,8 @@ def strip(rows: Sequence[tuple[str, Sequence[float]]], marks: Sequence[tuple[str
     for k, (name, values) in enumerate(rows):
         y = k * _ROW + 17
         shapes.append(f"<text x='0' y='{y + 4}'>{escape(name)}</text>")
-        shapes += [f"<circle cx='{_LEFT + scale * v:.1f}' cy='{y}' r='4' opacity='.6'/>" for v in values]
-    return _drawing(shapes, len(rows) + len(marks))
+        shapes += [f"<circle cx='{left + scale * v:.1f}' cy='{y}' r='4' opacity='.6'/>" for v in values]
+    return _drawing(shapes, left, len(rows) + len(marks))
 
 
 def picture(png: bytes, words: str) -> str:
@@ -102,6 +106,11 @@ def picture(png: bytes, words: str) -> str:
     return f"<figure><img alt='{escape(words)}' src='data:image/png;base64,{data}' style='max-width: 100%'></figure>"
 
 
-def _drawing(shapes: Iterable[str], num_rows: int) -> str:
-    height = num_rows * _ROW
-    return f"<svg viewBox='0 0 {_WIDTH} {height}' width='{_WIDTH}' height='{height}'>{''.join(shapes)}</svg>"
+def _left(rows: Sequence[tuple[str, *tuple[Any, ...]]]) -> int:
+    """Where the plot begins: right of the longest name."""
+    return max(_LEAST_LEFT, 12 + max(_LETTER * len(name) for name, *_ in rows))
+
+
+def _drawing(shapes: Iterable[str], left: int, num_rows: int) -> str:
+    width, height = left + _PLOT, num_rows * _ROW
+    return f"<svg viewBox='0 0 {width} {height}' width='{width}' height='{height}'>{''.join(shapes)}</svg>"
