@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from command_line import Maisi, files_in
 
+from maisi.evaluation.features import PLANES, PROTOCOLS
 from maisi.evaluation.fidelity import box_blur
 from maisi.evaluation.memorization import in_place
 from maisi.evaluation.memorized_labels import mirrored
@@ -188,6 +189,25 @@ def test_sets_of_other_spacing_and_size_are_told(maisi: Maisi, sets: Path, tmp_p
     assert done.code == 0, done.err
     assert "spacings differ (mm): real 8 x 8 x 8; synthetic 8 x 8 x 10; the protocol resamples all alike" in done.err
     assert "fields of view differ (mm): real 384 x 320 x 96" in done.err
+
+
+def test_the_papers_protocol_is_that_of_the_report_and_leaves_no_plane_out(
+    maisi: Maisi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = PROTOCOLS["paper"].model_copy(update={"size": 48})  # 512 takes minutes
+    monkeypatch.setitem(PROTOCOLS, "paper", small)
+    for k in range(3):
+        rng = np.random.default_rng(k)
+        volume = render_phantom(draw_phantom("abdomen", Grid.centered((12, 10, 4), (8, 8, 8)), rng), rng)
+        for name in ("real", "copy"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            write_volume(volume, tmp_path / name / f"{k}_ct.nii.gz")
+    found = evaluate(maisi, tmp_path, "copy", tmp_path / "out", "--protocol", "paper")
+    assert (found["protocol_name"], found["protocol"]) == ("paper", small.model_dump())
+    each = 33 - 14  # 30 % to 70 % of 48 planes, with or without body
+    assert found["real"]["planes"] == found["synthetic_set"]["planes"] == dict.fromkeys(PLANES, 3 * each)
+    assert found["synthetic"]["frechet_mean"]["value"] == pytest.approx(0, abs=1e-6)
+    assert found["halves"]["frechet_mean"]["low"] > 0.01
 
 
 def test_a_planted_copy_is_found_whether_shifted_or_mirrored(maisi: Maisi, tmp_path: Path) -> None:

@@ -375,20 +375,20 @@ def test_nnunet_gets_its_data_set_and_split_and_what_it_finds_is_read(manifest: 
 
 
 def test_auto3dseg_gets_a_datalist_and_cases_without_all_classes_are_left_out(manifest: Path, tmp_path: Path) -> None:
-    folder, bin = tmp_path / "cases", tmp_path / "env" / "bin"
+    folder, bin, scratch = tmp_path / "cases", tmp_path / "env" / "bin", tmp_path / "scratch"
     cases = stored_limbs(manifest, folder)
     script(
         bin / "python",
-        f"#!/bin/sh\nout={tmp_path}/scratch/work/ensemble_output\nmkdir -p $out\n"
+        f"#!/bin/sh\nout={scratch / 'work' / 'ensemble_output'}\nmkdir -p $out\n"
         f"for n in limb5 limb6; do cp {folder}/${{n}}_labels.nii.gz $out/${{n}}_ct_ensemble.nii.gz; done\n",
     )
     settings = TrainingSettings.model_validate({"backend": "auto3dseg", "environment": tmp_path / "env"})
     partial = cases[0].model_copy(update={"known": ()})
     exercise = Exercise((partial, *cases[1:4]), (cases[4],), tuple(cases[5:]), folder, ("sarcoma",), settings, 0, 8.0)
-    (tmp_path / "scratch").mkdir()
-    found = dict(_by_id(backend_of(settings).segment(exercise, tmp_path / "scratch", lambda a, b: None)))
+    scratch.mkdir()
+    found = dict(_by_id(backend_of(settings).segment(exercise, scratch, lambda a, b: None)))
     assert set(found) == {"limb5", "limb6"}
-    listed = json.loads((tmp_path / "scratch" / "datalist.json").read_text())
+    listed = json.loads((scratch / "datalist.json").read_text())
     assert [each["image"][:5] for each in listed["training"]] == ["limb1", "limb2", "limb3", "limb4"]
     assert [each["fold"] for each in listed["training"]] == [1, 1, 1, 0]
     nothing = Exercise((partial,), (), (), folder, ("sarcoma",), settings, 0, 8.0)
@@ -467,9 +467,11 @@ def test_only_trainings_that_have_a_partner_are_compared(manifest: Path) -> None
     settings = experiment(manifest, structures=["liver"])
     split = Split(test=("p", "q"), folds=(("r",), ("s",)))
     cells = [result(0, 0, {"p": 0.5}), result(0, 1, {"p": 0.6}), result(1, 1, {"p": 1.0})]
-    change = report_of(settings, split, cells).rows[1].change
+    report = report_of(settings, split, cells)
+    change = report.rows[1].change
     assert change is not None
     assert change.mean == pytest.approx(0.1)
+    assert "<circle cx='170.0' cy='104.0'" in downstream_page(report)  # 0.5 and 0.6 in a square of 260
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
@@ -508,3 +510,9 @@ def test_paths_of_an_experiment_are_relative_to_its_file(tmp_path: Path) -> None
 def test_a_regime_that_compares_nothing_is_refused(more: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Regime.model_validate(more)
+
+
+def test_a_device_that_the_built_in_backend_does_not_use_is_refused() -> None:
+    with pytest.raises(ValueError, match="the built-in backend trains on the CPU"):
+        TrainingSettings(device="cuda")
+    assert TrainingSettings(device="cuda", backend="nnunet").device == "cuda"

@@ -7,7 +7,7 @@ from scipy import linalg
 
 from maisi.errors import InvalidRequestError
 from maisi.evaluation.distances import by_planes, frechet, kernel_distance, standardised
-from maisi.evaluation.features import PLANES, PlaneProtocol, Scattering, plane_features, volume_planes
+from maisi.evaluation.features import PLANES, PROTOCOLS, PlaneProtocol, Scattering, plane_features, volume_planes
 from maisi.evaluation.fidelity import box_blur
 from maisi.space.grid import Grid
 from maisi.space.volume import Volume
@@ -69,6 +69,34 @@ def test_planes_without_body_are_left_out_and_all_have_one_size() -> None:
         assert images.shape[1:] == (1, 48, 48)
         assert 20 <= len(images) < 32  # the ball is 26 planes wide
         assert 0 <= float(images.min()) < float(images.max()) <= 1
+
+
+def test_the_papers_planes_are_the_middle_of_a_cube_of_air_around_the_volume_stretched_by_orientation() -> None:
+    paper = PROTOCOLS["paper"]
+    assert (paper.spacing_mm, paper.size, paper.centre, paper.every, paper.standardised) == (1.0, 512, 0.4, 1, False)
+    hu = np.random.default_rng(0).uniform(-1500, 500, (20, 31, 80)).astype(np.float32)
+    cube = np.full((64, 64, 64), -1000.0)
+    cube[22:42, 16:47] = hu[:, :, 8:72]
+    unit = (np.clip(cube, -1000, 1000) + 1000) / 2000
+    planes = dict(volume_planes(Volume(hu, Grid.centered(hu.shape, (1, 1, 1))), paper.model_copy(update={"size": 64})))
+    assert tuple(planes) == PLANES
+    for axis, images in enumerate(planes.values()):
+        middle = np.moveaxis(unit, axis, 0)[19:44]  # 30 % to 70 % of 64, planes without body among them
+        np.testing.assert_allclose(images[:, 0], middle / middle.max(), atol=1e-6)
+
+
+def test_the_papers_planes_are_of_1_mm() -> None:
+    protocol = PROTOCOLS["paper"].model_copy(update={"size": 64})
+    sagittal, coronal, axial = (images[:, 0] for _, images in volume_planes(volume(0, 0.0), protocol))
+    assert sagittal.shape == coronal.shape == axial.shape == (25, 64, 64)
+    shares = [float((images[12] > 1200 / 1400).double().mean()) for images in (sagittal, coronal, axial)]
+    assert shares == pytest.approx([np.pi * 19**2 / 64**2] * 3, abs=0.02)  # the core, voxels within 20 mm
+
+
+def test_constant_planes_stay_zero_when_they_are_stretched() -> None:
+    protocol = PROTOCOLS["paper"].model_copy(update={"size": 16})
+    air = Volume(np.full((16, 16, 16), -1000, np.float32), Grid.centered((16, 16, 16), (1, 1, 1)))
+    assert all(len(images) and not images.any() for _, images in volume_planes(air, protocol))
 
 
 def test_scattering_does_not_answer_to_a_constant_and_not_to_a_shift() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_bundle import LEVELS
 from torch import Tensor, nn
 
 from maisi.errors import InvalidConfigError, InvalidRequestError
@@ -12,20 +13,13 @@ from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.training.lora import LoraConfig, add_adapters, base_digest, load_adapters, merge_adapters, save_adapters
 
-BACKBONE = {
-    "channels": (8, 16),
-    "num_res_blocks": (1, 1),
-    "attention_levels": (False, True),
-    "head_channels": 8,
-    "norm_groups": 4,
-}
 X = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([400.0])
 
 
 def network(seed: int = 0) -> DenoisingUNet:
     torch.manual_seed(seed)
-    unet = DenoisingUNet(UNetConfig(**BACKBONE))
+    unet = DenoisingUNet(UNetConfig(**LEVELS))
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -91,7 +85,7 @@ def test_saved_adapters_come_back_on_the_same_network_alone(tmp_path: Path) -> N
 
 
 def test_a_controlnet_takes_adapters_too() -> None:
-    controlnet = ControlNet(ControlNetConfig(**BACKBONE, embedding_widths=(4, 8)))
+    controlnet = ControlNet(ControlNetConfig(**LEVELS, embedding_widths=(4, 8)))
     names = add_adapters(controlnet, LoraConfig(targets=("condition_embedding.*", "zero_*")))
     assert "zero_middle" in names
     assert "condition_embedding.conv_out" in names

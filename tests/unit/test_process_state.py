@@ -9,42 +9,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from made_bundle import SMALL, random_bundle
 
-from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec
+from maisi.bundle.bundle import Bundle
 from maisi.compute.compute import Compute
 from maisi.compute.fit import fit
-from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
-from maisi.networks.controlnet import ControlNet, ControlNetConfig
-from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.networks.autoencoder import Autoencoder
 from maisi.pipelines.codec import decode, encode, rehearse_both
 from maisi.pipelines.generate import generate
 from maisi.pipelines.requests import GenerateRequest
 from maisi.space.grid import Grid
 from maisi.space.volume import Volume
 
-BACKBONE = {
-    "channels": (8, 16),
-    "num_res_blocks": (1, 1),
-    "attention_levels": (False, True),
-    "head_channels": 8,
-    "norm_groups": 4,
-}
-
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        networks = {
-            "autoencoder": Autoencoder(AutoencoderConfig(channels=(8, 8), num_res_blocks=(1, 1), norm_groups=2)),
-            "unet": DenoisingUNet(UNetConfig(**BACKBONE, regions=True, spacing=True)),
-            "controlnet": ControlNet(ControlNetConfig(**BACKBONE, embedding_widths=(4, 8))),
-        }
-    limits = Limits(min_spacing_mm=(2, 2, 2), max_spacing_mm=(20, 20, 20), max_size=(32, 32, 32))
-    info = BundleInfo(
-        name="tiny", licence="none", vocabulary_version="1.0", scheduler=RectifiedFlowSpec(), limits=limits
-    )
-    made = Bundle.of(info, networks)
+    made = random_bundle(SMALL)
     list(generate(asked(None), made))  # imports what torch imports at first use: sympy changes filters of warnings
     return made
 

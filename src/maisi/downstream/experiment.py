@@ -84,7 +84,9 @@ class TrainingSettings(Frozen):
 
     backend: Literal["builtin", "auto3dseg", "nnunet"] = "builtin"
     environment: Path | None = Field(default=None, description="Virtual environment that Auto3DSeg or nnU-Net is in.")
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="Of nnU-Net; Auto3DSeg takes a GPU where it finds one."
+    )
     algorithms: str = Field(default="segresnet", description="Of Auto3DSeg.")
     templates: Path | None = Field(default=None, description="Folder of Auto3DSeg's algorithm templates.")
     trainer: str | None = Field(default=None, description="Class of an nnU-Net trainer.")
@@ -106,6 +108,12 @@ class TrainingSettings(Frozen):
         if any(n < 8 or n % 8 for n in patch):
             raise ValueError(f"patch {patch} is not of multiples of 8")
         return patch
+
+    @model_validator(mode="after")
+    def _possible(self) -> "TrainingSettings":
+        if self.backend == "builtin" and self.device != "cpu":
+            raise ValueError("the built-in backend trains on the CPU; accepted: device cpu, or another backend")
+        return self
 
 
 class Experiment(Frozen):

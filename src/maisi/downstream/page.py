@@ -5,7 +5,7 @@ from html import escape
 
 import yaml
 
-from maisi.downstream.report import MEAN, DownstreamReport, Row, by_patient, told_rows
+from maisi.downstream.report import MEAN, DownstreamReport, Row, by_patient, dice_of, grouped, partners, told_rows
 from maisi.evaluation.page import forest, page, table
 
 _SIZE, _EDGE = 300, 40
@@ -95,19 +95,16 @@ def _line_to(row: Row, rows: Sequence[Row], most: float, span: int) -> str:
 
 
 def _scatter(found: DownstreamReport, name: str) -> str:
-    """A square for each comparison, a point for each patient; above the line synthetic data helped."""
-    squares = []
+    """A square for each comparison, a point for each patient; above the line synthetic data helped.
+
+    Points are of the trainings that the change is of.
+    """
+    squares, done = [], grouped(found.cells)
     for row in found.rows:
-        if row.name != name or row.change is None:
+        pairs = partners(done[row.num_real, row.ratio], done[row.num_real, 0.0]) if row.change is not None else None
+        if row.name != name or pairs is None:
             continue
-        without, with_them = (
-            by_patient(
-                [c for c in found.cells if c.cell.num_real == row.num_real and c.cell.ratio == ratio],
-                name,
-                lambda each: each.dice,
-            )
-            for ratio in (0, row.ratio)
-        )
+        with_them, without = (by_patient(cells, name, dice_of) for cells in pairs)
         points = [(without[p], with_them[p]) for p in without if p in with_them]
         squares.append(_square(f"{row.counts[0]} real + {row.counts[1]}", points))
     what = "" if name != MEAN else " (mean over classes)"

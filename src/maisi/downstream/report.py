@@ -89,20 +89,21 @@ def report_of(
 
 
 def _rows(name: str, experiment: Experiment, cells: Sequence[CellResult], rng: np.random.Generator) -> Iterable[Row]:
-    grouped: Mapping[tuple[NumReal, float], list[CellResult]] = _grouped(cells)
+    done = grouped(cells)
     order = {key: k for k, key in enumerate(_keys(experiment))}
-    for key in sorted(grouped, key=lambda each: order.get(each, len(order))):
-        of_key = [each for each in grouped[key] if _has(each, name)]
+    for key in sorted(done, key=lambda each: order.get(each, len(order))):
+        of_key = [each for each in done[key] if _has(each, name)]
         if of_key:
-            baseline = grouped.get((key[0], 0.0), []) if key[1] else []
+            baseline = done.get((key[0], 0.0), []) if key[1] else []
             yield _row(name, key, of_key, baseline, rng)
 
 
-def _grouped(cells: Sequence[CellResult]) -> dict[tuple[NumReal, float], list[CellResult]]:
-    grouped: dict[tuple[NumReal, float], list[CellResult]] = defaultdict(list)
+def grouped(cells: Iterable[CellResult]) -> Mapping[tuple[NumReal, float], list[CellResult]]:
+    """The trainings of each number of real cases and each ratio."""
+    found: dict[tuple[NumReal, float], list[CellResult]] = defaultdict(list)
     for each in cells:
-        grouped[each.cell.num_real, each.cell.ratio].append(each)
-    return grouped
+        found[each.cell.num_real, each.cell.ratio].append(each)
+    return found
 
 
 def _keys(experiment: Experiment) -> list[tuple[NumReal, float]]:
@@ -125,7 +126,7 @@ def _row(
     by_fold = [[each for each in cells if each.cell.fold == fold] for fold in folds]
     found = [each for cell in cells for case in cell.tested for each in _agreements(case.classes, name)]
     far = [each.hd95_mm for each in found if each.hd95_mm is not None]
-    partners = _partners(cells, baseline)
+    pairs = partners(cells, baseline)
     return Row(
         name=name,
         num_real=key[0],
@@ -133,18 +134,18 @@ def _row(
         num_trained_real=float(np.mean([len(each.real) for each in cells])),
         num_synthetic=float(np.mean([len(each.synthetic) for each in cells])),
         seeds=len({each.cell.seed for each in cells}),
-        folds=tuple(_mean(by_patient(each, name, _dice)) for each in by_fold),
-        dice=_mean(by_patient(cells, name, _dice)),
+        folds=tuple(_mean(by_patient(each, name, dice_of)) for each in by_fold),
+        dice=_mean(by_patient(cells, name, dice_of)),
         surface_dice=_mean(by_patient(cells, name, _surface_dice)),
         hd95_mm=float(np.mean(far)) if far else None,
         missed=sum(each.found_ml == 0 for each in found),
         tested=len(found),
-        change=_change(*partners, name, _dice, rng) if partners else None,
-        surface_change=_change(*partners, name, _surface_dice, rng) if partners else None,
+        change=_change(*pairs, name, dice_of, rng) if pairs else None,
+        surface_change=_change(*pairs, name, _surface_dice, rng) if pairs else None,
     )
 
 
-def _partners(
+def partners(
     cells: Sequence[CellResult], baseline: Sequence[CellResult]
 ) -> tuple[list[CellResult], list[CellResult]] | None:
     """The trainings of which both were done, with and without synthetic data; None where there is none."""
@@ -178,7 +179,8 @@ def _agreements(classes: Mapping[str, Agreement], name: str) -> list[Agreement]:
     return list(classes.values()) if name == MEAN else [classes[name]] if name in classes else []
 
 
-def _dice(found: Agreement) -> float | None:
+def dice_of(found: Agreement) -> float | None:
+    """The Dice, as a figure of patients."""
     return found.dice
 
 

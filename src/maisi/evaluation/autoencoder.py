@@ -14,7 +14,7 @@ from maisi.bundle.bundle import Bundle
 from maisi.evaluation.fidelity import box_blur, fidelity
 from maisi.evaluation.perceptual import Perceptual, perceptual_distance
 from maisi.evaluation.reconstruction import as_decoded, reconstruct
-from maisi.evaluation.segmentation import Interval, interval
+from maisi.evaluation.segmentation import Interval, interval, of_patients
 from maisi.evaluation.sets import NamedImage
 from maisi.shapes import Frozen, Spacing3
 from maisi.space.volume import LabelMap, Volume
@@ -188,11 +188,3 @@ def _means(
         there = [(p, each[name]) for p, each in zip(patients, figures, strict=True) if name in each]
         means[name] = interval(of_patients([p for p, _ in there], [value for _, value in there]), rng)
     return means
-
-
-def of_patients(patients: Sequence[str], values: Sequence[float]) -> list[float]:
-    """A value for each patient: the mean of theirs, in the order in which patients come first."""
-    found: dict[str, list[float]] = {}
-    for patient, value in zip(patients, values, strict=True):
-        found.setdefault(patient, []).append(value)
-    return [float(np.mean(each)) for each in found.values()]

@@ -19,15 +19,13 @@ from pydantic import Field
 
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
-from maisi.evaluation.autoencoder import of_patients
-from maisi.evaluation.representation import Representation, Verdict
-from maisi.evaluation.segmentation import Interval, interval
+from maisi.evaluation.representation import LEVEL, Representation, Verdict
+from maisi.evaluation.segmentation import Interval, interval, of_patients
 from maisi.shapes import Frozen
 
 FIELDS = ("group", "region", "split", "modality", "source")  # of a case, besides its attributes
 HIGHER, LOWER = ("dice", "surface_dice", "psnr_db", "ssim"), ("hd95_mm", "mae_hu", "lpips", "edges")
 PERMUTATIONS = 999
-LEVEL = 0.05
 MOST_VALUES = 6  # that are groups by themselves; of more numbers thirds are made
 YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 1 / 52.18, "D": 1 / 365.25}  # units of a DICOM age
 

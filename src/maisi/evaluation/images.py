@@ -255,7 +255,7 @@ def _notes(facts: Sequence[SetFacts], size: int, constant: int) -> list[str]:
         shown = [_shown(each.spacings_mm) for each in facts]
         notes.append(f"spacings differ (mm): real {shown[0]}; synthetic {shown[1]}; the protocol resamples all alike")
     if (real.least_fov_mm, real.most_fov_mm) != (made.least_fov_mm, made.most_fov_mm):
-        shown = [f"{_triple(each.least_fov_mm)} to {_triple(each.most_fov_mm)}" for each in facts]
+        shown = [f"{in_words(each.least_fov_mm)} to {in_words(each.most_fov_mm)}" for each in facts]
         notes.append(f"fields of view differ (mm): real {shown[0]}; synthetic {shown[1]}; planes are cut or padded")
     if constant:
         notes.append(f"{constant} features never change over the real planes, and say nothing")
@@ -263,8 +263,9 @@ def _notes(facts: Sequence[SetFacts], size: int, constant: int) -> list[str]:
 
 
 def _shown(spacings: Sequence[Spacing3]) -> str:
-    return ", ".join(_triple(each) for each in spacings[:3]) + (", ..." if len(spacings) > 3 else "")
+    return ", ".join(in_words(each) for each in spacings[:3]) + (", ..." if len(spacings) > 3 else "")
 
 
-def _triple(lengths: Spacing3) -> str:
+def in_words(lengths: Spacing3) -> str:
+    """Lengths on three axes."""
     return " x ".join(f"{mm:g}" for mm in lengths)

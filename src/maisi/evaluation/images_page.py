@@ -3,7 +3,7 @@
 from html import escape
 
 from maisi.evaluation.features import PLANES
-from maisi.evaluation.images import ImageReport, Interval, SetDistance, SetFacts
+from maisi.evaluation.images import ImageReport, Interval, SetDistance, SetFacts, in_words
 from maisi.evaluation.page import bars, page, table
 
 ROWS = (
@@ -66,6 +66,6 @@ def _frechet(found: SetDistance) -> tuple[str, ...]:
 
 def _set(name: str, facts: SetFacts) -> tuple[str, ...]:
     planes = ", ".join(f"{count} {orientation}" for orientation, count in facts.planes.items())
-    spacings = "; ".join(" x ".join(f"{mm:g}" for mm in each) for each in facts.spacings_mm[:6])
-    fov = " to ".join(" x ".join(f"{mm:g}" for mm in each) for each in (facts.least_fov_mm, facts.most_fov_mm))
+    spacings = "; ".join(map(in_words, facts.spacings_mm[:6]))
+    fov = " to ".join(map(in_words, (facts.least_fov_mm, facts.most_fov_mm)))
     return name, str(facts.volumes), planes, spacings, fov

@@ -4,8 +4,7 @@ This is Table S5 of Guo et al. (arXiv 2409.11169), with intervals and a test of 
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +19,7 @@ from maisi.data.labelled import looked_for
 from maisi.data.manifest import Case
 from maisi.errors import InvalidLabelsError
 from maisi.evaluation.equivalence import Equivalence, paired_equivalence, unpaired_equivalence
-from maisi.evaluation.segmentation import Agreement, Interval, agreement, interval, known_agreement
+from maisi.evaluation.segmentation import Agreement, Interval, agreement, interval, known_agreement, of_patients
 from maisi.pipelines.quality.segmenter import Segmenter
 from maisi.pipelines.segment import NetworkSegmenter
 from maisi.shapes import Frozen, Spacing3
@@ -224,10 +223,11 @@ def _test(
     """Paired where most of the smaller set has its case in the other one."""
     pairs = paired_cases(real, synthetic) if protocol.paired else []
     if pairs and 2 * len(pairs) > min(len(real), len(synthetic)):
-        apart = [(a.patient, _dice(b.structures[name]) - _dice(a.structures[name])) for a, b in pairs]
-        return paired_equivalence(_by_patient(apart), protocol.margin)
+        apart = [_dice(b.structures[name]) - _dice(a.structures[name]) for a, b in pairs]
+        return paired_equivalence(of_patients([a.patient for a, _ in pairs], apart), protocol.margin)
     values = [
-        _by_patient([(case.patient, _dice(case.structures[name])) for case in cases]) for cases in (real, synthetic)
+        of_patients([case.patient for case in cases], [_dice(case.structures[name]) for case in cases])
+        for cases in (real, synthetic)
     ]
     return unpaired_equivalence(values[0], values[1], protocol.margin)
 
@@ -242,26 +242,19 @@ def paired_cases(
 
 
 def _figures(name: str, cases: Sequence[CaseAgreement], rng: np.random.Generator) -> Figures:
-    found = [(case.patient, case.structures[name]) for case in cases]
-    distances = [(patient, each.hd95_mm) for patient, each in found if each.hd95_mm is not None]
+    patients, found = [case.patient for case in cases], [case.structures[name] for case in cases]
+    far = {k: each.hd95_mm for k, each in enumerate(found) if each.hd95_mm is not None}
     return Figures(
-        dice=interval(_by_patient([(patient, _dice(each)) for patient, each in found]), rng),
-        surface_dice=interval(_by_patient([(patient, each.surface_dice or 0.0) for patient, each in found]), rng),
-        hd95_mm=interval(_by_patient(distances), rng) if distances else None,
-        missed=sum(each.found_ml == 0 for _, each in found),
+        dice=interval(of_patients(patients, [_dice(each) for each in found]), rng),
+        surface_dice=interval(of_patients(patients, [each.surface_dice or 0.0 for each in found]), rng),
+        hd95_mm=interval(of_patients([patients[k] for k in far], list(far.values())), rng) if far else None,
+        missed=sum(each.found_ml == 0 for each in found),
     )
 
 
 def _dice(found: Agreement) -> float:
     assert found.dice is not None, "the reference has the structure"
     return found.dice
-
-
-def _by_patient(values: Sequence[tuple[str, float]]) -> list[float]:
-    of_patient: Mapping[str, list[float]] = defaultdict(list)
-    for patient, value in values:
-        of_patient[patient].append(value)
-    return [float(np.mean(each)) for each in of_patient.values()]
 
 
 def _notes(

@@ -131,6 +131,14 @@ def interval(values: Sequence[float], rng: np.random.Generator, share: float = 0
     return Interval(mean=float(array.mean()), low=low, high=high, cases=len(array))
 
 
+def of_patients(patients: Sequence[str], values: Sequence[float]) -> list[float]:
+    """A value for each patient: the mean of theirs, in the order in which patients come first."""
+    found: dict[str, list[float]] = {}
+    for patient, value in zip(patients, values, strict=True):
+        found.setdefault(patient, []).append(value)
+    return [float(np.mean(each)) for each in found.values()]
+
+
 def dice_intervals(cases: Sequence[Mapping[str, Agreement]], rng: np.random.Generator) -> dict[str, Interval]:
     """The Dice of each structure over the cases whose reference has it; one that no reference has is left out."""
     names = dict.fromkeys(name for case in cases for name in case)

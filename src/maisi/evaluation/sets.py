@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from maisi.space.volume import LabelMap, Volume
 
 _NO_IMAGES = ("_labels", "_mask", "_seg")
 _CT = "_ct"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,25 +69,42 @@ def image_set(path: Path, split: str | None = None, modality: str = "ct", least:
             f"no volumes at {path}: found no such file or folder; accepted: a manifest, a folder of `maisi prepare`, "
             "or a folder of NIfTI files"
         )
-    if path.is_dir() and not (path / STORED).is_file():
-        found = _files(path, modality)
-        if split is not None:
-            raise InvalidRequestError(
-                f"{path} is a folder of files, which knows no split {split}; accepted: a manifest"
-            )
-    else:
-        cases = [case for case in read_manifest(path) if case.image is not None]
-        splits = {case.split for case in cases}
-        if split is not None and split not in splits:
-            raise InvalidRequestError(f"{path} has no split {split!r}; accepted: {', '.join(sorted(splits))}")
-        found = [
+    found = (
+        _files(path, modality)
+        if _is_of_files(path, split)
+        else [
             NamedImage(case.id, case.patient or case.id, partial(case_volume, case), case.group)
-            for case in cases
-            if split in (None, case.split)
+            for case in _cases(path, split, lambda case: case.image is not None)
         ]
+    )
+    return _enough(found, path, split, least, "images")
+
+
+def _is_of_files(path: Path, split: str | None) -> bool:
+    """Whether it is a folder without a manifest; raises `InvalidRequestError` where a split of it is asked for."""
+    is_of_files = path.is_dir() and not (path / STORED).is_file()
+    if is_of_files and split is not None:
+        raise InvalidRequestError(f"{path} is a folder of files, which knows no split {split}; accepted: a manifest")
+    return is_of_files
+
+
+def _cases(path: Path, split: str | None, suits: Callable[[Case], bool]) -> list[Case]:
+    """The cases of a manifest that suit, of one split if it is named, which must be one that some of them are of."""
+    cases = [case for case in read_manifest(path) if suits(case)]
+    splits = {case.split for case in cases}
+    if cases and split is not None and split not in splits:
+        raise InvalidRequestError(f"{path} has no split {split!r}; accepted: {', '.join(sorted(splits))}")
+    return [case for case in cases if split in (None, case.split)]
+
+
+def _enough(found: list[T], path: Path, split: str | None, least: int, what: str, accepted: str = "") -> list[T]:
+    """What was found; raises `InvalidRequestError` where it is fewer than `least`."""
     if len(found) < least:
         of_split = f" of split {split}" if split else ""
-        raise InvalidRequestError(f"{path} has {len(found)} images{of_split}; a comparison needs at least {least}")
+        hint = f" ({accepted})" if accepted else ""
+        raise InvalidRequestError(
+            f"{path} has {len(found)} {what}{of_split}; a comparison needs at least {least}{hint}"
+        )
     return found
 
 
@@ -109,25 +129,17 @@ def labelled_set(path: Path, split: str | None = None, least: int = 2) -> list[C
     A pair is `NAME_ct.nii.gz` and `NAME_labels.nii.gz`, the latter in our ids or with names of its own. Raises
     `InvalidRequestError` for fewer than `least` of them.
     """
-    if path.is_dir() and not (path / STORED).is_file():
-        if split is not None:
-            raise InvalidRequestError(
-                f"{path} is a folder of files, which knows no split {split}; accepted: a manifest"
-            )
-        found = _pairs(path)
-    else:
-        found = [
-            case
-            for case in read_manifest(path)
-            if case.image is not None and (case.labels or case.labels_maisi) and split in (None, case.split)
-        ]
-    if len(found) < least:
-        of_split = f" of split {split}" if split else ""
-        raise InvalidRequestError(
-            f"{path} has {len(found)} CTs with label maps{of_split}; a comparison needs at least {least} "
-            "(cases of a manifest, or files NAME_ct.nii.gz and NAME_labels.nii.gz)"
-        )
-    return found
+    found = (
+        _pairs(path)
+        if _is_of_files(path, split)
+        else _cases(path, split, lambda case: case.image is not None and _has_labels(case))
+    )
+    accepted = "cases of a manifest, or files NAME_ct.nii.gz and NAME_labels.nii.gz"
+    return _enough(found, path, split, least, "CTs with label maps", accepted)
+
+
+def _has_labels(case: Case) -> bool:
+    return bool(case.labels or case.labels_maisi)
 
 
 def _pairs(folder: Path) -> list[Case]:
@@ -147,25 +159,17 @@ def label_set(path: Path, split: str | None = None, least: int = 2) -> list[Name
 
     Raises `InvalidRequestError` for fewer than `least` of them.
     """
-    if path.is_dir() and not (path / STORED).is_file():
-        found = [
+    found = (
+        [
             NamedLabels(file.relative_to(path).as_posix(), partial(_labels, file))
             for suffix in SUFFIXES
             for file in sorted(path.rglob(f"*labels{suffix}"))
         ]
-    else:
-        found = [
-            NamedLabels(case.id, partial(_case_labels, case))
-            for case in read_manifest(path)
-            if (case.labels or case.labels_maisi) and split in (None, case.split)
-        ]
-    if len(found) < least:
-        of_split = f" of split {split}" if split else ""
-        raise InvalidRequestError(
-            f"{path} has {len(found)} label maps{of_split}; a comparison needs at least {least} "
-            "(cases of a manifest, or files that end in labels.nii.gz)"
-        )
-    return found
+        if _is_of_files(path, split)
+        else [NamedLabels(case.id, partial(_case_labels, case)) for case in _cases(path, split, _has_labels)]
+    )
+    accepted = "cases of a manifest, or files that end in labels.nii.gz"
+    return _enough(found, path, split, least, "label maps", accepted)
 
 
 def _labels(path: Path) -> LabelMap:

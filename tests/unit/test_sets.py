@@ -1,0 +1,56 @@
+"""Sets to compare, of manifests and of folders."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maisi.errors import InvalidRequestError
+from maisi.evaluation.sets import image_set, label_set, labelled_set
+
+SETS = pytest.mark.parametrize("open_set", [image_set, labelled_set, label_set])
+OpenSet = Callable[..., list[Any]]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Two cases for training and one for validation, all with labels."""
+    splits = {"a": "training", "b": "training", "c": "validation"}
+    cases = [
+        {"id": id, "image": f"{id}_ct.nii.gz", "labels_maisi": f"{id}_labels.nii.gz", "split": split}
+        for id, split in splits.items()
+    ]
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases}))
+    return tmp_path / "manifest.json"
+
+
+@SETS
+def test_a_split_of_a_manifest_is_a_set(open_set: OpenSet, manifest: Path) -> None:
+    assert len(open_set(manifest)) == 3
+    assert len(open_set(manifest, "training")) == 2
+    with pytest.raises(InvalidRequestError, match=r"has 1 .* of split validation; a comparison needs at least 2"):
+        open_set(manifest, "validation")
+
+
+@SETS
+def test_a_split_that_a_manifest_lacks_is_refused_with_those_that_it_has(open_set: OpenSet, manifest: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="has no split 'testing'; accepted: training, validation"):
+        open_set(manifest, "testing")
+
+
+@SETS
+def test_a_folder_of_files_knows_no_split(open_set: OpenSet, tmp_path: Path) -> None:
+    for name in ("a_ct", "a_labels", "b_ct", "b_labels"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert len(open_set(tmp_path)) == 2
+    with pytest.raises(InvalidRequestError, match="a folder of files, which knows no split training"):
+        open_set(tmp_path, "training")
+
+
+@SETS
+def test_a_manifest_without_what_is_looked_for_has_none(open_set: OpenSet, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": [{"id": "a"}]}))
+    with pytest.raises(InvalidRequestError, match=r"has 0 .*; a comparison needs at least 2"):
+        open_set(tmp_path / "manifest.json", "training")
