@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,7 +22,7 @@ from maisi.data.manifest import read_manifest
 from maisi.errors import RunError
 from maisi.pipelines.many import stages
 from maisi.runs.tasks import many
-from maisi.storage.sums import sha256
+from maisi.storage.sums import sha256, sha256_of_tree
 
 THREE = {
     "seed": 5,
@@ -111,6 +112,34 @@ def test_asked_for_again_it_makes_nothing_twice_and_more_where_more_is_asked(
     assert len(times) == 10
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert samples(out) == samples(whole)
+
+
+@pytest.mark.parametrize("form", ["dicom", "nrrd", "mha"])
+def test_samples_in_other_formats_are_read_from_the_manifest_and_not_made_twice(
+    form: str, maisi: Maisi, asked: Path, whole: Path, tmp_path: Path
+) -> None:
+    again = [*ask(asked, tmp_path), "--format", form]
+    for _ in range(2):
+        answer = maisi(*again)
+        assert answer.code == 0, answer.err
+    facts = [json.loads((tmp_path / f"sample_{index:05d}_facts.json").read_text()) for index in range(3)]
+    assert sorted(name for each in facts for name in each["files"]) == [
+        name
+        for name in files_in(tmp_path)
+        if name.startswith("sample_") and "facts" not in name and (tmp_path / name).is_file()
+    ]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("sample_*/*")}
+    for case, usual in zip(read_manifest(tmp_path), read_manifest(whole), strict=True):
+        (volume, labels), (expected, expected_labels) = read_case(case), read_case(usual)
+        np.testing.assert_array_equal(volume.array, expected.array)
+        np.testing.assert_array_equal(labels.array, expected_labels.array)
+        np.testing.assert_allclose(labels.grid.affine, expected.grid.affine, atol=1e-4)
+        assert case.image is not None
+        assert case.sums["image"] == sha256_of_tree(case.image)
+    next(tmp_path.glob("sample_00001_*preview*")).unlink()
+    assert maisi(*again).code == 0
+    changed = {path.parent.name for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == ({"sample_00001_ct"} if form == "dicom" else set())
 
 
 @pytest.mark.parametrize("how", [("--workers", 2), ("--memory", "2GB")])

@@ -19,7 +19,7 @@ from maisi.shapes import Frozen
 from maisi.space.nifti import SUFFIXES
 from maisi.space.volume import LabelMap, id_counts
 from maisi.storage.atomic import write_atomically
-from maisi.storage.sums import sha256
+from maisi.storage.sums import sha256, sha256_of_tree
 
 FACTS, SUMMARY = "facts.json", "summary.html"
 SYNTHETIC = "synthetic"
@@ -100,14 +100,14 @@ def facts_of(made: Made, bundle: Bundle, folder: Path, names: Mapping[str, str])
     drawn, request, sample = made.work.drawn, made.work.request, made.sample
     if sample is None:
         return SampleFacts(index=drawn.index, group=drawn.group, request=_told(request), failed=made.failed)
-    sums = {kind: sha256(folder / name) for kind, name in names.items()}
+    sums = {kind: sha256_of_tree(folder / name) for kind, name in names.items()}
     volumes = {} if sample.labels is None else volumes_ml(sample.labels, bundle_vocabulary(bundle))
     asked = {each.name: each.asked_ml for each in sample.quality.structures if each.asked_ml is not None}
     return SampleFacts(
         index=drawn.index,
         group=drawn.group,
         request=_told(request),
-        files={name: sums[kind] for kind, name in names.items()},
+        files={each: sha256(folder / each) for name in names.values() for each in _files(folder, name)},
         preview=names.get("preview", ""),
         case=None
         if made.failed
@@ -120,6 +120,12 @@ def facts_of(made: Made, bundle: Bundle, folder: Path, names: Mapping[str, str])
         problems=() if made.failed else sample.problems,
         failed=made.failed,
     )
+
+
+def _files(folder: Path, name: str) -> list[str]:
+    """A file; of a folder, such as a DICOM series, all that it holds."""
+    path = folder / name
+    return [name] if path.is_file() else sorted(each.relative_to(folder).as_posix() for each in path.iterdir())
 
 
 def _case(made: Made, sample: Sample, names: Mapping[str, str], sums: Mapping[str, str]) -> Case:
