@@ -14,7 +14,7 @@ from made_clinical import GRID, made_labels, made_provenance, made_segments, mad
 from pydicom.uid import JPEGLSLossless, RLELossless
 
 from maisi.data.door import open_labels, open_volume
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidLabelsError, InvalidRequestError
 from maisi.space.dicom.identity import Study
 from maisi.space.dicom.slices import Slices
 from maisi.space.dicom.write_ct import write_ct
@@ -231,6 +231,40 @@ def test_an_enhanced_ct_in_one_file_is_read(patient: Path, tmp_path: Path) -> No
     assert again.grid.is_close(GRID, 1e-6)
 
 
+@pytest.mark.parametrize("name", ["seg_binary.dcm", "seg_labelmap.dcm"])
+def test_segments_whose_names_nobody_knows_are_told_by_their_codes(name: str, patient: Path) -> None:
+    dataset = pydicom.dcmread(patient / name)
+    for item in dataset.SegmentSequence:
+        item.SegmentLabel = f"Segment_{item.SegmentNumber}"
+    dataset.save_as(patient / name)
+    again, report = open_labels(patient / name)
+    assert np.array_equal(again.array, made_labels().array)
+    told = next(each.decided for each in report.findings if "standard codes" in each.found)
+    assert "(Neoplasm) as hepatic tumor" in told
+    assert "(Kidney) as left kidney" in told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kidney: setattr(kidney.SegmentedPropertyTypeCodeSequence[0], "CodeValue", "123"),
+        lambda kidney: delattr(
+            kidney.SegmentedPropertyTypeCodeSequence[0], "SegmentedPropertyTypeModifierCodeSequence"
+        ),
+        lambda kidney: delattr(kidney, "SegmentedPropertyTypeCodeSequence"),
+    ],
+    ids=["another code", "no side", "no code"],
+)
+def test_a_segment_with_neither_name_nor_code_is_refused(change: Callable[[Any], None], patient: Path) -> None:
+    dataset = pydicom.dcmread(patient / "seg_binary.dcm")
+    kidney = next(item for item in dataset.SegmentSequence if item.SegmentLabel == "left kidney")
+    kidney.SegmentLabel = "Niere"
+    change(kidney)
+    dataset.save_as(patient / "seg_binary.dcm")
+    with pytest.raises(InvalidLabelsError, match=r"names that the vocabulary does not know: \d+ \(Niere\)"):
+        open_labels(patient / "seg_binary.dcm")
+
+
 def test_a_segmentation_without_its_series_keeps_its_place(written: Path, tmp_path: Path) -> None:
     shutil.copy(written / "seg_binary.dcm", tmp_path / "alone.dcm")
     labels, report = open_labels(tmp_path / "alone.dcm")
@@ -298,6 +332,7 @@ def _renamed(dataset: Any) -> None:
 
 def _label(dataset: Any) -> None:
     dataset.SegmentSequence[-1].SegmentLabel = "flux capacitor"
+    dataset.SegmentSequence[-1].SegmentedPropertyTypeCodeSequence[0].CodeValue = "88"
 
 
 def _fractional(dataset: Any) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from maisi.anatomy.vocabulary import Structure, Vocabulary
 from maisi.shapes import Frozen
-from maisi.space.segments import Code, Segment
+from maisi.space.segments import Code, Coding, Segment
 
 PRIVATE_SCHEME = "99MAISI"  # codes of classes that a bundle adds, by their ids
 
@@ -58,6 +58,12 @@ def segment_of(structure: Structure) -> Segment:
     region = table.structures[row.within].code
     category = _category(structure, table)
     return _segment(structure, category=category, type=row.code, region=region, region_laterality=laterality)
+
+
+def name_coded(coding: Coding, vocabulary: Vocabulary) -> str | None:
+    """The structure of the vocabulary that has these codes; None where none has, or several."""
+    found = [each.name for each in vocabulary.structures if segment_of(each).key == coding.key]
+    return found[0] if len(found) == 1 else None
 
 
 def _segment(structure: Structure, **codes: Any) -> Segment:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from maisi.anatomy.numberings import OURS, Numbering, find_numbering, fitting_numberings, in_our_ids
+from maisi.anatomy.codes import name_coded
+from maisi.anatomy.numberings import OURS, Numbering, find_numbering, fitting_numberings, in_our_ids, meanings
 from maisi.anatomy.places import footprints, middle_of, misplacements
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.errors import InvalidLabelsError
@@ -42,19 +43,28 @@ def open_labels(
     said = None if options.numbering is None else find_numbering(options.numbering, vocabulary)
     channels = None if said is None else said.ids
     stored = read_stored_labels(path, channels=channels, palette=vocabulary.palette, affine=options.affine)
-    numbering = _own_numbering(stored, path, vocabulary)
+    numbering, coded = _own_numbering(stored, path, vocabulary)
     if said is not None and not path.is_dir() and not stored.is_coloured:
-        numbering = said
+        numbering, coded = said, ()
     labels, findings = _translated(stored, numbering, vocabulary, path)
     placed = _out_of_place(stored, labels, numbering, vocabulary)
-    return labels, FileReport(path=str(path), kind="labels", findings=(*stored.findings, *findings, *placed))
+    return labels, FileReport(path=str(path), kind="labels", findings=(*stored.findings, *coded, *findings, *placed))
 
 
-def _own_numbering(stored: StoredLabels, path: Path, vocabulary: Vocabulary) -> Numbering:
+def _own_numbering(stored: StoredLabels, path: Path, vocabulary: Vocabulary) -> tuple[Numbering, tuple[Finding, ...]]:
+    """What the file itself calls its ids; a name that nobody knows gives way to that of its standard code."""
     if not stored.names:
-        return find_numbering(OURS, vocabulary)
+        return find_numbering(OURS, vocabulary), ()
     title = "the names of its files" if path.is_dir() else "the names in its header"
-    return Numbering(name="its own names", title=title, names=dict(stored.names))
+    numbering = Numbering(name="its own names", title=title, names=dict(stored.names))
+    strange = [id for id, ours in meanings(numbering, vocabulary).items() if ours is None]
+    codings = {id: stored.codings[stored.names[id]] for id in strange if stored.names[id] in stored.codings}
+    coded = {id: ours for id, coding in codings.items() if (ours := name_coded(coding, vocabulary)) is not None}
+    if not coded:
+        return numbering, ()
+    shown = ", ".join(f"{stored.names[id]!r} ({codings[id].type.meaning}) as {ours}" for id, ours in coded.items())
+    finding = Finding(topic="numbering", found="names that nobody knows, with standard codes", decided=f"taken {shown}")
+    return numbering.model_copy(update={"names": {**numbering.names, **coded}}), (finding,)
 
 
 def _translated(

@@ -10,6 +10,7 @@ from maisi.space.checks import bad_labels
 from maisi.space.grid import Grid
 from maisi.space.orientation import turn_to_ras
 from maisi.space.reading import Finding
+from maisi.space.segments import Coding
 from maisi.space.volume import LabelMap
 
 WHOLE_WITHIN = 1e-3  # how far rounding may put an id from its whole number where no scale factor does
@@ -25,6 +26,7 @@ class StoredLabels:
     names: Mapping[int, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     is_coloured: bool = False  # the ids are those of the palette given
+    codings: Mapping[str, Coding] = field(default_factory=dict)  # of names, where the file has standard codes
 
 
 def whole_ids(

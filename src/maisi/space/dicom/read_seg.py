@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from maisi.space.dicom.reference import Drawn, series_beside
 from maisi.space.dicom.stacks import SAME_PLACE_MM
 from maisi.space.grid import TOLERANCE_VOXELS, Grid
 from maisi.space.reading import Finding
+from maisi.space.segments import Code, Coding
 from maisi.space.stored_labels import StoredLabels, turned
 from maisi.space.structures import Structure, painted
 
@@ -38,11 +39,39 @@ def read_segments(dataset: Any, path: Path) -> StoredLabels:
     places = _places(planes, grid, path)
     names = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in dataset.SegmentSequence}
     if kind == "LABELMAP":
-        return _of_map(dataset, places, grid, names, findings)
-    stored = painted(
-        _structures(dataset, places, names, path), grid, f"{len(names)} BINARY segments", "one structure a segment"
+        stored = _of_map(dataset, places, grid, names)
+    else:
+        structures = _structures(dataset, places, names, path)
+        stored = painted(structures, grid, f"{len(names)} BINARY segments", "one structure a segment")
+    return replace(stored, findings=(*findings, *stored.findings), codings=_codings(dataset))
+
+
+def _codings(dataset: Any) -> dict[str, Coding]:
+    """The codes of segments by their labels; none of a label that several segments share."""
+    labels = [str(item.SegmentLabel).strip() for item in dataset.SegmentSequence]
+    found = zip(labels, map(_coding, dataset.SegmentSequence), strict=True)
+    return {label: coding for label, coding in found if coding is not None and labels.count(label) == 1}
+
+
+def _coding(segment: Any) -> Coding | None:
+    type, laterality = _coded(segment, "SegmentedPropertyTypeCodeSequence", "SegmentedPropertyTypeModifierCodeSequence")
+    region, its_laterality = _coded(segment, "AnatomicRegionSequence", "AnatomicRegionModifierSequence")
+    if type is None:
+        return None
+    return Coding(type=type, laterality=laterality, region=region, region_laterality=its_laterality)
+
+
+def _coded(item: Any, name: str, modifier: str) -> tuple[Code | None, Code | None]:
+    """The first code of a sequence, and that of its modifier."""
+    first = next(iter(item.get(name) or []), None)
+    if first is None or "CodeValue" not in first:
+        return None, None
+    code = Code(
+        value=str(first.CodeValue),
+        meaning=str(first.get("CodeMeaning", "")),
+        scheme=str(first.get("CodingSchemeDesignator", "")),
     )
-    return StoredLabels(stored.labels, stored.names, (*findings, *stored.findings))
+    return code, _coded(first, modifier, "")[0]
 
 
 def _series_of(dataset: Any, path: Path) -> Drawn | None:
@@ -116,14 +145,12 @@ def _places(planes: Sequence[Plane], grid: Grid, path: Path) -> list[int]:
     return places
 
 
-def _of_map(
-    dataset: Any, places: Sequence[int], grid: Grid, names: dict[int, str], findings: tuple[Finding, ...]
-) -> StoredLabels:
+def _of_map(dataset: Any, places: Sequence[int], grid: Grid, names: dict[int, str]) -> StoredLabels:
     ids = np.zeros(grid.shape, np.uint8 if int(dataset.BitsAllocated) == 8 else np.uint16)
     for k, frame in zip(places, _frames(dataset), strict=True):
         ids[:, :, k] = frame.T
     finding = Finding(topic="format", found=f"a LABELMAP of {len(names)} segments", decided="taken by their labels")
-    return StoredLabels(turned(ids, grid), {n: name for n, name in names.items() if n}, (*findings, finding))
+    return StoredLabels(turned(ids, grid), {n: name for n, name in names.items() if n}, (finding,))
 
 
 def _frames(dataset: Any) -> Iterator[np.ndarray]:
