@@ -24,18 +24,20 @@ from typing import Any
 from safetensors.numpy import load_file
 
 
-def carried_out(*words: object) -> dict[str, Any]:
-    """What a command took; raises `SystemExit` where it failed."""
+def carried_out(*words: object, out: Path) -> dict[str, Any]:
+    """What a command took that writes into a folder; raises `SystemExit` where it failed."""
     load, started = os.getloadavg()[0], time.perf_counter()
+    words = (*words, "--out", out)
     process = subprocess.Popen([sys.executable, "-m", "maisi", *map(str, words)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"maisi {' '.join(map(str, words))} ended with {process.returncode}")
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     return {
         "seconds": round(time.perf_counter() - started, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_mb": round(usage.ru_maxrss / 1024),
+        "peak_mb": round(max(record["peak_bytes"], usage.ru_maxrss * 1024) / 1e6),  # a run forgets its peaks
         "load": round(load, 1),
     }
 
@@ -74,7 +76,7 @@ def prepared(cases: list[dict[str, Any]], asked: argparse.Namespace, root: Path)
     runs: dict[str, Any] = {}
     for workers in asked.workers:
         store = root / f"by_{workers}"
-        runs[f"{workers} workers"] = took = carried_out("prepare", manifest, "--workers", workers, "--out", store)
+        runs[f"{workers} workers"] = took = carried_out("prepare", manifest, "--workers", workers, out=store)
         took["accepted"] = len((store / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
         took["cpu_seconds_a_volume"] = round(took["cpu_seconds"] / len(cases), 2)
         print(f"{workers} workers, {len(cases)} volumes: {took}", flush=True)
@@ -92,7 +94,7 @@ def alone(cases: list[dict[str, Any]], asked: argparse.Namespace, root: Path) ->
     found = []
     for case in (by_size[0], by_size[len(by_size) // 2], by_size[-1]):
         manifest = listed([case], asked.manifest, root / f"{case['id']}.json")
-        took = carried_out("prepare", manifest, "--validation", 0, "--out", root / f"alone_{case['id']}")
+        took = carried_out("prepare", manifest, "--validation", 0, out=root / f"alone_{case['id']}")
         found.append({"id": case["id"], "shape": case["shape"], **took})
         print(f"alone: {found[-1]}", flush=True)
     return found
@@ -102,11 +104,11 @@ def encoded(cases: list[dict[str, Any]], asked: argparse.Namespace, root: Path) 
     """Latents of the smallest cases by one process, and over Ray."""
     few = sorted(cases, key=lambda case: math.prod(case["shape"]))[: asked.encode]
     store = root / "few"
-    carried_out("prepare", listed(few, asked.manifest, root / "few.json"), "--out", store)
+    carried_out("prepare", listed(few, asked.manifest, root / "few.json"), out=store)
     found: dict[str, Any] = {"cases": len(few)}
     for name, more in (("one process", ()), ("two Ray workers", ("--ray", "local"))):
         words = ("encode", "--manifest", store, "--bundle", asked.bundle, "--threads", 1, *more)
-        found[name] = carried_out(*words, "--out", root / name)
+        found[name] = carried_out(*words, out=root / name)
         print(f"encode by {name}: {found[name]}", flush=True)
     found["latents that differ"] = unlike(root / "one process", root / "two Ray workers")
     return found

@@ -1,13 +1,13 @@
 """The service under load, and under kills: what it answers how fast, and whether anything is lost.
 
     python benchmarks/service.py [--jobs 200] [--clients 16] [--workers 2] [--kill-every 20] [--server-kills 2]
-                                 [--soak 0] [--parts calm kills soak]
+                                 [--retention DAYS] [--soak 0] [--parts calm kills soak]
 
 Starts `maisi serve`, and lets clients ask for small jobs at once, each waiting for one job before it asks for the next.
 `calm` measures throughput, the time from start to ready, what the idle web process holds, and how long status calls
 take while the workers are busy. `kills` asks for the same jobs while a worker is killed (SIGKILL) every so many seconds
 and the server a few times, and compares every volume with that of the calm run. `soak` goes on for some minutes with
-jobs that are made, cancelled, removed and killed, and tells how memory grows. Results go to
+jobs that are made, cancelled, removed and killed, and tells how memory and files grow. Results go to
 benchmarks/results/service.json.
 """
 
@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 
 ENDED = ("done", "failed", "cancelled")
-POLL_S, PATIENCE_S = 0.2, 600.0
+POLL_S, PATIENCE_S, LOOKS = 0.2, 600.0, 12
 SMALL = {"region": "chest", "size": [32, 32, 32], "spacing": [4.5, 4.5, 4.5], "steps": 2}
 
 
@@ -45,10 +45,11 @@ def request(seed: int) -> dict[str, Any]:
 class Server:
     """`maisi serve` on a port and a folder, which can be killed and started again."""
 
-    def __init__(self, folder: Path, workers: int, jobs: int, memory: str | None) -> None:
+    def __init__(self, folder: Path, workers: int, jobs: int, memory: str | None, keep: float | None) -> None:
         self.folder, self.port = folder, 0
         self.options = ["--workers", str(workers), "--queue", str(jobs + 100), "--data", str(folder / "data")]
-        self.options += ["--memory", memory] if memory else []
+        for name, value in (("--memory", memory), ("--retention", keep)):
+            self.options += [name, str(value)] if value else []
         self.process: subprocess.Popen[str] | None = None
         self.log = (folder / "serve.log").open("a")
 
@@ -145,15 +146,19 @@ class Client:
             "content-type", ""
         ) else None
 
-    def job(self, asked: dict[str, Any], key: str) -> dict[str, Any]:
-        """Ask for a job and wait until it has ended."""
+    def submit(self, asked: dict[str, Any], key: str) -> dict[str, Any]:
+        """Ask for a job, again while there is no room for it."""
         while True:
             status, job = self.ask("POST", "/v1/jobs", asked, **{"Idempotency-Key": key})
             if status == 202:
-                break
+                return dict(job)
             if status not in (429, 503):
                 raise SystemExit(f"refused: {status} {job}")
             time.sleep(1)
+
+    def job(self, asked: dict[str, Any], key: str) -> dict[str, Any]:
+        """Ask for a job and wait until it has ended."""
+        job = self.submit(asked, key)
         while job["state"] not in ENDED:
             time.sleep(POLL_S)
             status, job = self.ask("GET", f"/v1/jobs/{job['id']}")
@@ -207,7 +212,7 @@ def told(ended: list[dict[str, Any]], jobs: int, seconds: float) -> dict[str, An
 @contextmanager
 def serving(options: argparse.Namespace) -> Iterator[tuple[Server, dict[str, float]]]:
     with tempfile.TemporaryDirectory() as name:
-        server = Server(Path(name), options.workers, options.jobs, options.memory)
+        server = Server(Path(name), options.workers, options.jobs, options.memory, options.retention)
         try:
             yield server, server.start()
         finally:
@@ -264,15 +269,16 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
 
 def soak(options: argparse.Namespace) -> dict[str, Any]:
     """Jobs that are made, cancelled and removed, and workers that are killed, for some minutes."""
-    draws, numbers, seen = random.Random(options.seed), count(), Counter[str]()
+    draws, numbers, seen, kills = random.Random(options.seed), count(), Counter[str](), 0
     with serving(options) as (server, _):
-        end, memory = time.monotonic() + 60 * options.soak, [server.memory()]
+        begin = time.monotonic()
+        end, looks = begin + 60 * options.soak, [look(server, 0.0)]
 
         def work(seed: int) -> None:
             own, client = random.Random(seed), Client(server)
             while time.monotonic() < end:
                 number = next(numbers)
-                _, job = client.ask("POST", "/v1/jobs", request(number), **{"Idempotency-Key": f"soak-{number}"})
+                job = client.submit(request(number), f"soak-{number}")
                 if own.random() < 0.2:
                     time.sleep(own.uniform(0, 2))
                     client.ask("DELETE", f"/v1/jobs/{job['id']}")
@@ -284,13 +290,36 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             time.sleep(min(options.kill_every, max(1.0, end - time.monotonic())))
-            memory.append(server.memory())
+            if time.monotonic() - begin > 60 * (looks[-1]["minute"] + options.soak / LOOKS):
+                looks.append(look(server, (time.monotonic() - begin) / 60))
+                print(looks[-1], flush=True)
             with suppress(psutil.Error, IndexError):
                 draws.choice(server.workers()).send_signal(signal.SIGKILL)
+                kills += 1
         for thread in threads:
             thread.join()
-        folders = len(list((server.folder / "data" / "jobs").iterdir()))
-    return {"minutes": options.soak, "states": dict(seen), "memory": [memory[0], memory[-1]], "folders": folders}
+        looks.append(look(server, (time.monotonic() - begin) / 60))
+    return {
+        "minutes": options.soak,
+        "kept_minutes": options.retention and round(1440 * options.retention, 1),
+        "states": dict(seen),
+        "kills": kills,
+        "looks": looks,
+    }
+
+
+def look(server: Server, minute: float) -> dict[str, Any]:
+    """What a server holds in memory and on disk."""
+    data = server.folder / "data"
+    sizes = {path: path.stat().st_size for path in data.rglob("*") if path.is_file()}
+    store = sum(size for path, size in sizes.items() if path.parent == data)
+    jobs = len(list((data / "jobs").iterdir()))
+    on_disk = {
+        "jobs": jobs,
+        "store_mb": round(store / 1e6, 1),
+        "files_mb": round((sum(sizes.values()) - store) / 1e6, 1),
+    }
+    return {"minute": round(minute, 1), **server.memory(), **on_disk}
 
 
 def main() -> None:
@@ -299,6 +328,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", help="of all workers together, such as 4GB")
+    parser.add_argument("--retention", type=float, help="days that ended jobs are kept, such as 0.003")
     parser.add_argument("--kill-every", type=float, default=20.0, help="seconds")
     parser.add_argument("--server-kills", type=int, default=2)
     parser.add_argument("--soak", type=float, default=0.0, help="minutes")

@@ -35,7 +35,10 @@ logger = logging.getLogger(__name__)
 
 COMMAND = "command"
 RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
-FREE_IN_SHARED = ("sources", "across", "count", "prepare.segmenter_minutes")
+FREE = ("across",)
+"""Settings in which an unfinished run and what goes on with it may differ: who does the work."""
+
+FREE_IN_SHARED = (*FREE, "sources", "count", "prepare.segmenter_minutes")
 """Settings in which runs that fill one folder may differ."""
 
 
@@ -125,7 +128,7 @@ class Destination:
         if overwrite or RUN_SETTINGS not in names or RUN_RECORD in names:
             check_free(self.folder, overwrite)
             return frozenset()
-        different = settings_that_differ(task, request, self.folder / RUN_SETTINGS)
+        different = settings_that_differ(task, request, self.folder / RUN_SETTINGS, FREE)
         if different:
             raise InvalidRequestError(
                 f"{self.folder} is not empty: it holds an unfinished run of other settings ({', '.join(different)}); "
