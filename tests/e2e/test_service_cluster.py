@@ -38,9 +38,9 @@ def test_what_it_raises_is_raised_where_it_is_followed(tmp_path: Path, tiny_bund
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     ray = pytest.importorskip("ray", reason="Ray is not installed (extra cluster)")
-    found = Cluster("local", threads=1)
-    found.join()
-    yield found
+    found = Cluster.joined("local", threads=1000)  # as many as there are: for more Ray would wait without end
+    assert 1 <= found.threads == max(int(node["Resources"]["CPU"]) for node in ray.nodes())
+    yield Cluster(threads=1)
     ray.shutdown()
 
 

@@ -91,6 +91,8 @@ def test_over_ray_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[1].error == "3 is odd"
     assert found[2].error is not None
     assert "ended" in found[2].error
+    with pytest.raises(InvalidRequestError, match=r"no machine of the Ray cluster has the 1000 cores"):
+        list(spread(halved, [4], Across(ray="local"), threads=1000))
 
 
 def test_ray_that_does_not_start_is_asked_again_and_then_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,9 @@ import psutil
 
 from maisi.compute.across import Across
 from maisi.compute.threads import NUM_THREADS, available_cores
-from maisi.errors import InvalidRequestError, MaisiError, RunError
+from maisi.errors import InvalidRequestError, MaisiError
+from maisi.runs.ray_cluster import join, most_cores
 
-LOCAL = "local"  # instead of the address of a cluster
-RAY_STARTS = 3
 _NO_MEMORY = "can't allocate memory"  # in what torch raises
 
 Item = TypeVar("Item")
@@ -165,21 +164,12 @@ def _end_with_parent() -> None:
 
 def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str, threads: int) -> Iterator[Outcome[Any]]:
     """Outcomes of a Ray cluster, so many cores an item; a cluster that is started here ends with the work."""
+    ray, ours = join(address)
     try:
-        import ray
-    except ImportError as error:
-        raise InvalidRequestError(
-            "--ray needs Ray, which is not installed; accepted: pip install 'maisi[cluster]'"
-        ) from error
-    started = not ray.is_initialized()
-    if started and address == LOCAL:
-        _start_ray(ray)
-    elif started:
-        try:
-            ray.init(address=address, log_to_driver=False)
-        except Exception as error:  # Ray raises no kind of its own
-            raise RunError(f"there is no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
-    try:
+        if threads > (most := most_cores(ray)):
+            raise InvalidRequestError(
+                f"no machine of the Ray cluster has the {threads} cores of --threads; accepted: up to {most}"
+            )
         remote: Any = ray.remote(num_cpus=threads, max_retries=0)(_on_cluster)
         running = {remote.remote(work, item, place, threads): place for place, item in enumerate(items)}
         while running:
@@ -192,21 +182,8 @@ def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str, th
             except ray.exceptions.OutOfMemoryError as error:
                 yield Outcome(place, error=f"the process that worked on it ran out of memory: {error}")
     finally:
-        if started:
+        if ours:
             ray.shutdown()
-
-
-def _start_ray(ray: Any) -> None:
-    """A cluster on this machine; on a busy one Ray gives up after half a minute, and is then asked again."""
-    for attempt in range(RAY_STARTS):
-        try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
-            return
-        except Exception as error:  # Ray raises no kind of its own
-            ray.shutdown()
-            if attempt + 1 == RAY_STARTS:
-                said = str(error).splitlines()[0]
-                raise RunError(f"Ray cannot be started here, tried {RAY_STARTS} times: {said}") from error
 
 
 def _on_cluster(work: Callable[[Any], Any], item: Any, place: int, threads: int) -> Outcome[Any]:

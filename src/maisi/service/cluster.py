@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from maisi.bundle.warm import WarmBundles
-from maisi.errors import InvalidRequestError, LostProcessError, RunError
+from maisi.errors import LostProcessError
 from maisi.runs.carry_out import carry_out
+from maisi.runs.ray_cluster import join, most_cores
 from maisi.runs.record import RunRecord
 from maisi.runs.task import Task, Watch
 from maisi.runs.tasks import task_named
@@ -22,26 +23,18 @@ Step = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster by its address, "local" for one that is started here; a job takes `threads` cores of it."""
+    """The Ray cluster that this process is connected to; a job takes `threads` cores of one machine."""
 
-    address: str
     threads: int
 
-    def join(self) -> None:
-        """Connect to the cluster; raises `InvalidRequestError` without Ray, `RunError` where there is no cluster."""
-        try:
-            import ray
-        except ImportError as error:
-            raise InvalidRequestError(
-                "--ray needs Ray, which is not installed; accepted: pip install 'maisi[cluster]'"
-            ) from error
-        quiet: dict[str, Any] = {"log_to_driver": False}
-        if self.address == "local":
-            quiet |= {"include_dashboard": False, "logging_level": "error"}
-        try:
-            ray.init(address=None if self.address == "local" else self.address, **quiet)
-        except Exception as error:  # Ray raises no kind of its own
-            raise RunError(f"there is no Ray cluster at {self.address!r}: {str(error).splitlines()[0]}") from error
+    @classmethod
+    def joined(cls, address: str, threads: int) -> "Cluster":
+        """The cluster at an address, "local" for one that is started here, with no more threads than a machine has.
+
+        Raises as `runs.ray_cluster.join`.
+        """
+        ray, _ = join(address)
+        return cls(min(threads, most_cores(ray)))
 
     def carry_out(
         self, task: Task[Any], request: BaseModel, out: Path, *, overwrite: bool, watch: Watch

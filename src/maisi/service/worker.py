@@ -82,8 +82,8 @@ class Worker:
 
         torch.set_num_threads(self.settings.threads)
         if self.settings.ray is not None:
-            cluster = Cluster(self.settings.ray, self.settings.threads)
-            cluster.join()
+            cluster = Cluster.joined(self.settings.ray, self.settings.threads)
+            self.settings = self.settings.model_copy(update={"threads": cluster.threads})
             self.carried_out = cluster.carry_out
             return
         if self.settings.device != "cpu":  # float32 means float32 there too, by default it is three digits (TF32)
