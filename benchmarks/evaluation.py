@@ -5,8 +5,8 @@
 The held-out cases of a manifest are compared with CTs that the bundle generates from their label maps (at the spacing
 that planes are compared at, where theirs is finer), and with themselves, blurred to 25 dB; halves of the real ones
 stand beside both. Volumes and features are kept in FOLDER: a run that was stopped goes on, and --no-more compares what
-is there. --ranks repeats the comparison of those of a group by 1, 2 and 4 processes. Writes
-benchmarks/results/evaluation.json and .md.
+is there. --ranks GROUP repeats the comparison of those of a group by 1, 2 and 4 processes, --memory GROUP that of two,
+half and all of its volumes. Writes benchmarks/results/evaluation.json and .md.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--no-more", action="store_true", help="compare the volumes that are there")
     parser.add_argument("--ranks", metavar="GROUP", help="compare blurred with real volumes of a group over ranks")
+    parser.add_argument("--memory", metavar="GROUP", help="the peak of a comparison of few and of more of a group")
     given = parser.parse_args()
     held_out = [case for case in read_manifest(given.manifest) if case.split == "validation" and case.image]
     for name in SETS:
@@ -72,6 +74,10 @@ def main() -> None:
             str(count): over_ranks([case for case in cases if case.group == given.ranks], given.folder, count)
             for count in RANKS
         }
+    if given.memory:
+        group = [case for case in cases if case.group == given.memory]
+        counts = (2, len(group) // 2, len(group))
+        found["peak_mb"] = {str(count): peak_of(group[:count], given.folder) for count in counts}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "evaluation.md").write_text(written(found), encoding="utf-8")
@@ -127,20 +133,32 @@ def compared(cases: list[Case], folder: Path, synthetic: str, draws: int) -> Ima
 
 def over_ranks(cases: list[Case], folder: Path, count: int) -> dict[str, float]:
     """Frechet distances of blurred and real volumes by the command, by so many processes."""
-    sets = [folder / f"{name}_over_ranks" for name in ("real", "blurred")]
-    for place, name in zip(sets, ("real", "blurred"), strict=True):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    out = by_command(cases, folder, f"by_{count}_ranks", torchrun)
+    found: dict[str, float] = json.loads((out / "images.json").read_text(encoding="utf-8"))["synthetic"]["frechet"]
+    return found
+
+
+def peak_of(cases: list[Case], folder: Path) -> int:
+    """Megabytes that the command held at most while it compared blurred with real volumes."""
+    out = by_command(cases, folder, f"of_{len(cases)}")
+    return round(json.loads((out / "run.json").read_text(encoding="utf-8"))["peak_bytes"] / 1e6)
+
+
+def by_command(cases: list[Case], folder: Path, name: str, launcher: Sequence[str] = ()) -> Path:
+    """The folder that `maisi evaluate images` fills with the comparison of blurred and real volumes."""
+    sets = [folder / f"{each}_{name}" for each in ("real", "blurred")]
+    for place, each in zip(sets, ("real", "blurred"), strict=True):
         place.mkdir(exist_ok=True)
         for case in cases:
             link = place / f"{case.id}.nii.gz"
             if not link.exists():
-                link.hardlink_to(folder / name / link.name)
-    out = folder / f"report_by_{count}_ranks"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-    command = [sys.executable, *torchrun, "-m", "maisi", "evaluate", "images", *map(str, sets), "--out", str(out)]
+                link.hardlink_to(folder / each / link.name)
+    out = folder / f"report_{name}"
+    command = [sys.executable, *launcher, "-m", "maisi", "evaluate", "images", *map(str, sets), "--out", str(out)]
     more = ["--draws", "0", "--threads", "1", "--overwrite"]
     subprocess.run([*command, *more], check=True, stdout=subprocess.DEVNULL)
-    found: dict[str, float] = json.loads((out / "images.json").read_text(encoding="utf-8"))["synthetic"]["frechet"]
-    return found
+    return out
 
 
 def written(found: dict[str, Any]) -> str:
@@ -163,6 +181,9 @@ def written(found: dict[str, Any]) -> str:
         alone = found["ranks"]["1"]
         most = max(abs(each[name] - alone[name]) for each in found["ranks"].values() for name in alone)
         lines += ["", f"By {', '.join(found['ranks'])} ranks: {alone['mean']:.9f}, at most {most:.1e} apart."]
+    if "peak_mb" in found:
+        peaks = ", ".join(f"{mb} MB for {count}" for count, mb in found["peak_mb"].items())
+        lines += ["", f"Peak memory of a comparison, by the volumes of a set: {peaks}."]
     return "\n".join(lines) + "\n"
 
 

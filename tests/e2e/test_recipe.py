@@ -273,6 +273,25 @@ def encoded(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_case_that_cannot_be_read_ends_a_training_and_nothing_is_left(
+    is_there: bool, maisi: Maisi, manifest: Path, tmp_path: Path
+) -> None:
+    cases = json.loads(manifest.read_text())["cases"]
+    (tmp_path / "cut.nii.gz").write_bytes((manifest.parent / cases[0]["image"]).read_bytes()[:200])
+    listed = [{**case, "image": str(manifest.parent / case["image"])} for case in cases[1:]]
+    (tmp_path / "cut.json").write_text(json.dumps({"cases": [{**cases[0], "image": "cut.nii.gz"}, *listed]}))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny().model_dump(mode="json")))
+    if is_there:
+        (tmp_path / "out").mkdir()
+    asked = ("train", "autoencoder", tmp_path / "recipe.yaml", "--manifest", tmp_path / "cut.json")
+    answer = maisi(*asked, "--out", tmp_path / "out")
+    assert answer.code == 2
+    assert f"case {cases[0]['id']}: " in answer.err
+    assert (tmp_path / "out").exists() == is_there
+    assert not is_there or not list((tmp_path / "out").iterdir())
+
+
 def test_latents_of_a_manifest_are_the_same_however_the_work_is_spread(
     maisi: Maisi, manifest: Path, autoencoder: Path, tmp_path: Path
 ) -> None:

@@ -80,7 +80,11 @@ def carry_out(
         run = Run(folder.partial, place.folder, out.name, existing, True, ranks, watch, meter, folder.publish, made_by)
         with storage_errors(place.folder):
             write_settings(folder.partial / place.settings, settings)
-        task.work(checked, run)
+        try:
+            task.work(checked, run)
+        except InvalidRequestError:  # a request that nothing came of is not one to go on with
+            folder.withdraw()
+            raise
         record = make_record(known, checked, run)
         with storage_errors(place.folder):
             (folder.partial / place.record).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
