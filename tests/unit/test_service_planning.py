@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_bundle import save_tiny_bundle
 
-from maisi.errors import RunError
+from maisi.errors import RunError, StoppedError
 from maisi.service.planner import Planner
 from maisi.service.planning import answer
 
@@ -53,6 +53,14 @@ def test_a_process_of_its_own_answers(tmp_path: Path) -> None:
     finally:
         planner.close()
     assert "none" in told.problems[0]
+
+
+def test_a_planner_that_is_closed_starts_no_process_more() -> None:
+    planner = Planner(threads=1)
+    planner.close()
+    with pytest.raises(StoppedError, match="the service is ending"):
+        planner.plan("generate", {})
+    assert planner._process is None
 
 
 def test_a_planner_that_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from maisi.pipelines.generate import rehearse
 from maisi.pipelines.labels import LabelSource
 from maisi.pipelines.validate import ValidRequest, validate_generate
 from maisi.runs.tasks import task_named
+from maisi.service.helper import end_with_parent
 from maisi.service.kinds import KINDS
 from maisi.splitting.plan import MemoryPlan
 from maisi.storage.settings import check_settings
@@ -107,4 +108,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.chdir(Path("/"))
+    end_with_parent()
     main()

@@ -2,9 +2,10 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from fastapi import Depends, Request
 from maisi.compute.threads import default_threads
 from maisi.errors import InvalidConfigError
 from maisi.service.bundles import configured
+from maisi.service.helper import end_helpers
 from maisi.service.job import Limits
 from maisi.service.jobs import JobStore
 from maisi.service.metrics import Metrics
@@ -38,6 +40,7 @@ class Service:
     metrics: Metrics
     planner: Planner
     supervisor: Supervisor
+    ending: threading.Event = field(default_factory=threading.Event)  # whoever waits for something is to stop
 
     @classmethod
     def of(cls, settings: ServeSettings) -> "Service":
@@ -74,8 +77,9 @@ class Service:
         return self.uploads.expire(named)
 
     def close(self) -> None:
-        """End what answers questions beside the web process."""
+        """End what answers questions beside the web process, also what is at one."""
         self.planner.close()
+        end_helpers()
 
 
 def limits_of(settings: ServeSettings) -> Limits:

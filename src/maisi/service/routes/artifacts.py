@@ -105,7 +105,7 @@ def media_type(name: str) -> str:
             "description": "A zip.",
             "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
         },
-        **responses(404, 409, 416, 422, 507),
+        **responses(404, 409, 416, 422, 503, 507),
     },
 )
 async def archive(

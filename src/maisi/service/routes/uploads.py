@@ -22,7 +22,11 @@ BODY = {
 
 
 @router.post(
-    "/v1/uploads", status_code=201, response_model=Upload, responses=responses(413, 415, 422, 507), openapi_extra=BODY
+    "/v1/uploads",
+    status_code=201,
+    response_model=Upload,
+    responses=responses(413, 415, 422, 503, 507),
+    openapi_extra=BODY,
 )
 async def send(
     request: Request,
