@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_service import client_of, made_service
 from tiny_bundle import save_tiny_bundle
 
 from maisi.errors import RunError, StoppedError
@@ -53,6 +54,18 @@ def test_a_process_of_its_own_answers(tmp_path: Path) -> None:
     finally:
         planner.close()
     assert "none" in told.problems[0]
+
+
+def test_a_plan_names_files_as_its_request_does(tmp_path: Path) -> None:
+    service = made_service(tmp_path)
+    job = service.jobs.submit("generate", {})
+    service.jobs.claim("worker")
+    service.jobs.finish(job.id, "worker", "done")
+    asked = {"kind": "encode", "request": {"source": f"job:{job.id}/"}}
+    with client_of(service) as client:
+        told = client.post("/v1/plan", json=asked).json()["problems"]
+    assert f"job:{job.id}" in told[0]
+    assert str(tmp_path) not in told[0]
 
 
 def test_a_planner_that_is_closed_starts_no_process_more() -> None:

@@ -117,7 +117,7 @@ def add_handlers(app: FastAPI) -> None:
 
 async def _on_ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MaisiError)
-    found = problem_of(error)
+    found: Problem = request.app.state.service.places.told_problem(problem_of(error))
     if found.status >= 500:
         logger.warning("%s %s: %s", request.method, request.url.path, error)
     return respond(found, {"Retry-After": str(error.seconds)} if isinstance(error, QueueFullError) else None)

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 
 from maisi.compute.threads import default_threads
 from maisi.errors import InvalidConfigError
+from maisi.service.archive import remove_left
 from maisi.service.bundles import configured
 from maisi.service.helper import end_helpers
 from maisi.service.job import Limits
@@ -61,7 +62,9 @@ class Service:
     def working(self) -> Iterator["Service"]:
         """The service with its workers; raises `InvalidRequestError` where another has the same data."""
         try:
-            self.supervisor.start()
+            self.supervisor.start()  # from here on the folder is ours
+            remove_left(self.jobs.folder)
+            self.uploads.remove_left()
             yield self
         finally:
             self.supervisor.stop()

@@ -60,4 +60,5 @@ def planned(service: Service, kind: Any, asked: Any) -> PlanTold:
         resolved = service.places.resolved(str(kind), checked)
     except InvalidRequestError as error:
         return PlanTold(problems=tuple(str(error).splitlines()))
-    return service.planner.plan(str(kind), resolved)
+    told = service.planner.plan(str(kind), resolved)
+    return told.model_copy(update={"problems": tuple(map(service.places.named, told.problems))})
