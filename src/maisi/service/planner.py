@@ -16,7 +16,10 @@ LONGEST_S, IDLE_S = 300.0, 600.0
 
 
 class Planner:
-    """Asks a process of its own what jobs would take, one question at a time."""
+    """Asks a process of its own what jobs would take, one question at a time.
+
+    `threads` and `memory` (bytes, None for no bound) are those of a worker.
+    """
 
     def __init__(self, threads: int, memory: int | None = None) -> None:
         self._threads, self._memory = threads, memory

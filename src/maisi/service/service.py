@@ -11,7 +11,6 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from maisi.compute.threads import default_threads
 from maisi.errors import InvalidConfigError
 from maisi.service.archive import remove_left
 from maisi.service.bundles import configured
@@ -53,9 +52,10 @@ class Service:
         check_memory(limits)
         jobs = JobStore(data, limits)
         uploads = UploadStore(data / "uploads", settings)
-        planner = Planner(default_threads(), jobs.limits.share)
         places = Places(jobs, uploads, bundles, settings.inputs)
         supervisor = Supervisor(jobs, warm=next(iter(bundles.values())), ray=settings.ray)
+        has_gpu = supervisor.workers[0].device != "cpu"  # whose memory is not that of the limits
+        planner = Planner(supervisor.threads, None if has_gpu else jobs.limits.share)
         return cls(settings, token, jobs, uploads, places, Metrics(), planner, supervisor)
 
     @contextmanager

@@ -58,6 +58,7 @@ def planned(service: Service, kind: Any, asked: Any) -> PlanTold:
     try:
         checked = check_request(str(kind), asked)
         resolved = service.places.resolved(str(kind), checked)
+        service.jobs.limits.memory_of(resolved)  # refuses more than all workers have
     except InvalidRequestError as error:
         return PlanTold(problems=tuple(str(error).splitlines()))
     told = service.planner.plan(str(kind), resolved)
