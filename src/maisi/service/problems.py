@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from maisi.errors import (
     InvalidConfigError,
@@ -111,6 +112,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(MaisiError, _on_ours)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_parameters)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
     app.add_exception_handler(OSError, _on_system)
     app.add_exception_handler(Exception, _on_bug)
 
@@ -136,6 +138,11 @@ async def _on_parameters(request: Request, error: Exception) -> JSONResponse:
     found = problem(422, "\n".join(f"{where}: {what}" for where, what in told), "The request cannot be carried out")
     faults = tuple(Fault(where=where, what=what) for where, what in told)
     return respond(found.model_copy(update={"errors": faults}))
+
+
+async def _on_gone(request: Request, error: Exception) -> JSONResponse:
+    """What nobody reads any more: the client has left before its body was complete."""
+    return respond(problem(400, "the body ended before its length was reached; accepted: all of it"))
 
 
 async def _on_system(request: Request, error: Exception) -> JSONResponse:

@@ -149,7 +149,7 @@ class Places:
         """A text with the names of what it has paths of."""
         data = f"(?:{re.escape(str(self.jobs.folder))}/)?"
         text = re.sub(rf"{data}\buploads/({_ID})(/[^\s'\"]*)?", rf"{UPLOAD}\1", text)
-        text = re.sub(rf"{data}\bjobs/({_ID})\b", rf"{JOB}\1", text)
+        text = re.sub(rf"{data}\bjobs/({_ID})\b", rf"{JOB}\1", text).replace(f"{self.jobs.folder}/", "")
         if self.inputs is not None:
             text = text.replace(f"{self.inputs.resolve()}/", "")
         return next((name for name, place in self.bundles.items() if place == text), text)
