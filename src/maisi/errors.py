@@ -101,7 +101,7 @@ class CancelledError(MaisiError):
 
 
 class StoppedError(MaisiError):
-    """A worker that is to end with its job unfinished, for another to take up."""
+    """Work that was left unfinished because its process is to end: a job is taken up again, a request asked again."""
 
 
 class LostProcessError(MaisiError):

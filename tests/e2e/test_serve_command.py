@@ -12,9 +12,12 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from command_line import Maisi
 
@@ -22,9 +25,9 @@ TOKEN = "0123456789abcdef0123"
 LONGEST_S = 400.0
 
 
-@pytest.fixture
-def service(tiny_bundle: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a service of the tiny bundle, with a token."""
+@contextmanager
+def serving(tiny_bundle: Path, tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A service of the tiny bundle, with a token: its address and its process, which ends well."""
     (tmp_path / "token").write_text(TOKEN)
     options = ["--port", "0", "--data", "data", "--bundle", str(tiny_bundle), "--token-file", "token", "--workers", "1"]
     command = [sys.executable, "-m", "maisi", "serve", *options]
@@ -33,9 +36,16 @@ def service(tiny_bundle: Path, tmp_path: Path) -> Iterator[str]:
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
+        yield process.stdout.readline().strip(), psutil.Process(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(LONGEST_S) == 143  # as every command that is ended by a SIGTERM
+
+
+@pytest.fixture
+def service(tiny_bundle: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a service."""
+    with serving(tiny_bundle, tmp_path) as (address, _):
+        yield address
 
 
 def asked(address: str, path: str, body: Any = None, token: str = TOKEN) -> tuple[int, bytes]:
@@ -87,6 +97,37 @@ def test_a_request_that_only_the_worker_can_refuse_fails_with_the_words_of_the_c
     job = waited(service, f"/v1/jobs/{json.loads(body)['id']}")
     assert (job["state"], job["problem"]["status"]) == ("failed", 422)
     assert "multiple of 4" in job["problem"]["detail"]
+
+
+def sent(address: str, method: str, path: str, body: Any = None) -> HTTPConnection:
+    """A connection over which a request was sent whose answer nobody has read yet."""
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=LONGEST_S)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+    connection.request(method, path, json.dumps(body), headers)
+    return connection
+
+
+def test_a_service_that_ends_leaves_no_process_and_lets_no_client_wait(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path) as (address, process):
+        assert asked(address, "/v1/plan")[0] == 200
+        (planner,) = (each for each in process.children() if "maisi.service.planning" in each.cmdline())
+        planner.suspend()  # its next question takes for ever
+        plan = sent(address, "GET", "/v1/plan")
+        run = sent(address, "POST", "/v1/maisi/run", {"num_output_samples": 10**6, "body_region": []})
+        while not (jobs := json.loads(asked(address, "/v1/jobs")[1])["jobs"]):
+            time.sleep(0.1)
+        events = sent(address, "GET", f"/v1/jobs/{jobs[0]['id']}/events")
+        told = events.getresponse()
+        assert told.readline() == b": watching\n"
+        children = process.children(recursive=True)
+        process.terminate()
+        for waiting in (plan, run):
+            answer = waiting.getresponse()
+            assert (answer.status, json.load(answer)["title"]) == (503, "The service is ending")
+            waiting.close()
+        told.read()  # comes to its end
+        events.close()
+    assert psutil.wait_procs(children, timeout=LONGEST_S)[1] == []
 
 
 def test_a_port_in_use_is_one_clear_error(maisi: Maisi, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The web process: who may ask, what is refused and in which words, what there is to ask for."""
 
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 from made_service import client_of, made_service
 
 from maisi.errors import InvalidRequestError
+from maisi.service import database
 from maisi.service.kinds import KINDS
 from maisi.service.settings import ServeSettings
 
@@ -177,6 +179,39 @@ def test_a_job_is_cancelled_by_two_clients_and_then_removed(client: TestClient) 
     place = client.post("/v1/jobs", json={"kind": "generate", "request": {}}).headers["location"]
     codes = [client.delete(place).status_code for _ in range(3)]
     assert codes == [202, 204, 404]
+
+
+def test_a_running_job_is_cancelled_by_two_clients_once(tmp_path: Path) -> None:
+    service = made_service(tmp_path)
+    with client_of(service) as client:
+        place = client.post("/v1/jobs", json={"kind": "generate", "request": {}}).headers["location"]
+        job = service.jobs.claim("worker")
+        assert job is not None
+        assert [client.delete(place).status_code for _ in range(2)] == [202, 202]
+        service.jobs.finish(job.id, "worker", "cancelled")
+        assert client.get(f"{place}/events").text.count("event: end") == 1
+        conflict = client.get(f"{place}/archive")
+        assert (conflict.status_code, conflict.json()["accepted"]) == (409, "a job with artifacts")
+
+
+def test_a_disk_that_is_full_takes_no_job_and_is_told_without_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(made_service(tmp_path)) as client:
+        connect = database._connect
+
+        def full(path: Path) -> sqlite3.Connection:
+            connection = connect(path)
+            connection.execute("PRAGMA max_page_count = 1")  # as many as there are already
+            return connection
+
+        monkeypatch.setattr(database, "_connect", full)
+        body = {"kind": "generate", "request": {"anatomy": ["liver=0.5"] * 1000}}
+        answer = client.post("/v1/jobs", json=body)
+        assert (answer.status_code, answer.json()["title"]) == (507, "No room"), answer.text
+        assert "disk is full; accepted: remove jobs and uploads" in answer.json()["detail"]
+        assert str(tmp_path) not in answer.text
+        assert client.get("/v1/jobs").json() == {"jobs": []}
 
 
 def test_events_tell_the_end_and_go_on_after_the_last_one_seen(client: TestClient) -> None:

@@ -14,12 +14,14 @@ import pytest
 from fastapi.testclient import TestClient
 from made_service import client_of, made_service
 
+from maisi.data.door import open_labels, open_volume
 from maisi.errors import InvalidRequestError
 from maisi.service.jobs import JobStore
 from maisi.service.nim_request import grid_within
 from maisi.service.sending import check_target, public_address
 from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
+from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap, Volume
 
 LIMITS = {"min_spacing_mm": (2.0, 2.0, 2.0), "max_size": (128, 128, 144)}
@@ -106,6 +108,37 @@ def test_the_answer_is_a_zip_of_images_and_masks_on_the_grid_that_was_asked_for(
     assert image.header.get_zooms() == pytest.approx((1.5, 1.5, 2.0))
     middle = np.asarray(image.dataobj)[128, 128, 64], np.asarray(label.dataobj)[128, 128, 64]
     assert middle == (40, 200)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:highdicom.*")
+@pytest.mark.parametrize(
+    ("endings", "names"),
+    [
+        ((".nrrd", ".nrrd"), ("sample_000_image.nrrd", "sample_000_label.nrrd")),
+        ((".nii", ".nrrd"), ("sample_000_image.nii", "sample_000_label.nrrd")),
+        ((".dcm", ".dcm"), ("sample_000_image", "sample_000_label.dcm")),
+        ((".dcm", ".nii.gz"), ("sample_000_image", "sample_000_label.nii.gz")),
+    ],
+)
+def test_the_answer_has_the_endings_that_were_asked_for(
+    tmp_path: Path, endings: tuple[str, str], names: tuple[str, str]
+) -> None:
+    service = made_service(tmp_path, run_timeout=200)
+    body = {**DOCUMENTED[0], "output_size": [128, 128, 128], "spacing": [3.0, 3.0, 3.0]}
+    body |= {"image_output_ext": endings[0], "label_output_ext": endings[1]}
+    with made(service.jobs), client_of(service) as client:
+        answer = client.post("/v1/maisi/run", json=body)
+    assert answer.status_code == 200, answer.text
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert {name.partition("/")[0] for name in archive.namelist()} == set(names)
+        archive.extractall(tmp_path / "out")
+    volume, _ = open_volume(tmp_path / "out" / names[0], ReadOptions(trust_hu=True))
+    labels, _ = open_labels(tmp_path / "out" / names[1])
+    assert volume.grid.shape == labels.grid.shape == (128, 128, 128)
+    assert np.allclose(volume.grid.spacing, (3.0, 3.0, 3.0))
+    inside, outside = (64, 64, 1), (1, 64, 64)
+    assert (volume.array[inside], labels.array[inside]) == (40, 200)
+    assert (volume.array[outside], labels.array[outside]) == (-1000, 0)
 
 
 def test_results_are_written_below_the_folder_of_outputs_only(tmp_path: Path) -> None:

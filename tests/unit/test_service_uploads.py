@@ -7,7 +7,9 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import anyio
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from made_scans import AFFINE, SHAPE, trunk
 from made_service import OCTETS, client_of, made_service
 
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.service.app import create_app
 from maisi.service.unpacking import plain_name
 
 
@@ -130,6 +133,7 @@ def test_of_two_series_in_a_zip_one_is_to_be_named(client: TestClient, tmp_path:
         ("a.zip", zipped({"bomb.dcm": bytes(50_000_000)}), 413, "unpacks to more than"),
         ("a.zip", zipped({str(k): b"x" for k in range(21)}), 413, "holds 21 files; accepted: up to 20"),
         ("a.zip", zipped({"readme.txt": b"x"}), 422, "accepted:"),
+        ("a.zip", zipped({"a.dcm": bytes(100_000)})[:150], 422, "is a broken zip"),
     ],
 )
 def test_what_is_no_scan_is_refused(client: TestClient, name: str, content: bytes, status: int, told: str) -> None:
@@ -150,6 +154,35 @@ def test_links_in_a_zip_are_refused(client: TestClient) -> None:
 
 def test_a_refused_upload_leaves_nothing(client: TestClient, tmp_path: Path) -> None:
     sent(client, "ct.nii", b"no scan")
+    assert list((tmp_path / "data" / "uploads").iterdir()) == []
+
+
+def test_ids_of_no_structure_are_told_and_a_numbering_takes_them(client: TestClient) -> None:
+    array = np.zeros(SHAPE, np.uint8)
+    array[8:28, 8:24] = 250
+    code, told = sent(client, "labels.nii.gz", nifti(array), kind="labels")
+    assert (code, "250" in told["detail"], "accepted" in told) == (422, True, True), told
+    array[8:28, 8:24] = 5
+    code, told = sent(client, "labels.nii.gz", nifti(array), kind="labels", numbering="totalsegmentator")
+    assert (code, [each["name"] for each in told["structures"]]) == (201, ["liver"]), told
+    code, told = sent(client, "labels.nii.gz", nifti(array), numbering="nobody")
+    assert (code, "totalsegmentator" in told["detail"]) == (422, True), told
+
+
+def test_a_client_that_leaves_before_its_body_is_complete_leaves_nothing(tmp_path: Path) -> None:
+    app, told = create_app(made_service(tmp_path)), []
+    messages = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: dict[str, Any]) -> None:
+        told.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/octet-stream"), (b"content-length", b"99")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/uploads", "query_string": b"name=ct.nii"}
+    anyio.run(app, {**scope, "headers": headers}, receive, send)
+    assert told[0]["status"] == 400
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
 
 

@@ -3,6 +3,8 @@
 import errno
 import os
 import socket
+from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from maisi.cli.console import give, tell
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 512
 CONNECTIONS = 512
+Handler = Callable[[int, FrameType | None], None]
 
 
 @takes(ServeSettings)
@@ -44,7 +47,19 @@ def serve(request: ServeSettings) -> None:
             timeout_graceful_shutdown=5,
         )
         _tell(listening, service)
-        uvicorn.Server(config).run(sockets=[listening])
+        server = uvicorn.Server(config)
+        server.handle_exit = _told_of_the_end(service, server.handle_exit)  # type: ignore[assignment]
+        server.run(sockets=[listening])
+
+
+def _told_of_the_end(service: "Service", exits: Handler) -> Handler:
+    """A handler of signals that has the service stop what waits, before the server does what it does."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        service.ending.set()
+        exits(number, frame)
+
+    return handle
 
 
 def _tell(listening: socket.socket, service: "Service") -> None:

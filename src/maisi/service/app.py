@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "static"
 EXPIRED_EVERY_S = 600.0
+ASKED_EVERY_S, GRACE_S = 0.5, 2.0  # for what is nearly answered when the service is to end
 ASKED = ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "If-None-Match"]
 TOLD = ["Location", "Retry-After", "ETag", "Content-Range", "Content-Disposition"]
 
@@ -63,10 +64,11 @@ def _middleware(service: Service) -> list[Middleware]:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """The work beside the answers: old uploads are removed."""
+    """The work beside the answers: old uploads are removed, and at the end what is at work is ended."""
     service: Service = app.state.service
     async with create_task_group() as tasks:
         tasks.start_soon(_expire, service)
+        tasks.start_soon(_end, service)
         yield
         tasks.cancel_scope.cancel()
     await to_thread.run_sync(service.close)
@@ -78,6 +80,16 @@ async def _expire(service: Service) -> None:
         if removed:
             logger.info("removed %d uploads that nobody has used", len(removed))
         await sleep(EXPIRED_EVERY_S)
+
+
+async def _end(service: Service) -> None:
+    """Let no answer wait for a helper once the service is to end."""
+    while not service.ending.is_set():
+        await sleep(ASKED_EVERY_S)
+    await sleep(GRACE_S)
+    while True:
+        await to_thread.run_sync(service.close)
+        await sleep(ASKED_EVERY_S)
 
 
 def _add_page(app: FastAPI) -> None:

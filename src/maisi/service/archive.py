@@ -42,6 +42,11 @@ def made(service: "Service", helper: str, question: dict[str, Any]) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_left(data: Path) -> None:
+    """Remove archives that a service of this folder was packing when it was killed."""
+    shutil.rmtree(data / TEMPORARY, ignore_errors=True)
+
+
 def _place(service: "Service") -> Path:
     folder = service.settings.data.absolute() / TEMPORARY
     folder.mkdir(exist_ok=True, mode=0o700)

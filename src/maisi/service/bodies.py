@@ -26,16 +26,13 @@ def read_json(body: bytes, content_type: str | None) -> Any:
         raise HTTPException(400, f"the body is no JSON ({error}); accepted: JSON in UTF-8") from error
 
 
-def object_of(
-    body: bytes, content_type: str | None, names: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, Any]:
+def object_of(body: bytes, content_type: str | None, names: Sequence[str]) -> dict[str, Any]:
     """The object in a body, with these names and no others."""
     found = read_json(body, content_type)
     if not isinstance(found, dict):
         raise InvalidConfigError(f"the body is no object; accepted: one with {', '.join(names)}")
     problems = [f"setting {name!r} is missing" for name in names if name not in found]
-    known = (*names, *optional)
-    problems += [f"unknown setting {name!r}; {close_to(name, known)}" for name in found if name not in known]
+    problems += [f"unknown setting {name!r}; {close_to(name, names)}" for name in found if name not in names]
     if problems:
         raise InvalidConfigError("\n".join(problems))
     return found

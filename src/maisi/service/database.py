@@ -101,13 +101,16 @@ class Database:
             try:
                 yield connection
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # a full disk has ended it already
+                    connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            raise StorageError(f"cannot write to {self.path}: {error}") from error
+            raise StorageError(
+                f"cannot write to {self.path}: {error}; accepted: remove jobs and uploads, or ask again later"
+            ) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -10,6 +10,8 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from maisi.errors import InvalidRequestError, MaisiError, RunError, StorageError, TooLargeError
+from maisi.errors import InvalidRequestError, MaisiError, RunError, StoppedError, StorageError, TooLargeError
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 NEEDED_BYTES = 2_000_000_000  # of addresses, for the libraries
 SHARE = 0.5  # of the machine's memory, at most
 AT_ONCE = 2  # helpers of a kind, so that many requests at once do not fill the memory
+ORPHAN_S = 0.5  # for a helper to notice that its service was killed
+ASKED_BY = "MAISI_SERVICE_PROCESS"  # in the environment of what a service has started
+ENDING = "the service is ending; accepted: again, once it is back"
+
+_working: set["subprocess.Popen[bytes]"] = set()  # what this process has asked and not heard of yet
 
 
 async def answered(work: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -41,29 +48,59 @@ def _limiter(of: str) -> CapacityLimiter:
 
 
 def ask(module: str, question: dict[str, Any], *, cwd: Path, seconds: float) -> dict[str, Any]:
-    """The answer of a helper; raises what it raised, and `TooLargeError` where it took too long or too much memory."""
+    """The answer of a helper; raises what it raised, and `TooLargeError` where it took too long or too much memory.
+
+    Raises `StoppedError` where `end_helpers` was first.
+    """
     command = [sys.executable, "-m", module]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": _search_path()}
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(question).encode(), capture_output=True, cwd=cwd, env=environment, timeout=seconds
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TooLargeError(f"it was not read within {seconds:g} s; accepted: a smaller file") from error
-    told = done.stdout.decode("utf-8", "replace")
-    if done.returncode == 0:
+    environment = helper_environment() | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=environment) as process:
+        _working.add(process)
+        try:
+            out, err = process.communicate(json.dumps(question).encode(), seconds)
+        except subprocess.TimeoutExpired as error:
+            raise TooLargeError(f"it was not read within {seconds:g} s; accepted: a smaller file") from error
+        finally:
+            process.kill()
+            was_ended = process not in _working
+            _working.discard(process)
+    told, code = out.decode("utf-8", "replace"), process.returncode
+    if code == 0:
         answered: dict[str, Any] = json.loads(told)
         return answered
-    if done.returncode == REFUSED:
+    if was_ended:
+        raise StoppedError(ENDING)
+    if code == REFUSED:
         raise InvalidRequestError(told)
-    if done.returncode == FAILED:
+    if code == FAILED:
         raise RunError(told)
-    if done.returncode == TOO_LARGE or done.returncode < 0:
+    if code == TOO_LARGE or code < 0:
         raise TooLargeError(told or "it takes more memory than the service gives; accepted: a smaller file")
-    if done.returncode == NO_ROOM:
+    if code == NO_ROOM:
         raise StorageError(told)
-    logger.error("%s ended with %d: %s", module, done.returncode, done.stderr.decode("utf-8", "replace").strip())
+    logger.error("%s ended with %d: %s", module, code, err.decode("utf-8", "replace").strip())
     raise RunError("it could not be read (this is a bug of maisi; its log says more)")
+
+
+def end_helpers() -> None:
+    """End all that this process has asked, so that its own end waits for none."""
+    for process in tuple(_working):
+        _working.discard(process)
+        process.kill()
+
+
+def end_with_parent() -> None:
+    """End this process soon after the service that has started it is gone, whatever it is at."""
+    if ASKED_BY not in os.environ:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(os.environ[ASKED_BY]):
+            time.sleep(ORPHAN_S)
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def no_room(error: OSError) -> str:
@@ -71,13 +108,14 @@ def no_room(error: OSError) -> str:
     return f"the disk of the service is full ({error.strerror}); accepted: remove jobs and uploads, or ask again later"
 
 
-def _search_path() -> str:
-    """Where this package is found, also from another working directory."""
-    return str(Path(__file__).parents[2])
+def helper_environment() -> dict[str, str]:
+    """What a process of this package needs to find it from any working directory, and to end with this one."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), ASKED_BY: str(os.getpid())}
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Answer the question on stdin, and exit; the code says what kind of error it was, stdout its text."""
+    end_with_parent()
     try:
         told, code = json.dumps(work(json.load(sys.stdin))), 0
     except TooLargeError as error:

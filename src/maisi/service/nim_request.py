@@ -47,9 +47,11 @@ class NimRequest(Frozen):
     controllable_anatomy_size: tuple[tuple[Organ, float], ...] = Field(
         default=(), max_length=10, description="Organs with a size from 0 to 1, or -1 to remove."
     )
-    pre_signed_url: str | None = Field(default=None, max_length=4000, description="Where to send the zip by PUT.")
+    pre_signed_url: str | None = Field(
+        default=None, max_length=4000, description="Where to send the zip by PUT instead."
+    )
     local_working_dir: str | None = Field(
-        default=None, max_length=400, description="Not offered: paths are the server's."
+        default=None, max_length=400, description="Folder below that of --outputs to write to instead."
     )
     image_output_ext: Ending = Field(default=".nii.gz", description="Ending of the images.")
     label_output_ext: Ending = Field(default=".nii.gz", description="Ending of the masks.")

@@ -1,7 +1,7 @@
 """A helper that stays: tells what a job would take, from its request, without computing it. It imports torch.
 
-Each line of its standard input is a question in JSON, `{kind, request, threads, memory}`; each line of its standard
-output the answer, `{seconds, bytes, how, problems}`.
+Each line of its standard input is a question in JSON, `{kind, request, threads, memory}`, the latter two being what a
+worker has; each line of its standard output the answer, `{seconds, bytes, how, problems}`.
 """
 
 import json
@@ -24,7 +24,10 @@ from maisi.pipelines.generate import rehearse
 from maisi.pipelines.labels import LabelSource
 from maisi.pipelines.validate import ValidRequest, validate_generate
 from maisi.runs.tasks import task_named
+from maisi.service.helper import end_with_parent
+from maisi.service.job import Limits
 from maisi.service.kinds import KINDS
+from maisi.service.worker import WorkerSettings, resolve
 from maisi.splitting.plan import MemoryPlan
 from maisi.storage.settings import check_settings
 
@@ -35,22 +38,24 @@ _TRIED = (1, 16, 32, 32, 32)  # the shape that the speed of this machine is meas
 
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     """What a job would take; `problems` are what its check refuses."""
-    kind, request = str(question["kind"]), question["request"]
+    kind = str(question["kind"])
+    limits, threads = Limits(memory=question.get("memory")), int(question.get("threads") or 1)
     try:
-        checked = check_settings(KINDS[kind], request)
+        settings = WorkerSettings(folder=Path(), limits=limits, threads=threads)
+        checked = check_settings(KINDS[kind], resolve(kind, question["request"], settings))
+        torch.set_num_threads(threads)
         if kind != "generate":
             task_named(kind.replace("-", " ")).check(checked)
             return {"how": "checked; how long it takes is told when it runs"}
-        torch.set_num_threads(int(question.get("threads") or 1))
-        return _told(validate_generate(checked), question.get("memory"))  # type: ignore[arg-type]
+        return _told(validate_generate(checked))  # type: ignore[arg-type]
     except MaisiError as error:
         return {"problems": str(error).splitlines()}
 
 
-def _told(valid: ValidRequest, budget: int | None) -> dict[str, Any]:
-    """Time and memory of a generate request; with a budget of memory, within it."""
+def _told(valid: ValidRequest) -> dict[str, Any]:
+    """Time and memory of a generate request; where it has a budget of memory, within it."""
     request, source = valid.request, valid.sources[0]
-    memory = request.compute.memory or budget
+    memory = request.compute.memory
     compute = request.compute.model_copy(update={"memory": memory or BOUNDLESS, "device": "cpu"})
     plans = _plans(valid, source, compute)
     samples = request.count * len(valid.sources)
@@ -107,4 +112,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.chdir(Path("/"))
+    end_with_parent()
     main()

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from maisi.errors import (
     InvalidConfigError,
@@ -17,6 +18,7 @@ from maisi.errors import (
     MaisiError,
     QueueFullError,
     RunError,
+    StoppedError,
     StorageError,
     TooLargeError,
     UnknownJobError,
@@ -35,6 +37,7 @@ STATUSES: tuple[tuple[type[MaisiError], int, str], ...] = (  # the first that fi
     (TooLargeError, 413, "Too large"),
     (QueueFullError, 429, "The queue is full"),
     (StorageError, 507, "No room"),
+    (StoppedError, 503, "The service is ending"),
     (InvalidRequestError, 422, "The request cannot be carried out"),
     (RunError, 500, "It failed while it was carried out"),
     (MaisiError, 500, "It failed"),
@@ -53,7 +56,7 @@ MEANINGS = {
     422: "The request cannot be carried out",
     429: "The queue is full; Retry-After says when to ask again",
     500: "It failed",
-    503: "Not ready",
+    503: "Not ready, or ending",
     504: "It took too long",
     507: "No room",
 }
@@ -109,13 +112,14 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(MaisiError, _on_ours)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_parameters)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
     app.add_exception_handler(OSError, _on_system)
     app.add_exception_handler(Exception, _on_bug)
 
 
 async def _on_ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MaisiError)
-    found = problem_of(error)
+    found: Problem = request.app.state.service.places.told_problem(problem_of(error))
     if found.status >= 500:
         logger.warning("%s %s: %s", request.method, request.url.path, error)
     return respond(found, {"Retry-After": str(error.seconds)} if isinstance(error, QueueFullError) else None)
@@ -134,6 +138,11 @@ async def _on_parameters(request: Request, error: Exception) -> JSONResponse:
     found = problem(422, "\n".join(f"{where}: {what}" for where, what in told), "The request cannot be carried out")
     faults = tuple(Fault(where=where, what=what) for where, what in told)
     return respond(found.model_copy(update={"errors": faults}))
+
+
+async def _on_gone(request: Request, error: Exception) -> JSONResponse:
+    """What nobody reads any more: the client has left before its body was complete."""
+    return respond(problem(400, "the body ended before its length was reached; accepted: all of it"))
 
 
 async def _on_system(request: Request, error: Exception) -> JSONResponse:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from maisi.anatomy.numberings import numbering_names
 from maisi.errors import InvalidBundleError, InvalidConfigError, InvalidRequestError
-from maisi.service.job import Job
+from maisi.service.job import Job, Problem
 from maisi.service.jobs import JobStore
 from maisi.service.kinds import KINDS
 from maisi.service.uploads import UploadStore
@@ -127,14 +127,12 @@ class Places:
 
     def told(self, job: Job) -> Job:
         """The job as clients are told of it: with the names that they gave, without paths of the server."""
-        problem = job.problem
-        if problem is not None:
-            texts = {
-                "detail": self._named(problem.detail),
-                "accepted": problem.accepted and self._named(problem.accepted),
-            }
-            problem = problem.model_copy(update=texts)
+        problem = None if job.problem is None else self.told_problem(job.problem)
         return job.model_copy(update={"request": self._renamed(job.request), "problem": problem})
+
+    def told_problem(self, problem: Problem) -> Problem:
+        """A problem, likewise."""
+        return Problem.model_validate(self._renamed(problem.model_dump(mode="json")))
 
     def told_event(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The data of an event, likewise."""
@@ -145,13 +143,13 @@ class Places:
             return {name: self._renamed(value) for name, value in settings.items()}
         if isinstance(settings, list):
             return [self._renamed(value) for value in settings]
-        return self._named(settings) if isinstance(settings, str) else settings
+        return self.named(settings) if isinstance(settings, str) else settings
 
-    def _named(self, text: str) -> str:
+    def named(self, text: str) -> str:
         """A text with the names of what it has paths of."""
         data = f"(?:{re.escape(str(self.jobs.folder))}/)?"
         text = re.sub(rf"{data}\buploads/({_ID})(/[^\s'\"]*)?", rf"{UPLOAD}\1", text)
-        text = re.sub(rf"{data}\bjobs/({_ID})\b", rf"{JOB}\1", text)
+        text = re.sub(rf"{data}\bjobs/({_ID})\b", rf"{JOB}\1", text).replace(f"{self.jobs.folder}/", "")
         if self.inputs is not None:
             text = text.replace(f"{self.inputs.resolve()}/", "")
         return next((name for name, place in self.bundles.items() if place == text), text)

@@ -2,17 +2,19 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from maisi.compute.threads import default_threads
 from maisi.errors import InvalidConfigError
+from maisi.service.archive import remove_left
 from maisi.service.bundles import configured
+from maisi.service.helper import end_helpers
 from maisi.service.job import Limits
 from maisi.service.jobs import JobStore
 from maisi.service.metrics import Metrics
@@ -38,6 +40,7 @@ class Service:
     metrics: Metrics
     planner: Planner
     supervisor: Supervisor
+    ending: threading.Event = field(default_factory=threading.Event)  # whoever waits for something is to stop
 
     @classmethod
     def of(cls, settings: ServeSettings) -> "Service":
@@ -49,16 +52,19 @@ class Service:
         check_memory(limits)
         jobs = JobStore(data, limits)
         uploads = UploadStore(data / "uploads", settings)
-        planner = Planner(default_threads(), jobs.limits.share)
         places = Places(jobs, uploads, bundles, settings.inputs)
         supervisor = Supervisor(jobs, warm=next(iter(bundles.values())), ray=settings.ray)
+        has_gpu = supervisor.workers[0].device != "cpu"  # whose memory is not that of the limits
+        planner = Planner(supervisor.threads, None if has_gpu else jobs.limits.share)
         return cls(settings, token, jobs, uploads, places, Metrics(), planner, supervisor)
 
     @contextmanager
     def working(self) -> Iterator["Service"]:
         """The service with its workers; raises `InvalidRequestError` where another has the same data."""
         try:
-            self.supervisor.start()
+            self.supervisor.start()  # from here on the folder is ours
+            remove_left(self.jobs.folder)
+            self.uploads.remove_left()
             yield self
         finally:
             self.supervisor.stop()
@@ -74,8 +80,9 @@ class Service:
         return self.uploads.expire(named)
 
     def close(self) -> None:
-        """End what answers questions beside the web process."""
+        """End what answers questions beside the web process, also what is at one."""
         self.planner.close()
+        end_helpers()
 
 
 def limits_of(settings: ServeSettings) -> Limits:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -60,7 +60,6 @@ class Worker:
     started: float = 0.0
     failures: int = 0
     said: bytes = b""
-    starts: int = field(default=0)
 
     @property
     def is_alive(self) -> bool:
@@ -194,7 +193,6 @@ class Supervisor:
         assert worker.process.stdout is not None
         os.set_blocking(worker.process.stdout.fileno(), False)
         worker.mark, worker.said, worker.started = "", b"", time.monotonic()
-        worker.starts += 1
         with suppress(BrokenPipeError):  # its end is noticed
             worker.process.stdin.write(settings.model_dump_json().encode() + b"\n")
             worker.process.stdin.flush()

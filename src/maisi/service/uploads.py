@@ -155,6 +155,11 @@ class UploadStore:
                 removed.append(folder.name)
         return removed
 
+    def remove_left(self) -> None:
+        """Remove what was being received when a service of this folder was killed."""
+        for folder in self.folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def bytes_used(self) -> int:
         """Bytes of all uploads on the disk."""
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())

@@ -33,7 +33,13 @@ MEDIA_TYPES = {
 }
 OTHER = "application/octet-stream"  # pages of a result too: they are looked at where they are saved
 SHOWN = ("image/png", "application/json")
-BINARY: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_BINARY = {"content": {OTHER: {"schema": {"type": "string", "format": "binary"}}}}
+ONE_FILE: dict[int | str, dict[str, Any]] = {  # what `send_file` answers
+    200: {"description": "The file.", **_BINARY},
+    206: {"description": "A part of the file.", **_BINARY},
+    304: {"description": "It is as the client has it."},
+    **responses(404, 416, 422),
+}
 
 
 @router.get("/v1/jobs/{id}/artifacts", response_model=Artifacts, responses=responses(404, 422))
@@ -52,12 +58,7 @@ def listed(id: JobId, service: Ours) -> Any:
 @router.get(
     "/v1/jobs/{id}/artifacts/{name:path}",
     response_class=FileResponse,
-    responses={
-        200: {"description": "The file.", **BINARY},
-        206: {"description": "A part of the file.", **BINARY},
-        304: {"description": "It is as the client has it."},
-        **responses(404, 416, 422),
-    },
+    responses=ONE_FILE,
 )
 def file(
     id: JobId,
@@ -105,7 +106,7 @@ def media_type(name: str) -> str:
             "description": "A zip.",
             "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
         },
-        **responses(404, 409, 416, 422, 507),
+        **responses(404, 409, 416, 422, 503, 507),
     },
 )
 async def archive(

@@ -30,7 +30,7 @@ def labels() -> Any:
     return {"labels": structures()}
 
 
-@router.get("/v1/plan", response_model=PlanTold, responses=responses(422))
+@router.get("/v1/plan", response_model=PlanTold, responses=responses(422, 503))
 async def plan(
     service: Ours,
     kind: Annotated[str, Query(max_length=40, description="Kind of job.")] = "generate",
@@ -45,7 +45,7 @@ async def plan(
 
 
 @router.post(
-    "/v1/plan", response_model=PlanTold, responses=responses(413, 415, 422), openapi_extra=json_body("JobRequest")
+    "/v1/plan", response_model=PlanTold, responses=responses(413, 415, 422, 503), openapi_extra=json_body("JobRequest")
 )
 async def plan_of_body(request: Request, service: Ours) -> Any:
     """What a job would take, before it is asked for."""
@@ -58,6 +58,8 @@ def planned(service: Service, kind: Any, asked: Any) -> PlanTold:
     try:
         checked = check_request(str(kind), asked)
         resolved = service.places.resolved(str(kind), checked)
+        service.jobs.limits.memory_of(resolved)  # refuses more than all workers have
     except InvalidRequestError as error:
         return PlanTold(problems=tuple(str(error).splitlines()))
-    return service.planner.plan(str(kind), resolved)
+    told = service.planner.plan(str(kind), resolved)
+    return told.model_copy(update={"problems": tuple(map(service.places.named, told.problems))})

@@ -96,7 +96,10 @@ async def events(
         str | None, Header(alias="Last-Event-ID", max_length=20, description="Number of the last event that was seen.")
     ] = None,
 ) -> Response:
-    """Server-sent events of a job, from the first or from the one after `Last-Event-ID`, until it has ended."""
+    """Server-sent events of a job, from the first or from the one after `Last-Event-ID`, until it has ended.
+
+    They also stop where the service ends: clients ask again, with `Last-Event-ID`.
+    """
     after = int(last) if last is not None and last.isascii() and last.isdigit() else 0
     await to_thread.run_sync(service.jobs.get, id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -106,7 +109,7 @@ async def events(
 async def _stream(service: Service, id: str, after: int) -> AsyncIterator[str]:
     said = time.monotonic()
     yield ": watching\n\n"
-    while True:
+    while not service.ending.is_set():
         try:
             found = await to_thread.run_sync(service.jobs.events, id, after)
         except UnknownJobError:  # removed while it was watched

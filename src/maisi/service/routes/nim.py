@@ -12,10 +12,10 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from maisi import __version__
-from maisi.errors import InvalidConfigError
+from maisi.errors import InvalidConfigError, StoppedError
 from maisi.service.bodies import json_body, read_json
 from maisi.service.bundles import describe, licence_text
-from maisi.service.helper import answered
+from maisi.service.helper import ENDING, answered
 from maisi.service.job import Job
 from maisi.service.nim_request import NimRequest, generate_settings
 from maisi.service.nim_results import check_folder, deliver, packed
@@ -86,14 +86,17 @@ def _asked(body: Any) -> NimRequest:
 
 
 async def _ended(request: Request, service: Service, job: Job) -> Job:
-    """The job once it has ended; where the client is gone, or it takes too long, it is cancelled."""
+    """The job once it has ended; where the client is gone, it takes too long, or the service ends, it is cancelled."""
     until = time.monotonic() + service.settings.run_timeout
     while True:
         found = await to_thread.run_sync(service.jobs.get, job.id)
         if found.has_ended:
             return found
-        if time.monotonic() > until or await request.is_disconnected():
+        is_ending = service.ending.is_set()
+        if is_ending or time.monotonic() > until or await request.is_disconnected():
             await to_thread.run_sync(service.jobs.cancel, job.id)
+            if is_ending:
+                raise StoppedError(ENDING)
             seconds = service.settings.run_timeout
             raise HTTPException(504, f"it took more than {seconds:g} s; accepted: less, or POST /v1/jobs, which waits")
         await sleep(ASKED_EVERY_S)

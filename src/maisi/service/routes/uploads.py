@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from maisi.service.problems import responses
-from maisi.service.routes.artifacts import BINARY, send_file
+from maisi.service.routes.artifacts import ONE_FILE, send_file
 from maisi.service.service import Ours
 from maisi.service.uploads import About, Upload
 
@@ -22,7 +22,11 @@ BODY = {
 
 
 @router.post(
-    "/v1/uploads", status_code=201, response_model=Upload, responses=responses(413, 415, 422, 507), openapi_extra=BODY
+    "/v1/uploads",
+    status_code=201,
+    response_model=Upload,
+    responses=responses(413, 415, 422, 503, 507),
+    openapi_extra=BODY,
 )
 async def send(
     request: Request,
@@ -59,12 +63,7 @@ def one(id: UploadId, service: Ours) -> Any:
 @router.get(
     "/v1/uploads/{id}/volume.nii.gz",
     response_class=FileResponse,
-    responses={
-        200: {"description": "The file.", **BINARY},
-        206: {"description": "A part of the file.", **BINARY},
-        304: {"description": "It is as the client has it."},
-        **responses(404, 416, 422),
-    },
+    responses=ONE_FILE,
 )
 def volume(id: UploadId, request: Request, service: Ours) -> Response:
     """The upload as NIfTI, along RAS; labels in the ids of GET /v1/labels."""
