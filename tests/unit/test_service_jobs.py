@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from maisi.errors import (
@@ -265,3 +266,21 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path):
 def test_the_store_needs_no_torch():
     code = "import sys; import maisi.service.jobs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+def test_threads_that_come_and_go_leave_no_files_open(store: JobStore):
+    def ask() -> None:
+        store.counts()
+
+    def open_after(threads: int) -> int:
+        for _ in range(threads):
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+        return sum(Path(file.path).parent == store.folder.absolute() for file in psutil.Process().open_files())
+
+    few = open_after(2)
+    assert few > 0
+    assert open_after(20) == few
+    store.close()
+    assert open_after(0) == 0

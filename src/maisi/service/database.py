@@ -1,7 +1,12 @@
-"""The database of a job store: its tables, a connection for each thread, and transactions that wait for each other."""
+"""The database of a job store: its tables, a connection for each thread, and transactions that wait for each other.
+
+SQLite keeps the file of a closed connection open as long as any other of the process holds a lock, which in WAL mode is
+always. So connections of threads that have ended are used again.
+"""
 
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,12 +59,23 @@ CREATE TABLE artifact (
 """
 
 
+class _Lease:
+    """A connection that a thread has, and that others may have after it."""
+
+    def __init__(self, connection: sqlite3.Connection, free: deque[sqlite3.Connection]) -> None:
+        self.connection, self._free = connection, free
+
+    def __del__(self) -> None:
+        self._free.append(self.connection)
+
+
 class Database:
     """An SQLite file in WAL mode: readers never wait, and what was committed survives every kill."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
+        self._free: deque[sqlite3.Connection] = deque()
         with self.transaction() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -74,17 +90,20 @@ class Database:
     @property
     def connection(self) -> sqlite3.Connection:
         """The connection of this thread."""
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None:
-            found = self._local.connection = _connect(self.path)
-        return found
+        lease: _Lease | None = getattr(self._local, "lease", None)
+        if lease is None:
+            try:
+                found = self._free.pop()
+            except IndexError:
+                found = _connect(self.path)
+            lease = self._local.lease = _Lease(found, self._free)
+        return lease.connection
 
     def close(self) -> None:
-        """Close the connection of this thread."""
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is not None:
-            found.close()
-            self._local.connection = None
+        """Close the connection of this thread, and those of threads that have ended."""
+        self._local.__dict__.pop("lease", None)
+        while self._free:
+            self._free.pop().close()
 
     @contextmanager
     def transaction(self, *, lasting: bool = True) -> Iterator[sqlite3.Connection]:
@@ -115,7 +134,7 @@ class Database:
 
 def _connect(path: Path) -> sqlite3.Connection:
     try:
-        connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
+        connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
