@@ -7,7 +7,7 @@ that time until the count is reached, starts it again each time, and compares wh
 all files of prepared cases, latents and samples, the weights of every bundle. Moments are drawn from the time of a
 whole run; for `many`, which runs whole at the same time, they are when some more samples were begun, and a random
 moment later. Prints a line a kind and writes it to benchmarks/results/kills.json at once. `encode` and what follows it
-need what goes before; `many` needs nothing.
+need what goes before, which runs without kills where --kinds lacks it; `many` needs nothing.
 """
 
 import argparse
@@ -191,9 +191,12 @@ def main() -> None:
         for run in ("whole", "parts"):
             (root / run).mkdir()
         for kind, (command, result) in works(root, "whole").items():
-            if kind not in arguments.kinds:
-                continue
             again, parts = works(root, "parts")[kind]
+            if kind not in arguments.kinds:
+                if any(KINDS.index(kind) < KINDS.index(asked) for asked in arguments.kinds if asked != "many"):
+                    Beside(command).seconds()
+                    Beside(again).seconds()
+                continue
             whole = Beside(command)
             seconds = 0.0 if kind == "many" else whole.seconds()  # kills of `many` do not depend on it
             kills, ended, differ = 0, 0, list[str]()
