@@ -311,7 +311,11 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
 def look(server: Server, minute: float) -> dict[str, Any]:
     """What a server holds in memory and on disk."""
     data = server.folder / "data"
-    sizes = {path: path.stat().st_size for path in data.rglob("*") if path.is_file()}
+    sizes: dict[Path, int] = {}
+    for folder, _, names in os.walk(data):  # passes over folders that go meanwhile
+        for path in (Path(folder) / name for name in names):
+            with suppress(FileNotFoundError):
+                sizes[path] = path.stat().st_size
     store = sum(size for path, size in sizes.items() if path.parent == data)
     jobs = len(list((data / "jobs").iterdir()))
     on_disk = {
