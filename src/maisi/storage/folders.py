@@ -37,13 +37,8 @@ class OutputFolder:
 
     def withdraw(self) -> None:
         """Take back what was published, where it is a single file and there is nothing else in the folder."""
-        if len(self.published) == 1 and entries_but_hidden(self.path) == [self.published[0].name]:
+        if len(self.published) == 1 and {*self.path.iterdir()} == {self.partial, *self.published}:
             self.published.pop().unlink()
-
-
-def entries_but_hidden(path: Path) -> list[str]:
-    """Names in a folder, without the folders that are being filled."""
-    return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(PARTIAL))
 
 
 def entries_of(path: Path) -> list[str]:

@@ -19,7 +19,7 @@ from maisi.shapes import Frozen
 from maisi.space.nifti import SUFFIXES
 from maisi.space.volume import LabelMap, id_counts
 from maisi.storage.atomic import write_atomically
-from maisi.storage.sums import sha256, sha256_of_tree
+from maisi.storage.sums import sha256, sha256_of_list
 
 FACTS, SUMMARY = "facts.json", "summary.html"
 SYNTHETIC = "synthetic"
@@ -100,18 +100,18 @@ def facts_of(made: Made, bundle: Bundle, folder: Path, names: Mapping[str, str])
     drawn, request, sample = made.work.drawn, made.work.request, made.sample
     if sample is None:
         return SampleFacts(index=drawn.index, group=drawn.group, request=_told(request), failed=made.failed)
-    sums = {kind: sha256_of_tree(folder / name) for kind, name in names.items()}
+    parts = {kind: _sums(folder / name) for kind, name in names.items()}
     volumes = {} if sample.labels is None else volumes_ml(sample.labels, bundle_vocabulary(bundle))
     asked = {each.name: each.asked_ml for each in sample.quality.structures if each.asked_ml is not None}
     return SampleFacts(
         index=drawn.index,
         group=drawn.group,
         request=_told(request),
-        files={each: sha256(folder / each) for name in names.values() for each in _files(folder, name)},
+        files={_joined(names[kind], part): each for kind, sums in parts.items() for part, each in sums.items()},
         preview=names.get("preview", ""),
         case=None
         if made.failed
-        else _case(made, sample, names, sums).model_copy(
+        else _case(made, sample, names, {kind: _sum(each) for kind, each in parts.items()}).model_copy(
             update={"labels_present": tuple(volumes), "licence": bundle.info.licence}
         ),
         volumes_ml=volumes,
@@ -122,10 +122,17 @@ def facts_of(made: Made, bundle: Bundle, folder: Path, names: Mapping[str, str])
     )
 
 
-def _files(folder: Path, name: str) -> list[str]:
-    """A file; of a folder, such as a DICOM series, all that it holds."""
-    path = folder / name
-    return [name] if path.is_file() else sorted(each.relative_to(folder).as_posix() for each in path.iterdir())
+def _sums(path: Path) -> dict[str, str]:
+    """The sum of a file, by ""; of a folder, such as a DICOM series, those of its files by their names."""
+    return {"": sha256(path)} if path.is_file() else {each.name: sha256(each) for each in sorted(path.iterdir())}
+
+
+def _sum(parts: Mapping[str, str]) -> str:
+    return parts[""] if "" in parts else sha256_of_list(parts)
+
+
+def _joined(name: str, part: str) -> str:
+    return f"{name}/{part}" if part else name
 
 
 def _case(made: Made, sample: Sample, names: Mapping[str, str], sums: Mapping[str, str]) -> Case:
