@@ -3,6 +3,7 @@
 import errno
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -150,6 +151,18 @@ def test_however_the_work_is_done_the_voxels_are_the_same(
     assert answer.code == 0, answer.err
     found, expected = ({k: v for k, v in samples(p).items() if ".nii" in k} for p in (tmp_path, whole))
     assert found == expected
+
+
+def test_a_cluster_that_is_not_there_is_told_before_anything_is_written(
+    maisi: Maisi, asked: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (extra cluster)")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    answer = maisi(*ask(asked, tmp_path / "out"), "--ray", address)
+    assert answer.code == 1
+    assert f"there is no Ray cluster at '{address}' for us: [Errno" in answer.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_parts_of_an_array_job_make_the_whole_together(maisi: Maisi, asked: Path, whole: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from maisi.errors import InvalidRequestError
 from maisi.runs.meter import StageMeter
+from maisi.runs.ray_cluster import connected
 from maisi.runs.record import (
     BundleIdentity,
     RunRecord,
@@ -73,7 +74,7 @@ def carry_out(
     if ranks is not None and not ranks.is_first:
         task.work(checked, silent_run(place, existing, ranks, meter))
         return None
-    with place.open(task, overwrite) as folder:
+    with connected(*task.cluster(checked.request)), place.open(task, overwrite) as folder:
         known = _Known(task.name, started, bundle, inputs)
         settings = {COMMAND: task.name, **checked.request.model_dump(mode="json")}
         made_by = known.provenance(checked.request)

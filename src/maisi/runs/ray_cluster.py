@@ -1,12 +1,39 @@
 """A Ray cluster: found by its address or started here, and how many cores a piece of work may have on it."""
 
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from maisi.errors import InvalidRequestError, RunError
 
 LOCAL = "local"  # instead of the address of a cluster
 STARTS = 3
+ANSWERS_S = 10.0  # within which an address that nobody listens at is noticed; Ray takes minutes
 _WITH_TOKEN = "a cluster that asks for a token (Ray 2.59 and later) is joined with RAY_AUTH_MODE=token"
+
+
+@contextmanager
+def connected(address: str | None, cores: int) -> Iterator[Any]:
+    """Within, this process is connected to a cluster, whose Ray is given; to none without an address.
+
+    What was joined or started here ends with it. Raises as `join`, and `InvalidRequestError` where no machine of the
+    cluster has so many cores.
+    """
+    if address is None:
+        yield None
+        return
+    ray, ours = join(address)
+    try:
+        if cores > (most := most_cores(ray)):
+            raise InvalidRequestError(
+                f"no machine of the Ray cluster has the {cores} cores of --threads; accepted: up to {most}"
+            )
+        yield ray
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def join(address: str) -> tuple[Any, bool]:
@@ -26,11 +53,19 @@ def join(address: str) -> tuple[Any, bool]:
         _start(ray)
         return ray, True
     try:
+        _check_answers(address)
         ray.init(address=address, log_to_driver=False)
     except Exception as error:  # Ray raises no kind of its own
         said = str(error).splitlines()[0]
         raise RunError(f"there is no Ray cluster at {address!r} for us: {said}; {_WITH_TOKEN}") from error
     return ray, True
+
+
+def _check_answers(address: str) -> None:
+    """Raise `OSError` where nobody listens at an address HOST:PORT."""
+    found = re.fullmatch(r"([^:/]+):(\d+)", address)
+    if found is not None:
+        socket.create_connection((found[1], int(found[2])), timeout=ANSWERS_S).close()
 
 
 def _start(ray: Any) -> None:

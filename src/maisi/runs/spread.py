@@ -14,8 +14,8 @@ import psutil
 
 from maisi.compute.across import Across
 from maisi.compute.threads import NUM_THREADS, available_cores
-from maisi.errors import InvalidRequestError, MaisiError
-from maisi.runs.ray_cluster import join, most_cores
+from maisi.errors import MaisiError
+from maisi.runs.ray_cluster import connected
 
 _NO_MEMORY = "can't allocate memory"  # in what torch raises
 
@@ -163,13 +163,8 @@ def _end_with_parent() -> None:
 
 
 def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str, threads: int) -> Iterator[Outcome[Any]]:
-    """Outcomes of a Ray cluster, so many cores an item; a cluster that is started here ends with the work."""
-    ray, ours = join(address)
-    try:
-        if threads > (most := most_cores(ray)):
-            raise InvalidRequestError(
-                f"no machine of the Ray cluster has the {threads} cores of --threads; accepted: up to {most}"
-            )
+    """Outcomes of a Ray cluster, so many cores an item."""
+    with connected(address, threads) as ray:
         remote: Any = ray.remote(num_cpus=threads, max_retries=0)(_on_cluster)
         running = {remote.remote(work, item, place, threads): place for place, item in enumerate(items)}
         while running:
@@ -181,9 +176,6 @@ def _over_ray(work: Callable[[Any], Any], items: Sequence[Any], address: str, th
                 yield Outcome(place, error="the process that worked on it ended (out of memory, or killed)")
             except ray.exceptions.OutOfMemoryError as error:
                 yield Outcome(place, error=f"the process that worked on it ran out of memory: {error}")
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def _on_cluster(work: Callable[[Any], Any], item: Any, place: int, threads: int) -> Outcome[Any]:

@@ -116,6 +116,11 @@ def no_shard(request: Any) -> str | None:
     return None
 
 
+def no_cluster(request: Any) -> tuple[None, int]:
+    """Nothing of a Ray cluster."""
+    return None, 1
+
+
 @dataclass(frozen=True)
 class Task(Generic[Request]):
     """A command that writes. `check` raises for all that can be known to be impossible before anything is written."""
@@ -129,5 +134,6 @@ class Task(Generic[Request]):
     suffixes: tuple[str, ...] = ()  # accepted endings of the one file of `Output.FILE`
     on_ranks: bool = False  # whether several processes may carry it out together
     shard: Callable[[Request], str | None] = no_shard  # the part of `Output.SHARED` that a request is for, as 2/4
+    cluster: Callable[[Request], tuple[str | None, int]] = no_cluster  # address of the Ray cluster, and cores an item
     check_place: Callable[[Request, Path], None] = anywhere  # raises where the files may not lie there
     free: tuple[str, ...] = ()  # settings in which runs that fill one `Output.SHARED` may differ, besides the usual

@@ -90,6 +90,11 @@ def inputs(request: DownstreamRequest) -> tuple[Path, ...]:
     return (request.experiment.manifest,) if request.experiment.manifest.is_file() else ()
 
 
+def cluster_of(request: DownstreamRequest) -> tuple[str | None, int]:
+    """The Ray cluster, and the cores of a training."""
+    return request.across.ray, request.threads or 1
+
+
 def work(checked: Checked[DownstreamRequest], run: Run) -> None:
     """Store, generate, train and test; the report is written anew after each training."""
     run.publish()  # the settings, by which a later run knows that it goes on
@@ -260,4 +265,4 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-DOWNSTREAM = Task("downstream run", DownstreamRequest, check, work, inputs, Output.STATE)
+DOWNSTREAM = Task("downstream run", DownstreamRequest, check, work, inputs, Output.STATE, cluster=cluster_of)

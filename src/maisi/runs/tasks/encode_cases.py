@@ -59,6 +59,11 @@ def shard_of(request: EncodeCasesRequest) -> str | None:
     return request.across.shard
 
 
+def cluster_of(request: EncodeCasesRequest) -> tuple[str | None, int]:
+    """The Ray cluster, and the cores of an item: the same in every process, since last bits depend on it."""
+    return request.across.ray, request.compute.threads or 1
+
+
 def work(checked: Checked[EncodeCasesRequest], run: Run) -> None:
     """Encode the cases of this part that are not there yet, then write the index of all that are."""
     run.publish()  # the settings, by which a later run knows that it goes on
@@ -67,7 +72,7 @@ def work(checked: Checked[EncodeCasesRequest], run: Run) -> None:
     weights = weights_digest(checked.bundle.autoencoder.state_dict())
     own = [EncodeWork(case, request.bundle, request.compute, folder, weights) for case in request.across.own(cases)]
     items = [item for item in own if not _file(folder, item.case).is_file()]
-    threads = request.compute.threads or 1  # the same in every process: last bits depend on it
+    _, threads = cluster_of(request)
     for done, outcome in enumerate(
         spread(encode_case, items, request.across, threads), start=1 + len(own) - len(items)
     ):
@@ -111,4 +116,6 @@ def _bundle(name: str, compute: Compute) -> Bundle:
     return load_for(EncodeRequest(bundle=name, compute=compute))
 
 
-ENCODE_CASES = Task("encode cases", EncodeCasesRequest, check, work, inputs, Output.SHARED, shard=shard_of)
+ENCODE_CASES = Task(
+    "encode cases", EncodeCasesRequest, check, work, inputs, Output.SHARED, shard=shard_of, cluster=cluster_of
+)

@@ -78,6 +78,11 @@ def shard_of(request: ManyRequest) -> str | None:
     return request.across.shard
 
 
+def cluster_of(request: ManyRequest) -> tuple[str | None, int]:
+    """The Ray cluster, and the cores of an item: the same in every process, since last bits depend on it."""
+    return request.across.ray, request.compute.threads or 1
+
+
 def work(checked: Checked[ManyRequest], run: Run) -> None:
     """Make the samples of this part that are not there yet, then the manifest and the page of all that are."""
     run.publish()  # the settings, by which a later run knows that it goes on
@@ -138,7 +143,7 @@ def _one_after_the_other(items: Sequence[SampleWork], checked: Checked[ManyReque
 
 def _beside_each_other(items: Sequence[SampleWork], checked: Checked[ManyRequest], run: Run) -> Iterator[str]:
     """Make samples in several processes; for each that ends, what went wrong ("" for nothing)."""
-    threads = checked.request.compute.threads or 1  # the same in every process: last bits depend on it
+    _, threads = cluster_of(checked.request)
     for outcome in spread(make_sample, items, checked.request.across, threads):
         if outcome.result:
             raise StorageError(outcome.result)
@@ -195,4 +200,4 @@ def _write_files(made: Made, bundle: Bundle, partial_folder: Path) -> dict[str, 
     return names
 
 
-MANY = Task(COMMAND, ManyRequest, check, work, inputs, Output.SHARED, shard=shard_of)
+MANY = Task(COMMAND, ManyRequest, check, work, inputs, Output.SHARED, shard=shard_of, cluster=cluster_of)

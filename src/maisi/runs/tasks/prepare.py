@@ -124,4 +124,13 @@ def shard_of(request: PrepareRequest) -> str | None:
     return request.across.shard
 
 
-PREPARE = Task("prepare", PrepareRequest, check, work, output=Output.SHARED, shard=shard_of, check_place=check_apart)
+PREPARE = Task(
+    "prepare",
+    PrepareRequest,
+    check,
+    work,
+    output=Output.SHARED,
+    shard=shard_of,
+    cluster=lambda request: (request.across.ray, 1),
+    check_place=check_apart,
+)
