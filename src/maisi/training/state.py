@@ -9,12 +9,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from maisi.errors import InvalidRequestError
 from maisi.storage.atomic import write_atomically
+from maisi.storage.tensors import write_tensors
 from maisi.training.distributed import Team
 from maisi.training.shards import cut_like, folders_of, read_about, read_shards, remove_others, save_shards
 
@@ -55,21 +55,21 @@ def save_checkpoint(state: TrainingState, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, module in state.modules.items():
         for key, value in module.state_dict().items():
-            tensors[f"module/{name}/{key}"] = value.detach().contiguous()
+            tensors[f"module/{name}/{key}"] = value.detach()
     learned: dict[str, list[str]] = {}
     for name, optimizer in state.optimizers.items():
         parameters = _parameters(name, optimizer)
         learned[name] = list(parameters)
         for key, parameter in parameters.items():
             for moment, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{name}/{key}/{moment}"] = torch.as_tensor(value).detach().contiguous()
+                tensors[f"optimizer/{name}/{key}/{moment}"] = torch.as_tensor(value).detach()
     facts = {name: keeper.facts() for name, keeper in state.keepers.items()}
     told = {"step": str(state.step), "learned": json.dumps(learned), "facts": json.dumps(facts)}
     if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-        save_shards(tensors, told, state.step, path)
+        save_shards({name: tensor.contiguous() for name, tensor in tensors.items()}, told, state.step, path)
     elif Team.here().is_first:
         with write_atomically(path) as temporary:
-            save_file(tensors, temporary, metadata=told)
+            write_tensors(tensors, temporary, told)
         remove_others(path, path)
 
 
