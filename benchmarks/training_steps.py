@@ -4,10 +4,11 @@
                                         [--largest 32768] [--steps 3]
 
 One batch a step (a recipe's `accumulate` of them make its own steps), in float32, with the settings of the recipe
-otherwise, on noise. Each is measured in a process of its own: the median seconds of the steps after the first, and the
-resident memory at most, beside what `maisi plan --train` counts for the same patch or latent. Latents are the largest
-of the recipe that have no more voxels than --largest, else cubes of so many; patches are `early_patch`, or `patch`
-where the recipe has none. Writes benchmarks/results/training_steps.json and .md.
+otherwise, on noise. Each is measured in a process of its own, twice: as it is without `--memory`, where freed memory is
+kept for the next step, and with it (`given back`). Told are the median seconds of the steps after the first, and the
+resident memory at most above that of the process before, beside what `maisi plan --train` counts. Latents are the
+largest of the recipe that have no more voxels than --largest, else cubes of so many; patches are `early_patch`, or
+`patch` where the recipe has none. Writes benchmarks/results/training_steps.json and .md.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from maisi.recipes.recipe import BundleRecipe
 from maisi.shapes import Size3
 from maisi.space.grid import Grid
 from maisi.space.volume import Volume
+from maisi.splitting.cpu.heap import freed_slabs
 from maisi.training.autoencoder import train_autoencoder
 from maisi.training.controlnet import train_controlnet
 from maisi.training.diffusion import train_unet
@@ -53,21 +55,24 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--largest", type=int, default=32**3, help="voxels of a latent")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--alone", action="store_true", help="measure one part here, and print it")
+    parser.add_argument("--alone", choices=("kept", "given back"), help="measure one part here, and print it")
     asked = parser.parse_args()
     if asked.alone:
-        print(json.dumps(measured(asked.presets[0], asked.parts[0], asked.largest, asked.steps)))
+        with freed_slabs(kept=asked.alone == "kept"):
+            print(json.dumps(measured(asked.presets[0], asked.parts[0], asked.largest, asked.steps)))
         return
     path = RESULTS / "training_steps.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for preset in asked.presets:
         for part in asked.parts:
             one = ["--presets", preset, "--parts", part, "--largest", str(asked.largest), "--steps", str(asked.steps)]
-            load = os.getloadavg()[0]
-            done = subprocess.run(
-                [sys.executable, __file__, *one, "--alone"], check=True, capture_output=True, text=True
-            )
-            row = {**json.loads(done.stdout.splitlines()[-1]), "load": round(load, 1)}
+            row: dict[str, Any] = {"load": round(os.getloadavg()[0], 1)}
+            for freed in ("kept", "given back"):
+                done = subprocess.run(
+                    [sys.executable, __file__, *one, "--alone", freed], check=True, capture_output=True, text=True
+                )
+                row |= {**json.loads(done.stdout.splitlines()[-1]), freed: None}
+                row[freed] = {key: row.pop(key) for key in ("seconds_a_batch", "peak_mb")}
             found |= {"machine": {"cores": os.cpu_count(), "unit": vector_unit()}, f"{preset} {part}": row}
             print(preset, part, row, flush=True)
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -157,13 +162,23 @@ def noise(recipe: BundleRecipe, unet: UNetConfig, size: Size3) -> LatentSource:
 
 def written(found: dict[str, Any]) -> str:
     """The table in Markdown."""
-    header = ("", "size", "seconds a batch", "batches a step", "planned, MB", "above the start at most, MB")
+    header = (
+        "",
+        "size",
+        "batches a step",
+        "planned, MB",
+        "at most, MB",
+        "s a batch",
+        "without --memory, MB",
+        "s a batch",
+    )
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for name, row in found.items():
         if name != "machine":
             size = f"{row['batch']} x " + " x ".join(map(str, row["size"]))
-            cells: Sequence[Any] = (row["seconds_a_batch"], row["batches_a_step"], row["planned_mb"], row["peak_mb"])
-            lines.append(f"| {name} | {size} | {' | '.join(map(str, cells))} |")
+            bounded, kept = row["given back"], row["kept"]
+            cells: Sequence[Any] = (row["batches_a_step"], row["planned_mb"], *reversed(list(bounded.values())))
+            lines.append(f"| {name} | {size} | {' | '.join(map(str, (*cells, *reversed(list(kept.values())))))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What `maisi plan --train` says that a step keeps for its backward pass is what each process of a training keeps."""
+"""What `maisi plan --train` says that a step holds is what each process of a training holds."""
 
 import json
 import sys
@@ -22,8 +22,9 @@ from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.diffusion import DiffusionTraining
+from maisi.training.learner import checkpoint_activations
 from maisi.training.loop import LoopConfig
-from maisi.training.memory import kept_bytes
+from maisi.training.memory import MadeTensors, kept_bytes
 from maisi.training.optimization import Optimization
 from maisi.training.slabs import Slabs, gathered
 
@@ -105,15 +106,34 @@ def test_a_process_keeps_of_a_unet_with_attention_what_was_planned(tmp_path: Pat
 
 
 def hold(rank: int, folder: Path, slabs: int) -> None:
-    with measured() as most:
-        train_autoencoder(recipe(slabs).for_autoencoder(), source(), folder / "run")
-    (folder / f"{rank}.json").write_text(json.dumps(most[0]))
+    config = recipe(slabs).for_autoencoder()
+    with MadeTensors("cpu") as made, measured() as most:
+        train_autoencoder(config, source(), folder / "run")
+    (folder / f"{rank}.json").write_text(json.dumps({"kept": most[0], "made": made.most}))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_a_process_keeps_what_was_planned(size: int, tmp_path: Path) -> None:
+def test_a_process_keeps_and_makes_what_was_planned(size: int, tmp_path: Path) -> None:
+    """What is made are all tensors of a whole run: weights, optimiser and data among them."""
     run_ranks(hold, size, tmp_path, size)
-    kept = max(json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size))
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size)]
     planned = training_memory(recipe(size))["autoencoder"]
     assert planned.processes == size
-    assert kept == pytest.approx(planned.activations, rel=0.02)
+    assert max(each["kept"] for each in found) == pytest.approx(planned.activations, rel=0.02)
+    assert max(each["made"] for each in found) == pytest.approx(planned.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_step_of_a_unet_makes_what_was_planned_also_where_blocks_are_computed_again(again: bool) -> None:
+    optimization = Optimization(checkpoint_activations=again, accumulate=2, precision="float32")
+    settings = {"loop": LoopConfig(num_steps=1), "network": UNET, "sizes": (LATENT,), "optimization": optimization}
+    recipe = BundleRecipe(name="tiny", licence="none", diffusion=DiffusionTraining.model_validate(settings))
+    planned = training_memory(recipe)["diffusion"]
+    unet, x, t = DenoisingUNet(UNET), torch.zeros(1, 4, *LATENT), torch.tensor([300.0])
+    if again:
+        checkpoint_activations(unet)
+    with MadeTensors("cpu") as made:
+        for _ in range(2):
+            predict(unet, None, x, t, conditions={}).abs().mean().backward()
+    stays = planned.weights + planned.moments + planned.averages
+    assert made.most + stays == pytest.approx(planned.peak, rel=0.02)

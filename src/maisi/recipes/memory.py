@@ -9,12 +9,14 @@ from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.discriminator import PatchDiscriminator
 from maisi.networks.segmenter import SegmentationUNet
+from maisi.networks.trunks import OrientedEdges, SqueezeNet
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.recipes.recipe import BundleRecipe
 from maisi.shapes import Size3
 from maisi.training.autoencoder import AutoencoderTraining
 from maisi.training.controlnet import ControlNetTraining, controlnet_like
 from maisi.training.diffusion import DiffusionTraining
+from maisi.training.losses import FeatureNetwork, perceptual_loss
 from maisi.training.memory import StepMemory, step_memory
 from maisi.training.optimization import Optimization
 from maisi.training.segmenter import SegmenterTraining
@@ -48,15 +50,38 @@ def _of_autoencoder(config: AutoencoderTraining, processes: int | None) -> StepM
     network = Autoencoder(config.network)
     critic = PatchDiscriminator(config.discriminator) if config.adversarial_weight > 0 else None
     networks = [network, *([critic] if critic is not None else [])]
-    real = torch.empty((config.batch_size, 1, *config.patch))
+    features = _features(config) if config.perceptual_weight > 0 else None
+
+    def patches() -> Tensor:
+        return torch.empty((config.batch_size, 1, *config.patch))
 
     def loss(slabs: Slabs) -> Tensor:
+        real = patches()
         mean, log_variance = gathered(*network.encode(slabs.split(real)))
         (fake,) = gathered(network.decode(slabs.split(mean + log_variance.exp().sqrt() * torch.empty_like(mean))))
         total = (fake - real).abs().mean() + mean.square().mean() + log_variance.exp().mean()
-        return total if critic is None else total + critic(fake)[-1].square().mean()
+        if features is not None:
+            total = total + perceptual_loss(features, fake, real, config.perceptual_slices, torch.Generator("cpu"))
+        if critic is not None:
+            critic.requires_grad_(False)
+            total = total + critic(fake)[-1].square().mean()
+            critic.requires_grad_(True)
+        return total
 
-    return step_memory(networks, networks, loss, config.optimization, _shared(config.optimization, processes))
+    def judged(slabs: Slabs) -> Tensor:
+        assert critic is not None
+        return critic(patches())[-1].square().mean() + critic(patches())[-1].square().mean()
+
+    losses = [loss, *([judged] if critic is not None else [])]
+    return step_memory(networks, networks, losses, config.optimization, _shared(config.optimization, processes))
+
+
+def _features(config: AutoencoderTraining) -> FeatureNetwork:
+    """The network of the perceptual loss, without its weights."""
+    if not config.squeezenet:
+        return OrientedEdges()
+    network = SqueezeNet().requires_grad_(False)
+    return lambda slices: network(slices.repeat(1, 3, 1, 1))
 
 
 def _largest(recipe: BundleRecipe, config: DiffusionTraining) -> Size3:
@@ -81,13 +106,14 @@ def _conditions(unet: UNetConfig) -> dict[str, Tensor]:
 
 def _of_unet(recipe: BundleRecipe, config: DiffusionTraining, processes: int | None) -> StepMemory:
     unet = DenoisingUNet(config.network or UNetConfig())
-    noisy = torch.empty((1, unet.config.in_channels, *_largest(recipe, config)))
+    size = _largest(recipe, config)
 
     def loss(slabs: Slabs) -> Tensor:
+        noisy = torch.empty((1, unet.config.in_channels, *size))
         conditions = _conditions(unet.config)
         return gathered(predict(unet, None, slabs.split(noisy), torch.empty(1), conditions=conditions))[0].abs().mean()
 
-    return step_memory([unet], [unet], loss, config.optimization, _shared(config.optimization, processes))
+    return step_memory([unet], [unet], [loss], config.optimization, _shared(config.optimization, processes))
 
 
 def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: int | None) -> StepMemory:
@@ -98,10 +124,10 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: 
     controlnet = ControlNet(like)
     unet.requires_grad_(config.train_unet)
     size = _largest(recipe, config)
-    noisy = torch.empty((1, unet.config.in_channels, *size))
-    bits = torch.empty((1, like.condition_channels, *(n * like.condition_factor for n in size)))
 
     def loss(slabs: Slabs) -> Tensor:
+        noisy = torch.empty((1, unet.config.in_channels, *size))
+        bits = torch.empty((1, like.condition_channels, *(n * like.condition_factor for n in size)))
         (seen,) = gathered(controlnet.embed_condition(slabs.split(bits)))
         noised, embedding = slabs.split(noisy), slabs.split(seen)
         told = _conditions(unet.config)
@@ -110,10 +136,14 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: 
 
     learning = [controlnet, *([unet] if config.train_unet else [])]
     shared = _shared(config.optimization, processes)
-    return step_memory([controlnet, unet], learning, loss, config.optimization, shared)
+    return step_memory([controlnet, unet], learning, [loss], config.optimization, shared)
 
 
 def _of_segmenter(config: SegmenterTraining) -> StepMemory:
     network = SegmentationUNet(config.network(load_vocabulary()))
-    hu = torch.empty((config.batch_size, 1, *config.patch))
-    return step_memory([network], [network], lambda _: network(hu).log_softmax(1).mean(), config.optimization)
+
+    def loss(_: Slabs) -> Tensor:
+        scores: Tensor = network(torch.empty((config.batch_size, 1, *config.patch)))
+        return scores.log_softmax(1).mean()
+
+    return step_memory([network], [network], [loss], config.optimization)

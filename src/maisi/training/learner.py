@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from maisi.errors import InvalidRequestError, RunError
 from maisi.splitting.cpu.kernels import multiplies_bfloat16
@@ -32,6 +33,7 @@ LEAST_PLANES = 3
 """Of a feature map whose weights learn in bfloat16 on a CPU: with two, gradients hold what memory held (torch 2.13)."""
 
 TOTAL = "loss"
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
 @dataclass(frozen=True)
@@ -253,14 +255,17 @@ def update_average(average: nn.Module, weights: Sequence[Tensor], decay: float, 
     update(list(average.parameters()), list(weights), step)
 
 
-def checkpoint_activations(network: nn.Module) -> None:
+def checkpoint_activations(network: nn.Module, within: Contexts = noop_context_fn) -> None:
     """Let the residual and attention blocks of a network compute again in the backward pass what they would keep.
 
-    Gradients are the same bit for bit (Chen et al., arXiv 1604.06174); names of parameters stay.
+    Gradients are the same bit for bit (Chen et al., arXiv 1604.06174); names of parameters stay. `within` gives what
+    blocks are computed in, the first time and again.
     """
     for module in network.modules():
         if isinstance(module, BLOCKS):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+            module.forward = partial(  # type: ignore[method-assign]
+                checkpoint, module.forward, use_reentrant=False, context_fn=within
+            )
 
 
 def mixed_precision(precision: str, device: torch.device, least_planes: int) -> torch.autocast:

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from maisi.errors import InvalidRequestError, RunError
 from maisi.shapes import Frozen
-from maisi.splitting.cpu.heap import freed_slabs
+from maisi.splitting.cpu.heap import are_given_back, freed_slabs
 from maisi.training.distributed import Team, local_device
 from maisi.training.pace import Cost, Pace, alike
 from maisi.training.state import TrainingState, has_checkpoint, load_averages, load_checkpoint, save_checkpoint
@@ -122,8 +122,8 @@ def fit(
     last = min(config.steps, until or config.steps)
     every = {VALIDATION: 0 if validate is None else config.validate_every, SAVING: config.save_every}
     pace = Pace(config.steps, cost, every)
-    with freed_slabs(kept=True), _Told.of(folder, state.step, on_step, team.is_first, pace) as told:
-        # the system would spend a good part of every step on clearing fresh memory
+    with freed_slabs(not are_given_back()), _Told.of(folder, state.step, on_step, team.is_first, pace) as told:
+        # the system spends a good part of every step on clearing fresh memory where it is given back
         while state.step < last and not validations.stopped:
             _step(state, take_step, folder, told)
             if validate is not None and config.validate_every and state.step % config.validate_every == 0:

@@ -1,6 +1,7 @@
 """`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -38,9 +39,11 @@ from maisi.recipes.stages import (
 from maisi.recipes.variations import volumes_of
 from maisi.runs.task import Checked, Output, Run, Task
 from maisi.shapes import Frozen
+from maisi.splitting.cpu.heap import freed_slabs
 from maisi.storage.settings import check_settings
 from maisi.training.autoencoder import check_autoencoder_training
 from maisi.training.distributed import Team
+from maisi.training.memory import PROCESS_BYTES, StepMemory
 from maisi.training.optimization import Optimization
 from maisi.training.pace import PACE, STEPS, spelled
 
@@ -60,11 +63,11 @@ class TrainRequest(Frozen):
     compute: Compute = Compute()
 
 
-def check(request: TrainRequest) -> Checked[TrainRequest]:
-    """The request, its manifest read and its bundle found."""
+def check(request: TrainRequest, *trained: str) -> Checked[TrainRequest]:
+    """The request, its manifest read and its bundle found, if a step of what is trained fits into its memory."""
     if (request.manifest is None) == (request.latents is None):
         raise InvalidRequestError("a training needs cases: give either --manifest or --latents")
-    _check_memory(request)
+    _check_memory(request, trained)
     settings = with_classes(request.recipe.model_dump(mode="json"), request.bundle)
     update: dict[str, object] = {"recipe": check_settings(BundleRecipe, settings)}
     if request.manifest is not None:
@@ -91,20 +94,35 @@ def _checked_bundle(request: TrainRequest) -> Checked[TrainRequest]:
     return Checked(request.model_copy(update={"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
 
 
-def _check_memory(request: TrainRequest) -> None:
+def _check_memory(request: TrainRequest, trained: Sequence[str]) -> None:
     """Nothing, or the refusal of a recipe of which a step does not fit into the memory that it may have."""
     memory = request.compute.memory
-    if memory is None:
+    if memory is None or not trained:
         return
-    for part, needed in training_memory(request.recipe, num_ranks()).items():
-        if needed.total > memory:
-            raise InvalidPlanError(
-                f"a step of the {part} needs {format_bytes(needed.total)}, of which {format_bytes(needed.activations)} "
-                f"for what the backward pass reads, and may take {format_bytes(memory)}; accepted: smaller patches or "
-                f"sizes, optimization.checkpoint_activations, optimization.slabs over processes, or "
-                f"--memory {-(-needed.total // 10**6)}MB or more",
-                needed.total,
-            )
+    part, needed = _largest_step(request.recipe, trained)
+    if needed.total + PROCESS_BYTES > memory:
+        raise InvalidPlanError(
+            f"a step of the {part} needs {format_bytes(needed.total)}, of which {format_bytes(needed.activations)} "
+            f"for what the backward pass reads, and the process {format_bytes(PROCESS_BYTES)}; they may take "
+            f"{format_bytes(memory)}; accepted: smaller patches or sizes, optimization.checkpoint_activations, "
+            f"optimization.slabs over processes, or --memory {-(-(needed.total + PROCESS_BYTES) // 10**6)}MB or more",
+            needed.total + PROCESS_BYTES,
+        )
+
+
+def _largest_step(recipe: BundleRecipe, trained: Sequence[str]) -> tuple[str, StepMemory]:
+    steps = training_memory(recipe, num_ranks())
+    return max(((part, steps[part]) for part in trained), key=lambda named: named[1].total)
+
+
+def _within_memory(request: TrainRequest, trained: Sequence[str]) -> BundleRecipe:
+    """The recipe, which keeps no more volumes and latents than its memory has room for beside a step."""
+    recipe, memory = request.recipe, request.compute.memory
+    if memory is None:
+        return recipe
+    room = memory - PROCESS_BYTES - _largest_step(recipe, trained)[1].total
+    kept = {name: min(getattr(recipe, name), room) for name in ("kept_volume_bytes", "kept_latent_bytes")}
+    return recipe.model_copy(update=kept)
 
 
 def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
@@ -112,12 +130,12 @@ def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
     _check_shares(request.recipe.for_autoencoder().optimization)
     if request.manifest is None:
         raise InvalidRequestError("an autoencoder learns from volumes; give --manifest")
-    return _check_volumes(check(request))
+    return _check_volumes(check(request, "autoencoder"))
 
 
 def _check_volumes(checked: Checked[TrainRequest]) -> Checked[TrainRequest]:
     """The request, from whose cases its recipe can train an autoencoder to the end."""
-    lesson = _lesson(checked.request)
+    lesson = _lesson(checked.request, ())
     num_cases = sum(len(volumes) for _, volumes in volumes_of(lesson.recipe, lesson.training))
     config = lesson.recipe.for_autoencoder()
     check_autoencoder_training(config, num_cases, has_start=config.start_from is not None)
@@ -128,7 +146,7 @@ def check_diffusion(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a U-Net is trained, and whose bundle has an autoencoder."""
     config = request.recipe.for_unet()
     _check_ranks(request, config.optimization)
-    checked = _with_networks(check(request), "autoencoder")
+    checked = _with_networks(check(request, "diffusion"), "autoencoder")
     starting_bundle(request.recipe, config, _before(checked), "unet")
     return checked
 
@@ -137,7 +155,7 @@ def check_controlnet(request: TrainRequest) -> Checked[TrainRequest]:
     """The request, whose recipe says how a ControlNet is trained, and whose bundle has an autoencoder and a U-Net."""
     config = request.recipe.for_controlnet()
     _check_ranks(request, config.optimization)
-    checked = _with_networks(check(request), "autoencoder", "unet")
+    checked = _with_networks(check(request, "controlnet"), "autoencoder", "unet")
     starting_bundle(request.recipe, config, _before(checked), "controlnet")
     return checked
 
@@ -154,7 +172,7 @@ def check_segmenter(request: TrainRequest) -> Checked[TrainRequest]:
     if request.manifest is None:
         raise InvalidRequestError("a segmenter learns from volumes with labels; give --manifest")
     segmenter_to_start_from(config)
-    return check(request)
+    return check(request, "segmenter")
 
 
 def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
@@ -169,7 +187,7 @@ def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("a whole recipe starts from volumes; give --manifest")
     for part in (request.recipe.for_autoencoder, request.recipe.for_unet, request.recipe.for_controlnet):
         part()
-    return _check_volumes(check(request))
+    return _check_volumes(check(request, *_parts_of("recipe", request.recipe)))
 
 
 def _check_ranks(request: TrainRequest, optimization: Optimization) -> None:
@@ -240,32 +258,45 @@ def whole_of(checked: Checked[TrainRequest], lesson: Lesson, folder: Path, on_st
 
 def train_autoencoder(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle of an autoencoder in `bundle`; its state beside it."""
-    _train(checked, run, autoencoder_of)
+    _train(checked, run, "autoencoder")
 
 
 def train_unet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a U-Net, in `bundle`."""
-    _train(checked, run, unet_of)
+    _train(checked, run, "diffusion")
 
 
 def train_controlnet(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given, with a ControlNet, in `bundle`."""
-    _train(checked, run, controlnet_of)
+    _train(checked, run, "controlnet")
 
 
 def train_segmenter(checked: Checked[TrainRequest], run: Run) -> None:
     """The bundle given with a segmenter, or one of the segmenter alone, in `bundle`."""
-    _train(checked, run, segmenter_of)
+    _train(checked, run, "segmenter")
 
 
 def train_recipe(checked: Checked[TrainRequest], run: Run) -> None:
     """The whole bundle, measured, in `bundle`."""
-    _train(checked, run, whole_of, is_measured=True)
+    _train(checked, run, "recipe", is_measured=True)
 
 
-def try_out(checked: Checked[TrainRequest], stage: Stage) -> DryRun:
-    """A few steps of a stage, thrown away."""
-    return dry_run(_lesson(checked.request), lambda lesson, folder: stage(checked, lesson, folder, None))
+def try_out(checked: Checked[TrainRequest], part: str) -> DryRun:
+    """A few steps of a part of `STAGES`, thrown away."""
+    stage, lesson = STAGES[part], _lesson(checked.request, _parts_of(part, checked.request.recipe))
+    with _freed(checked.request):
+        return dry_run(lesson, lambda few, folder: stage(checked, few, folder, None))
+
+
+def _parts_of(part: str, recipe: BundleRecipe) -> tuple[str, ...]:
+    """The trainings that a part of `STAGES` stands for."""
+    networks = ("autoencoder", "diffusion", "controlnet", "segmenter")
+    return tuple(name for name in networks if getattr(recipe, name) is not None) if part == "recipe" else (part,)
+
+
+def _freed(request: TrainRequest) -> AbstractContextManager[None]:
+    """Memory that a step frees goes back to the system where there is a bound; else the next step is faster with it."""
+    return nullcontext() if request.compute.memory is None else freed_slabs(kept=False)
 
 
 def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path) -> Encoded:
@@ -282,8 +313,8 @@ def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path
     return stored_latents(request.latents, entries, lesson.recipe.kept_latent_bytes)
 
 
-def _lesson(request: TrainRequest) -> Lesson:
-    recipe, manifest = request.recipe, request.manifest
+def _lesson(request: TrainRequest, trained: Sequence[str]) -> Lesson:
+    recipe, manifest = _within_memory(request, trained) if trained else request.recipe, request.manifest
     return Lesson(recipe, ()) if manifest is None else Lesson.of(recipe, manifest)
 
 
@@ -298,12 +329,13 @@ def telling(run: Run) -> OnStep:
     return on_step
 
 
-def _train(checked: Checked[TrainRequest], run: Run, stage: Stage, is_measured: bool = False) -> None:
+def _train(checked: Checked[TrainRequest], run: Run, part: str, is_measured: bool = False) -> None:
     """Work in the folder itself, where every stage leaves its state."""
     run.publish()  # the settings, by which a later run knows that it goes on
 
-    lesson = _lesson(checked.request)
-    bundle = stage(checked, lesson, run.folder, telling(run))
+    lesson = _lesson(checked.request, _parts_of(part, checked.request.recipe))
+    with _freed(checked.request):
+        bundle = STAGES[part](checked, lesson, run.folder, telling(run))
     run.on_stage("train", 1, 1)
     if is_measured:
         path = save_measured(bundle, lesson, run.folder)

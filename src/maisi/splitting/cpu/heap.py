@@ -16,6 +16,11 @@ UNLIMITED = (1 << 31) - 1
 _kept: ContextVar[bool | None] = ContextVar("freed slabs are kept", default=None)
 
 
+def are_given_back() -> bool:
+    """Whether this is within `freed_slabs(kept=False)`."""
+    return _kept.get() is False
+
+
 @contextlib.contextmanager
 def freed_slabs(kept: bool) -> Iterator[None]:
     """Within, freed slabs are kept for the next ones, or given back to the system at once.
