@@ -7,8 +7,9 @@ BIN := .venv/bin
 SOURCES := pyproject.toml constraints/cpu.txt $(wildcard src/maisi/splitting/cpu/native/*)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINT)
 
-# What may change the last bits or the choice of a default; `make matrix ARGS=tests` runs the whole suite under each.
-CIRCUMSTANCES := MAISI_PRECISION=float32 MAISI_PRECISION=bfloat16 MAISI_TEST_KERNEL=off OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2
+# What may change the last bits or the choice of a default, each in one of the runs; `make matrix ARGS=tests` runs the
+# whole suite under each.
+CIRCUMSTANCES := MAISI_PRECISION=float32,MAISI_TEST_KERNEL=off MAISI_PRECISION=bfloat16,OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2
 SHORT := tests/e2e/test_plan.py tests/e2e/test_resume.py tests/unit/test_pipelines.py tests/unit/test_splitting_precision.py
 
 .PHONY: run test matrix check bench bundle clean
@@ -41,7 +42,7 @@ test: .venv/test
 matrix: .venv/test
 	@for circumstance in $(CIRCUMSTANCES); do \
 		echo "== $$circumstance"; \
-		env $$circumstance $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(or $(ARGS),$(SHORT)) || exit 1; \
+		env $$(echo $$circumstance | tr , ' ') $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(or $(ARGS),$(SHORT)) || exit 1; \
 	done
 
 check: .venv/check
