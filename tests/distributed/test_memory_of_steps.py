@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from test_training_on_slabs import source
 
 from maisi.diffusion.denoiser import predict
 from maisi.networks.unet import DenoisingUNet, UNetConfig
+from maisi.pipelines.label_codec import label_channels
 from maisi.recipes.load import load_recipe
 from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.diffusion import DiffusionTraining
+from maisi.training.labels import LabelPatches, train_label_autoencoder
 from maisi.training.learner import checkpoint_activations
 from maisi.training.loop import LoopConfig
 from maisi.training.memory import MadeTensors, kept_bytes
@@ -137,3 +140,14 @@ def test_a_step_of_a_unet_makes_what_was_planned_also_where_blocks_are_computed_
             predict(unet, None, x, t, conditions={}).abs().mean().backward()
     stays = planned.weights + planned.moments + planned.averages
     assert made.most + stays == pytest.approx(planned.peak, rel=0.02)
+
+
+def test_a_label_autoencoder_makes_what_was_planned(tmp_path: Path) -> None:
+    labels = load_recipe("tiny").for_labels()
+    labels = labels.model_copy(update={"maps": labels.maps.model_copy(update={"channels": "released"})})
+    config = labels.autoencoder.model_copy(update={"loop": LoopConfig(num_steps=1)})
+    patches = LabelPatches([np.zeros(config.patch, np.uint8)], ["air"], label_channels())
+    with MadeTensors("cpu") as made:
+        train_label_autoencoder(config, patches, tmp_path)
+    planned = training_memory(BundleRecipe(name="tiny", licence="none", labels=labels))["label_autoencoder"]
+    assert made.most == pytest.approx(planned.peak, rel=0.05)

@@ -1,8 +1,12 @@
 """What a step of each training of a recipe holds in memory."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from maisi.anatomy.bits import NUM_BITS
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.diffusion.denoiser import predict
 from maisi.networks.autoencoder import Autoencoder
@@ -11,7 +15,8 @@ from maisi.networks.discriminator import PatchDiscriminator
 from maisi.networks.segmenter import SegmentationUNet
 from maisi.networks.trunks import OrientedEdges, SqueezeNet
 from maisi.networks.unet import DenoisingUNet, UNetConfig
-from maisi.recipes.recipe import BundleRecipe
+from maisi.pipelines.label_codec import label_channels
+from maisi.recipes.recipe import BundleRecipe, LabelsRecipe
 from maisi.shapes import Size3
 from maisi.training.autoencoder import AutoencoderTraining
 from maisi.training.controlnet import ControlNetTraining, controlnet_like
@@ -39,6 +44,9 @@ def training_memory(recipe: BundleRecipe, processes: int | None = None) -> dict[
             found["controlnet"] = _of_controlnet(recipe, recipe.controlnet, processes)
         if recipe.segmenter is not None:
             found["segmenter"] = _of_segmenter(recipe.segmenter)
+        if recipe.labels is not None:
+            found["label_autoencoder"] = _of_label_autoencoder(recipe.labels)
+            found["label_diffusion"] = _of_label_unet(recipe.labels)
     return found
 
 
@@ -87,7 +95,7 @@ def _features(config: AutoencoderTraining) -> FeatureNetwork:
 def _largest(recipe: BundleRecipe, config: DiffusionTraining) -> Size3:
     """The largest crop in latent voxels; where all of a case is taken, the largest volume of the recipe's limits."""
     if config.sizes:
-        return max(config.sizes, key=lambda size: size[0] * size[1] * size[2])
+        return max(config.sizes, key=math.prod)
     factor = recipe.autoencoder.network.factor if recipe.autoencoder is not None else 4
     x, y, z = (n // factor for n in recipe.limits.max_size)
     return x, y, z
@@ -101,19 +109,25 @@ def _conditions(unet: UNetConfig) -> dict[str, Tensor]:
         given["spacing"] = torch.empty((1, 3))
     if unet.num_modalities is not None:
         given["modality"] = torch.zeros(1, dtype=torch.long)
+    if unet.context_channels is not None:
+        given["context"] = torch.empty((1, 1, unet.context_channels))
     return given
 
 
 def _of_unet(recipe: BundleRecipe, config: DiffusionTraining, processes: int | None) -> StepMemory:
+    return _of_denoiser(config, _largest(recipe, config), _shared(config.optimization, processes))
+
+
+def _of_denoiser(config: DiffusionTraining, size: Size3, processes: int = 1) -> StepMemory:
+    """That of a U-Net on latents of a size, alone."""
     unet = DenoisingUNet(config.network or UNetConfig())
-    size = _largest(recipe, config)
 
     def loss(slabs: Slabs) -> Tensor:
         noisy = torch.empty((1, unet.config.in_channels, *size))
         conditions = _conditions(unet.config)
         return gathered(predict(unet, None, slabs.split(noisy), torch.empty(1), conditions=conditions))[0].abs().mean()
 
-    return step_memory([unet], [unet], [loss], config.optimization, _shared(config.optimization, processes))
+    return step_memory([unet], [unet], [loss], config.optimization, processes)
 
 
 def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: int | None) -> StepMemory:
@@ -147,3 +161,24 @@ def _of_segmenter(config: SegmenterTraining) -> StepMemory:
         return scores.log_softmax(1).mean()
 
     return step_memory([network], [network], [loss], config.optimization)
+
+
+def _of_label_autoencoder(recipe: LabelsRecipe) -> StepMemory:
+    """With a score for every structure that maps may show, of which `found` leaves out some."""
+    config = recipe.autoencoder
+    every = tuple(sorted({0, *load_vocabulary().ids}))
+    network = Autoencoder(config.for_channels(label_channels() if recipe.maps.channels == "released" else every))
+
+    def loss(_: Slabs) -> Tensor:
+        mean, log_variance = network.encode(torch.empty((config.batch_size, NUM_BITS, *config.patch)))
+        scores = network.decode(mean + log_variance.exp().sqrt() * torch.empty_like(mean))
+        wanted = torch.zeros((config.batch_size, *config.patch), dtype=torch.long)
+        return F.cross_entropy(scores, wanted) + mean.square().mean() + log_variance.exp().mean()
+
+    return step_memory([network], [network], [loss], config.optimization)
+
+
+def _of_label_unet(recipe: LabelsRecipe) -> StepMemory:
+    config, factor = recipe.diffusion, recipe.autoencoder.network.factor
+    x, y, z = (n // factor for n in recipe.maps.size)
+    return _of_denoiser(config, max(config.sizes, key=math.prod) if config.sizes else (x, y, z))

@@ -47,6 +47,9 @@ from maisi.training.memory import PROCESS_BYTES, StepMemory
 from maisi.training.optimization import Optimization
 from maisi.training.pace import PACE, STEPS, spelled
 
+LABEL_STEPS = ("label_autoencoder", "label_diffusion")
+"""What `recipes.memory` calls the trainings of a label generator."""
+
 OnStep = Callable[[str, int, Mapping[str, float]], None]
 Stage = Callable[[Checked["TrainRequest"], Lesson, Path, OnStep | None], Bundle]
 
@@ -361,7 +364,10 @@ def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
         )
     if request.manifest is None and not recipe.maps.num_phantoms:
         raise InvalidRequestError("nothing to learn from; accepted: --manifest, or labels.maps.num_phantoms above 0")
-    return check(request) if request.manifest is not None else _checked_bundle(request)
+    if request.manifest is not None:
+        return check(request, *LABEL_STEPS)
+    _check_memory(request, LABEL_STEPS)
+    return _checked_bundle(request)
 
 
 def train_labels(checked: Checked[TrainRequest], run: Run) -> None:
@@ -373,7 +379,8 @@ def train_labels(checked: Checked[TrainRequest], run: Run) -> None:
         return partial(told, name)
 
     request = checked.request
-    bundle = labels_stage(LabelLesson.of(request.recipe, request.manifest), checked.bundle, run.folder, on_part)
+    with _freed(request):
+        bundle = labels_stage(LabelLesson.of(request.recipe, request.manifest), checked.bundle, run.folder, on_part)
     run.on_stage("train", 1, 1)
     path = save_bundle(bundle, run.folder / "bundle", dtype=torch.float16, overwrite=True)
     run.outputs |= {file for file in path.rglob("*") if file.is_file()}
