@@ -149,8 +149,9 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: 
         return gathered(found)[0].abs().mean()
 
     learning = [controlnet, *([unet] if config.train_unet else [])]
+    before = [DenoisingUNet(unet.config)] if config.train_unet else []  # that of the bundle, which stays as it was
     shared = _shared(config.optimization, processes)
-    return step_memory([controlnet, unet], learning, [loss], config.optimization, shared)
+    return step_memory([controlnet, unet, *before], learning, [loss], config.optimization, shared)
 
 
 def _of_segmenter(config: SegmenterTraining) -> StepMemory:

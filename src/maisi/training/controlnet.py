@@ -182,7 +182,7 @@ def train_controlnet(
         if config.lora is not None:
             add_adapters(controlnet, config.lora)
     controlnet = controlnet.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    unet = copy.deepcopy(unet).to(device).requires_grad_(config.train_unet)
+    unet = (copy.deepcopy(unet) if config.train_unet else unet).to(device).requires_grad_(config.train_unet)
     learning: dict[str, torch.nn.Module] = {"controlnet": controlnet, **({"unet": unet} if config.train_unet else {})}
     loop = config.counted(source)
     learner = Learner(learning, config.optimization, loop.steps, {"unet": config.unet_rate})

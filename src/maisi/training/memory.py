@@ -59,11 +59,11 @@ def step_memory(
 
     The first is that of which the activations are told; each is followed by its backward pass, and gradients stay.
     Where the settings divide activations into slabs, `processes` share them, and the number is that of one of these.
-    With `checkpoint_activations` blocks keep their inputs alone. Half precision halves what activations take, which is
-    not counted on: the number is that of float32.
+    With `checkpoint_activations` blocks of those that are learning keep their inputs alone. Half precision halves what
+    activations take, which is not counted on: the number is that of float32.
     """
     if config.checkpoint_activations:
-        for network in networks:
+        for network in learning:
             checkpoint_activations(network, lambda: (nullcontext(), FusedAttention()))
     slabs = Slabs.supposed(config.slabs, processes)
     numbers = sum(p.numel() for network in networks for p in network.parameters())
