@@ -124,6 +124,11 @@ def shard_of(request: PrepareRequest) -> str | None:
     return request.across.shard
 
 
+def cluster_of(request: PrepareRequest) -> tuple[str | None, int]:
+    """The Ray cluster, and the one core of a volume."""
+    return request.across.ray, 1
+
+
 PREPARE = Task(
     "prepare",
     PrepareRequest,
@@ -131,6 +136,6 @@ PREPARE = Task(
     work,
     output=Output.SHARED,
     shard=shard_of,
-    cluster=lambda request: (request.across.ray, 1),
+    cluster=cluster_of,
     check_place=check_apart,
 )
