@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -46,6 +45,8 @@ from maisi.training.diffusion import train_unet
 from maisi.training.loop import METRICS, LoopConfig
 
 RESULTS = Path(__file__).parent / "results"
+KEPT, GIVEN_BACK = FREED = ("kept", "given back")  # what becomes of the memory that a step frees
+TOLD = {"seconds a batch": "seconds_a_batch", "at most, MB": "peak_mb"}
 PRESETS, PARTS = ("tiny", "small", "paper"), ("autoencoder", "diffusion", "controlnet")
 
 
@@ -55,10 +56,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--largest", type=int, default=32**3, help="voxels of a latent")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--alone", choices=("kept", "given back"), help="measure one part here, and print it")
+    parser.add_argument("--alone", choices=FREED, help="measure one part here, and print it")
     asked = parser.parse_args()
     if asked.alone:
-        with freed_slabs(kept=asked.alone == "kept"):
+        with freed_slabs(kept=asked.alone == KEPT):
             print(json.dumps(measured(asked.presets[0], asked.parts[0], asked.largest, asked.steps)))
         return
     path = RESULTS / "training_steps.json"
@@ -67,12 +68,13 @@ def main() -> None:
         for part in asked.parts:
             one = ["--presets", preset, "--parts", part, "--largest", str(asked.largest), "--steps", str(asked.steps)]
             row: dict[str, Any] = {"load": round(os.getloadavg()[0], 1)}
-            for freed in ("kept", "given back"):
+            for freed in FREED:
                 done = subprocess.run(
                     [sys.executable, __file__, *one, "--alone", freed], check=True, capture_output=True, text=True
                 )
-                row |= {**json.loads(done.stdout.splitlines()[-1]), freed: None}
-                row[freed] = {key: row.pop(key) for key in ("seconds_a_batch", "peak_mb")}
+                facts = json.loads(done.stdout.splitlines()[-1])
+                row[freed] = {key: facts.pop(key) for key in TOLD.values()}
+                row |= facts
             found |= {"machine": {"cores": os.cpu_count(), "unit": vector_unit()}, f"{preset} {part}": row}
             print(preset, part, row, flush=True)
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -162,23 +164,14 @@ def noise(recipe: BundleRecipe, unet: UNetConfig, size: Size3) -> LatentSource:
 
 def written(found: dict[str, Any]) -> str:
     """The table in Markdown."""
-    header = (
-        "",
-        "size",
-        "batches a step",
-        "planned, MB",
-        "at most, MB",
-        "s a batch",
-        "without --memory, MB",
-        "s a batch",
-    )
+    header = ("", "batch", "batches a step", "planned, MB", *(f"{freed}: {what}" for freed in FREED for what in TOLD))
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for name, row in found.items():
         if name != "machine":
             size = f"{row['batch']} x " + " x ".join(map(str, row["size"]))
-            bounded, kept = row["given back"], row["kept"]
-            cells: Sequence[Any] = (row["batches_a_step"], row["planned_mb"], *reversed(list(bounded.values())))
-            lines.append(f"| {name} | {size} | {' | '.join(map(str, (*cells, *reversed(list(kept.values())))))} |")
+            taken = [row[freed][key] for freed in FREED for key in TOLD.values()]
+            cells = (name, size, row["batches_a_step"], row["planned_mb"], *taken)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 

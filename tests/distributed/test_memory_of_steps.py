@@ -24,10 +24,11 @@ from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
 from maisi.training.diffusion import DiffusionTraining
+from maisi.training.distributed import learning_together
 from maisi.training.labels import LabelPatches, train_label_autoencoder
-from maisi.training.learner import checkpoint_activations
+from maisi.training.learner import TOTAL, checkpoint_activations
 from maisi.training.loop import LoopConfig
-from maisi.training.memory import MadeTensors, kept_bytes
+from maisi.training.memory import NUMBER, MadeTensors, kept_bytes
 from maisi.training.optimization import Optimization
 from maisi.training.slabs import Slabs, gathered
 
@@ -151,3 +152,37 @@ def test_a_label_autoencoder_makes_what_was_planned(tmp_path: Path) -> None:
         train_label_autoencoder(config, patches, tmp_path)
     planned = training_memory(BundleRecipe(name="tiny", licence="none", labels=labels))["label_autoencoder"]
     assert made.most == pytest.approx(planned.peak, rel=0.05)
+
+
+def travel(rank: int, folder: Path) -> None:
+    unet, x, t = DenoisingUNet(UNET), torch.zeros(1, 4, *LATENT), torch.tensor([300.0])
+    losses = learning_together({"unet": unet}, TOTAL, x.device, sharded=False)
+    for _ in range(2):  # after the first, buckets are put into the order in which gradients come
+        losses(lambda _: {TOTAL: predict(unet, None, x, t, conditions={}).abs().mean()}, "float32")[TOTAL].backward()
+        gradients = [p.grad for p in unet.parameters() if p.grad is not None]
+        lie_in = {gradient.untyped_storage()._cdata: gradient.untyped_storage().nbytes() for gradient in gradients}
+        for parameter in unet.parameters():
+            parameter.grad = None
+    told = {"gradients": len(gradients), "storages": len(lie_in), "bytes": sum(lie_in.values())}
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+
+
+def test_replicated_gradients_lie_where_they_travel_from_and_nowhere_else(tmp_path: Path) -> None:
+    run_ranks(travel, 2, tmp_path)
+    numbers = sum(parameter.numel() for parameter in DenoisingUNet(UNET).parameters())
+    for rank in range(2):
+        told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert told["storages"] < told["gradients"]
+        assert told["bytes"] == NUMBER * numbers
+
+
+def test_processes_that_share_no_slabs_keep_their_gradients_from_step_to_step() -> None:
+    settings = {"loop": LoopConfig(num_steps=1), "network": UNET, "sizes": (LATENT,)}
+    recipe = BundleRecipe(name="tiny", licence="none", diffusion=DiffusionTraining.model_validate(settings))
+    alone, together = (training_memory(recipe, processes)["diffusion"] for processes in (1, 2))
+    assert alone.peak < together.peak <= alone.peak + alone.gradients
+
+
+def test_parts_are_counted_alone() -> None:
+    whole = load_recipe("tiny")
+    assert training_memory(whole, parts=("diffusion",)) == {"diffusion": training_memory(whole)["diffusion"]}

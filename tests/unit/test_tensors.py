@@ -1,6 +1,7 @@
 """Safetensors files are those of the library, and written without a second copy of what goes into them."""
 
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
@@ -58,8 +59,6 @@ def test_one_tensor_at_a_time_is_copied(tmp_path: Path, monkeypatch: pytest.Monk
         gone.append(ref(found))
         made.append(alive)
         return found
-
-    from weakref import ref
 
     gone: list[ref[torch.Tensor]] = []
     monkeypatch.setattr(torch.Tensor, "contiguous", watched)

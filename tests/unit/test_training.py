@@ -172,6 +172,7 @@ def test_a_controlnet_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: 
     for a, b in zip(whole, parts, strict=True):
         assert torch.equal(weights(a), weights(b))
     assert torch.equal(weights(unet), weights(whole[1])) is not train_unet
+    assert (whole[1] is unet) is not train_unet  # it is in memory once where it does not learn
 
 
 def linear(*names: str, size: int = 2) -> tuple[torch.nn.ModuleDict, TrainingState]:

@@ -66,7 +66,7 @@ def _plan_training(name: str, assignments: list[str], as_json: bool) -> None:
     from maisi.recipes.memory import training_memory
     from maisi.recipes.recipe import BundleRecipe
     from maisi.storage.settings import check_settings, with_assignments
-    from maisi.training.memory import PROCESS_BYTES
+    from maisi.training.memory import TRAINING_PROCESS_BYTES
 
     found = training_memory(check_settings(BundleRecipe, with_assignments(read_recipe(name), assignments)))
     if as_json:
@@ -78,7 +78,7 @@ def _plan_training(name: str, assignments: list[str], as_json: bool) -> None:
         for part, memory in found.items()
     ]
     give_table(rows, ("a step of", "processes", *kinds, "at most"))
-    give(f"besides: {format_bytes(PROCESS_BYTES)} for the process, and volumes or latents that it keeps")
+    give(f"besides: {format_bytes(TRAINING_PROCESS_BYTES)} for the process, and volumes or latents that it keeps")
     give("at the largest patch or latent of the recipe, in float32; half precision takes about half of the activations")
     give("at most: gradients come as activations go; with what is computed again, and what libraries work in")
     if any(memory.processes > 1 for memory in found.values()):

@@ -204,9 +204,10 @@ def _try_out(part: str, checked: Any) -> None:
     from maisi.compute.compute import format_bytes
     from maisi.compute.machine import num_ranks
     from maisi.recipes.memory import training_memory
-    from maisi.runs.tasks.train import try_out
+    from maisi.runs.tasks.train import parts_of, try_out
 
-    found, memory = try_out(checked, part), training_memory(checked.request.recipe, num_ranks())
+    found, recipe = try_out(checked, part), checked.request.recipe
+    memory = training_memory(recipe, num_ranks(), parts_of(part, recipe))
     rows = [
         (
             tried.part,

@@ -1,6 +1,8 @@
 """What a step of each training of a recipe holds in memory."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,35 +25,32 @@ from maisi.training.controlnet import ControlNetTraining, controlnet_like
 from maisi.training.diffusion import DiffusionTraining
 from maisi.training.losses import FeatureNetwork, perceptual_loss
 from maisi.training.memory import StepMemory, step_memory
-from maisi.training.optimization import Optimization
 from maisi.training.segmenter import SegmenterTraining
 from maisi.training.slabs import Slabs, gathered
 
 
-def training_memory(recipe: BundleRecipe, processes: int | None = None) -> dict[str, StepMemory]:
-    """The memory of a step of each part of a recipe at its largest patch or latent, one batch of those that add up.
+def training_memory(
+    recipe: BundleRecipe, processes: int | None = None, parts: Sequence[str] | None = None
+) -> dict[str, StepMemory]:
+    """The memory of a step at its largest patch or latent, one batch of those that add up, by the parts of a recipe.
 
-    Where a step is divided into slabs (`optimization.slabs`), it is that of each of `processes`, by default of as many
-    as there are slabs.
+    They are all that the recipe has, unless `parts` are named. The memory is that of each of `processes`
+    that train together; by default of one, or of as many as there are slabs (`optimization.slabs`).
     """
-    found: dict[str, StepMemory] = {}
+    counted: dict[str, Callable[[], StepMemory]] = {}
+    if recipe.autoencoder is not None:
+        counted["autoencoder"] = partial(_of_autoencoder, recipe.autoencoder, processes)
+    if recipe.diffusion is not None:
+        counted["diffusion"] = partial(_of_denoiser, recipe.diffusion, _largest(recipe, recipe.diffusion), processes)
+    if recipe.controlnet is not None:
+        counted["controlnet"] = partial(_of_controlnet, recipe, recipe.controlnet, processes)
+    if recipe.segmenter is not None:
+        counted["segmenter"] = partial(_of_segmenter, recipe.segmenter, processes)
+    if recipe.labels is not None:
+        counted["label_autoencoder"] = partial(_of_label_autoencoder, recipe.labels)
+        counted["label_diffusion"] = partial(_of_label_unet, recipe.labels)
     with torch.device("meta"):
-        if recipe.autoencoder is not None:
-            found["autoencoder"] = _of_autoencoder(recipe.autoencoder, processes)
-        if recipe.diffusion is not None:
-            found["diffusion"] = _of_unet(recipe, recipe.diffusion, processes)
-        if recipe.controlnet is not None:
-            found["controlnet"] = _of_controlnet(recipe, recipe.controlnet, processes)
-        if recipe.segmenter is not None:
-            found["segmenter"] = _of_segmenter(recipe.segmenter)
-        if recipe.labels is not None:
-            found["label_autoencoder"] = _of_label_autoencoder(recipe.labels)
-            found["label_diffusion"] = _of_label_unet(recipe.labels)
-    return found
-
-
-def _shared(config: Optimization, processes: int | None) -> int:
-    return min(processes or config.slabs, config.slabs)
+        return {part: count() for part, count in counted.items() if parts is None or part in parts}
 
 
 def _of_autoencoder(config: AutoencoderTraining, processes: int | None) -> StepMemory:
@@ -81,7 +80,7 @@ def _of_autoencoder(config: AutoencoderTraining, processes: int | None) -> StepM
         return critic(patches())[-1].square().mean() + critic(patches())[-1].square().mean()
 
     losses = [loss, *([judged] if critic is not None else [])]
-    return step_memory(networks, networks, losses, config.optimization, _shared(config.optimization, processes))
+    return step_memory(networks, networks, losses, config.optimization, processes)
 
 
 def _features(config: AutoencoderTraining) -> FeatureNetwork:
@@ -114,11 +113,7 @@ def _conditions(unet: UNetConfig) -> dict[str, Tensor]:
     return given
 
 
-def _of_unet(recipe: BundleRecipe, config: DiffusionTraining, processes: int | None) -> StepMemory:
-    return _of_denoiser(config, _largest(recipe, config), _shared(config.optimization, processes))
-
-
-def _of_denoiser(config: DiffusionTraining, size: Size3, processes: int = 1) -> StepMemory:
+def _of_denoiser(config: DiffusionTraining, size: Size3, processes: int | None = None) -> StepMemory:
     """That of a U-Net on latents of a size, alone."""
     unet = DenoisingUNet(config.network or UNetConfig())
 
@@ -150,18 +145,17 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: 
 
     learning = [controlnet, *([unet] if config.train_unet else [])]
     before = [DenoisingUNet(unet.config)] if config.train_unet else []  # that of the bundle, which stays as it was
-    shared = _shared(config.optimization, processes)
-    return step_memory([controlnet, unet, *before], learning, [loss], config.optimization, shared)
+    return step_memory([controlnet, unet, *before], learning, [loss], config.optimization, processes)
 
 
-def _of_segmenter(config: SegmenterTraining) -> StepMemory:
+def _of_segmenter(config: SegmenterTraining, processes: int | None) -> StepMemory:
     network = SegmentationUNet(config.network(load_vocabulary()))
 
     def loss(_: Slabs) -> Tensor:
         scores: Tensor = network(torch.empty((config.batch_size, 1, *config.patch)))
         return scores.log_softmax(1).mean()
 
-    return step_memory([network], [network], [loss], config.optimization)
+    return step_memory([network], [network], [loss], config.optimization, processes)
 
 
 def _of_label_autoencoder(recipe: LabelsRecipe) -> StepMemory:

@@ -127,7 +127,7 @@ def learning_together(
         return losses
     with failing_together():
         if not sharded:
-            return DistributedDataParallel(losses, find_unused_parameters=True)
+            return DistributedDataParallel(losses, find_unused_parameters=True, gradient_as_bucket_view=True)
         mesh = init_device_mesh(device.type, (team.size,))
     for parameter in losses.parameters():
         parameter.data = parameter.data.contiguous()  # rows of channels-last weights are no rows in memory

@@ -122,7 +122,7 @@ def fit(
     last = min(config.steps, until or config.steps)
     every = {VALIDATION: 0 if validate is None else config.validate_every, SAVING: config.save_every}
     pace = Pace(config.steps, cost, every)
-    with freed_slabs(not are_given_back()), _Told.of(folder, state.step, on_step, team.is_first, pace) as told:
+    with freed_slabs(kept=not are_given_back()), _Told.of(folder, state.step, on_step, team.is_first, pace) as told:
         # the system spends a good part of every step on clearing fresh memory where it is given back
         while state.step < last and not validations.stopped:
             _step(state, take_step, folder, told)

@@ -20,8 +20,8 @@ from maisi.training.slabs import Slabs
 
 NUMBER = 4  # bytes: weights, gradients, moments and averages are float32
 
-PROCESS_BYTES = 500_000_000
-"""What the process of a training holds besides: Python, torch and the libraries, and what torch works in for
+TRAINING_PROCESS_BYTES = 500_000_000
+"""What the process of a training holds besides its steps: Python, torch and the libraries, and what torch works in for
 convolutions of little data (measured on Linux, CPU build)."""
 
 Loss = Callable[[Slabs], Tensor]
@@ -53,19 +53,22 @@ def step_memory(
     learning: Sequence[nn.Module],
     losses: Sequence[Loss],
     config: Optimization,
-    processes: int = 1,
+    processes: int | None = None,
 ) -> StepMemory:
     """What a step of these networks holds, which are on the meta device, as `losses` do on the slabs they are given.
 
     The first is that of which the activations are told; each is followed by its backward pass, and gradients stay.
-    Where the settings divide activations into slabs, `processes` share them, and the number is that of one of these.
+    Where the settings divide activations into slabs, `processes` share them, by default as many as there are slabs,
+    and the number is that of one of these. Else each has all, and gradients lie where they travel from all the time.
     With `checkpoint_activations` blocks of those that are learning keep their inputs alone. Half precision halves what
     activations take, which is not counted on: the number is that of float32.
     """
     if config.checkpoint_activations:
         for network in learning:
             checkpoint_activations(network, lambda: (nullcontext(), FusedAttention()))
-    slabs = Slabs.supposed(config.slabs, processes)
+    shared = min(processes or config.slabs, config.slabs)
+    slabs = Slabs.supposed(config.slabs, shared)
+    replicated = config.slabs == 1 and (processes or 1) > 1
     numbers = sum(p.numel() for network in networks for p in network.parameters())
     learned = sum(p.numel() for network in learning for p in network.parameters() if p.requires_grad)
     kept = NUMBER * (numbers + 3 * learned)  # weights, two moments and the average
@@ -75,8 +78,9 @@ def step_memory(
         moments=2 * NUMBER * learned,
         averages=NUMBER * learned,
         activations=kept_bytes(networks, lambda: losses[0](slabs)),
-        peak=kept + most_bytes(networks, [partial(loss, slabs) for loss in losses], accumulated=config.accumulate > 1),
-        processes=processes if config.slabs > 1 else 1,
+        peak=kept
+        + most_bytes(networks, [partial(loss, slabs) for loss in losses], replicated or config.accumulate > 1),
+        processes=shared,
     )
 
 
@@ -98,15 +102,17 @@ def kept_bytes(networks: Sequence[nn.Module], loss: Callable[[], Tensor]) -> int
     return sum(kept.values())
 
 
-def most_bytes(networks: Sequence[nn.Module], losses: Sequence[Callable[[], Tensor]], accumulated: bool = False) -> int:
+def most_bytes(
+    networks: Sequence[nn.Module], losses: Sequence[Callable[[], Tensor]], with_gradients: bool = False
+) -> int:
     """Bytes at most of all that losses and their backward passes make, one after the other, gradients among them.
 
     A convolution is counted with a copy of all that it reads and writes, since libraries put it into an order of their
-    own. Gradients are there from the beginning where they are `accumulated`; they are removed afterwards.
+    own. `with_gradients` they are there from the beginning; they are removed afterwards.
     """
     with FusedAttention(), MadeTensors("meta") as made:
-        for parameter in (p for network in networks for p in network.parameters() if accumulated and p.requires_grad):
-            parameter.grad = torch.empty_like(parameter)
+        for parameter in (p for network in networks for p in network.parameters() if p.requires_grad):
+            parameter.grad = torch.empty_like(parameter) if with_gradients else None
         for loss in losses:
             torch.autograd.backward(loss())
     for network in networks:

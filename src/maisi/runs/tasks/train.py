@@ -43,7 +43,7 @@ from maisi.splitting.cpu.heap import freed_slabs
 from maisi.storage.settings import check_settings
 from maisi.training.autoencoder import check_autoencoder_training
 from maisi.training.distributed import Team
-from maisi.training.memory import PROCESS_BYTES, StepMemory
+from maisi.training.memory import TRAINING_PROCESS_BYTES, StepMemory
 from maisi.training.optimization import Optimization
 from maisi.training.pace import PACE, STEPS, spelled
 
@@ -100,22 +100,23 @@ def _checked_bundle(request: TrainRequest) -> Checked[TrainRequest]:
 def _check_memory(request: TrainRequest, trained: Sequence[str]) -> None:
     """Nothing, or the refusal of a recipe of which a step does not fit into the memory that it may have."""
     memory = request.compute.memory
-    if memory is None or not trained:
+    if memory is None:
         return
     part, needed = _largest_step(request.recipe, trained)
-    if needed.total + PROCESS_BYTES > memory:
+    least = needed.total + TRAINING_PROCESS_BYTES
+    if least > memory:
         raise InvalidPlanError(
-            f"a step of the {part} needs {format_bytes(needed.total)}, of which {format_bytes(needed.activations)} "
-            f"for what the backward pass reads, and the process {format_bytes(PROCESS_BYTES)}; they may take "
-            f"{format_bytes(memory)}; accepted: smaller patches or sizes, optimization.checkpoint_activations, "
-            f"optimization.slabs over processes, or --memory {-(-(needed.total + PROCESS_BYTES) // 10**6)}MB or more",
-            needed.total + PROCESS_BYTES,
+            f"a step of the {part.replace('_', ' ')} needs {format_bytes(needed.total)}, of which "
+            f"{format_bytes(needed.activations)} for what the backward pass reads, and the process "
+            f"{format_bytes(TRAINING_PROCESS_BYTES)}; they may take {format_bytes(memory)}; accepted: smaller patches "
+            "or sizes, optimization.checkpoint_activations, optimization.slabs over processes, or "
+            f"--memory {-(-least // 10**6)}MB or more",
+            least,
         )
 
 
 def _largest_step(recipe: BundleRecipe, trained: Sequence[str]) -> tuple[str, StepMemory]:
-    steps = training_memory(recipe, num_ranks())
-    return max(((part, steps[part]) for part in trained), key=lambda named: named[1].total)
+    return max(training_memory(recipe, num_ranks(), trained).items(), key=lambda named: named[1].total)
 
 
 def _within_memory(request: TrainRequest, trained: Sequence[str]) -> BundleRecipe:
@@ -123,7 +124,7 @@ def _within_memory(request: TrainRequest, trained: Sequence[str]) -> BundleRecip
     recipe, memory = request.recipe, request.compute.memory
     if memory is None:
         return recipe
-    room = memory - PROCESS_BYTES - _largest_step(recipe, trained)[1].total
+    room = memory - TRAINING_PROCESS_BYTES - _largest_step(recipe, trained)[1].total
     kept = {name: min(getattr(recipe, name), room) for name in ("kept_volume_bytes", "kept_latent_bytes")}
     return recipe.model_copy(update=kept)
 
@@ -138,7 +139,8 @@ def check_autoencoder(request: TrainRequest) -> Checked[TrainRequest]:
 
 def _check_volumes(checked: Checked[TrainRequest]) -> Checked[TrainRequest]:
     """The request, from whose cases its recipe can train an autoencoder to the end."""
-    lesson = _lesson(checked.request, ())
+    assert checked.request.manifest is not None
+    lesson = Lesson.of(checked.request.recipe, checked.request.manifest)
     num_cases = sum(len(volumes) for _, volumes in volumes_of(lesson.recipe, lesson.training))
     config = lesson.recipe.for_autoencoder()
     check_autoencoder_training(config, num_cases, has_start=config.start_from is not None)
@@ -190,7 +192,7 @@ def check_recipe(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("a whole recipe starts from volumes; give --manifest")
     for part in (request.recipe.for_autoencoder, request.recipe.for_unet, request.recipe.for_controlnet):
         part()
-    return _check_volumes(check(request, *_parts_of("recipe", request.recipe)))
+    return _check_volumes(check(request, *parts_of("recipe", request.recipe)))
 
 
 def _check_ranks(request: TrainRequest, optimization: Optimization) -> None:
@@ -286,12 +288,12 @@ def train_recipe(checked: Checked[TrainRequest], run: Run) -> None:
 
 def try_out(checked: Checked[TrainRequest], part: str) -> DryRun:
     """A few steps of a part of `STAGES`, thrown away."""
-    stage, lesson = STAGES[part], _lesson(checked.request, _parts_of(part, checked.request.recipe))
+    stage, lesson = STAGES[part], _lesson(checked.request, parts_of(part, checked.request.recipe))
     with _freed(checked.request):
         return dry_run(lesson, lambda few, folder: stage(checked, few, folder, None))
 
 
-def _parts_of(part: str, recipe: BundleRecipe) -> tuple[str, ...]:
+def parts_of(part: str, recipe: BundleRecipe) -> tuple[str, ...]:
     """The trainings that a part of `STAGES` stands for."""
     networks = ("autoencoder", "diffusion", "controlnet", "segmenter")
     return tuple(name for name in networks if getattr(recipe, name) is not None) if part == "recipe" else (part,)
@@ -317,7 +319,7 @@ def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path
 
 
 def _lesson(request: TrainRequest, trained: Sequence[str]) -> Lesson:
-    recipe, manifest = _within_memory(request, trained) if trained else request.recipe, request.manifest
+    recipe, manifest = _within_memory(request, trained), request.manifest
     return Lesson(recipe, ()) if manifest is None else Lesson.of(recipe, manifest)
 
 
@@ -336,7 +338,7 @@ def _train(checked: Checked[TrainRequest], run: Run, part: str, is_measured: boo
     """Work in the folder itself, where every stage leaves its state."""
     run.publish()  # the settings, by which a later run knows that it goes on
 
-    lesson = _lesson(checked.request, _parts_of(part, checked.request.recipe))
+    lesson = _lesson(checked.request, parts_of(part, checked.request.recipe))
     with _freed(checked.request):
         bundle = STAGES[part](checked, lesson, run.folder, telling(run))
     run.on_stage("train", 1, 1)
