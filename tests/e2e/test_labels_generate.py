@@ -1,6 +1,7 @@
 """`maisi train labels` and `maisi labels generate`, small."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,14 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(
     assert refused.code == 2
     assert message in refused.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_of_a_generator_that_does_not_fit_the_memory_is_refused(maisi: Maisi, tmp_path: Path) -> None:
+    refused = maisi("train", "labels", "tiny", "--out", tmp_path / "run", "--memory", "10MB")
+    assert refused.code == 2
+    assert "a step of the label diffusion needs" in refused.err
+    assert re.search(r"accepted: .* or --memory \d+MB or more", refused.err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_come_from_one_place(maisi: Maisi, trained: Path, tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from maisi.data.dataset import NamedVolumes, PatchSource, patch_source
+from maisi.data.dataset import NamedVolumes, Patches, PatchSource, patch_source
 from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.discriminator import DiscriminatorConfig
 from maisi.space.grid import Grid
 from maisi.space.volume import Volume
+from maisi.training import autoencoder as module
 from maisi.training.augment import RELEASED, Augmentation, augmented
 from maisi.training.autoencoder import AutoencoderTraining, _agreement, _AutoencoderTraining, train_autoencoder
 from maisi.training.loop import LoopConfig
@@ -110,6 +112,27 @@ def test_a_run_with_everything_on_that_was_stopped_ends_like_one_that_was_not(tm
     assert sorted(p.name for p in (tmp_path / "parts" / "pictures").iterdir()) == [
         f"step_{step:06d}.png" for step in (2, 4, 6)
     ]
+
+
+def test_the_picture_of_a_validation_shows_a_patch_with_something_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slope = torch.linspace(0, 1, 16).expand(1, 1, 16, 16, 16)
+    in_turn = iter((torch.zeros_like(slope), slope.clone(), torch.zeros_like(slope)))
+    monkeypatch.setattr(PatchSource, "draw", lambda *_: Patches(next(in_turn), ("case",)))
+    shown: list[np.ndarray] = []
+    draw = module.comparison
+
+    def watched(real: Volume, fake: Volume, title: str) -> Image.Image:
+        shown.append(real.array)
+        return draw(real, fake, title)
+
+    monkeypatch.setattr(module, "comparison", watched)
+    training = _AutoencoderTraining(recipe(2, validation_patches=3), source(), None)
+    training.validate(source(), tmp_path, 2)
+    assert len(shown) == 1
+    assert np.ptp(shown[0]) > 1000
+    assert (tmp_path / "pictures" / "step_000002.png").is_file()
 
 
 def test_patches_that_come_back_as_they_were_agree_and_noise_does_not() -> None:

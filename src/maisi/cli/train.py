@@ -127,10 +127,11 @@ def labels(
     bundle: AddTo = None,
     assignments: Assignments = None,
     threads: Threads = None,
+    memory: Memory = None,
 ) -> None:
     """Train a label generator: sizes of organs to label maps. Run it again after a kill: it goes on."""
     more = {key: value for key, value in {"manifest": manifest, "bundle": bundle}.items() if value is not None}
-    _train("labels", name, out, assignments, Machine(threads, None), False, more)
+    _train("labels", name, out, assignments, Machine(threads, memory), False, more)
 
 
 @train.command()

@@ -258,9 +258,11 @@ class _AutoencoderTraining:
     def validate(self, source: PatchSource, folder: Path, step: int) -> dict[str, float]:
         """Reconstruction of fixed patches by the averaged autoencoder, clipped to [0, 1]: means over the patches.
 
-        L1, PSNR (dB) and SSIM with a data range of 1, and the spread of the latents.
+        L1, PSNR (dB) and SSIM with a data range of 1, and the spread of the latents. The patch of the greatest contrast
+        is shown.
         """
         network, slabs, found = self.average, self.learner.slabs, []
+        shown: tuple[Tensor, Tensor] | None = None
         for k in range(self.config.validation_patches):
             draw, rng = step_generators(self.config.loop.seed + 1, k)
             real = source.draw(1, self.config.patch, rng).images.to(self.device)
@@ -268,10 +270,13 @@ class _AutoencoderTraining:
             fake = gathered(network.decode(slabs.split(mean)))[0].clamp(0, 1)
             spread = float(draw_latent(mean, log_variance, draw).std())
             found.append({**_agreement(fake, real), "latent_std": spread})
-            if k == 0 and self.learner.team.is_first:
-                picture = folder / PICTURES / f"step_{step:06d}.png"
-                picture.parent.mkdir(exist_ok=True)
-                write_png(comparison(_volume(real), _volume(fake), f"step {step}"), picture)
+            if shown is None or real.std() > shown[0].std():  # not a patch of plain air
+                shown = real, fake
+        if shown is not None and self.learner.team.is_first:
+            real, fake = shown
+            picture = folder / PICTURES / f"step_{step:06d}.png"
+            picture.parent.mkdir(exist_ok=True)
+            write_png(comparison(_volume(real), _volume(fake), f"step {step}"), picture)
         return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
