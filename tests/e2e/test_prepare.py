@@ -31,6 +31,8 @@ from maisi.space.files import read_volume, write_labels, write_volume
 from maisi.space.grid import Grid
 from maisi.space.label_files import read_labels
 from maisi.space.volume import LabelMap, Volume, check_same_grid
+from maisi.storage.folders import PARTIAL
+from maisi.storage.owners import owner_mark
 
 REGIONS = ("chest", "abdomen", "head")
 
@@ -174,6 +176,35 @@ def test_parts_of_an_array_job_and_workers_make_the_same_store(scans: Path, stor
     assert content(tmp_path / "parts") == content(store)
     assert run(scans, tmp_path / "workers", "--workers", "2").returncode == 0
     assert content(tmp_path / "workers") == content(store)
+
+
+@pytest.mark.parametrize("has_staged", [False, True])
+def test_parts_of_an_array_job_may_begin_in_the_same_moment(
+    maisi: Maisi, scans: Path, tmp_path: Path, has_staged: bool
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(scans / "chest.nii.gz", tmp_path / "in")
+    out, other = tmp_path / "store", tmp_path / "store" / f"{PARTIAL}{owner_mark()}"
+    other.mkdir(parents=True)
+    if has_staged:
+        assert maisi("prepare", tmp_path / "in", "--out", tmp_path / "there", "--shard", "1/2").code == 0
+        shutil.copy(tmp_path / "there" / "part-1-of-2.run.yaml", other)
+    done = maisi("prepare", tmp_path / "in", "--out", out, "--shard", "2/2")
+    assert done.code == 0, done.err
+    assert {path.name for path in out.iterdir()} > {other.name, "part-2-of-2.run.yaml", "part-2-of-2.run.json"}
+
+
+def test_a_part_is_refused_where_one_of_other_settings_is_beginning(maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(scans / "chest.nii.gz", tmp_path / "in")
+    out, other = tmp_path / "store", tmp_path / "store" / f"{PARTIAL}{owner_mark()}"
+    assert maisi("prepare", tmp_path / "in", "--out", tmp_path / "there", "--shard", "1/2").code == 0
+    other.mkdir(parents=True)
+    shutil.copy(tmp_path / "there" / "part-1-of-2.run.yaml", other)
+    done = maisi("prepare", tmp_path / "in", "--out", out, "--multiple", "16", "--shard", "2/2")
+    assert done.code == 2
+    assert "was filled with other settings (prepare, see part-1-of-2.run.yaml)" in done.err
+    assert list(out.iterdir()) == [other]
 
 
 def test_a_patient_on_both_sides_of_a_split_is_refused(maisi: Maisi, scans: Path, tmp_path: Path) -> None:

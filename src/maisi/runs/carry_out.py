@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.runs.meter import StageMeter
 from maisi.runs.ray_cluster import connected
 from maisi.runs.record import (
@@ -27,7 +27,16 @@ from maisi.runs.record import (
 from maisi.runs.task import Checked, Output, Request, Run, Task, Watch
 from maisi.splitting.ranks import Ranks
 from maisi.storage.atomic import write_directory
-from maisi.storage.folders import FAILED, OutputFolder, check_free, entries_of, open_beside, open_folder, storage_errors
+from maisi.storage.folders import (
+    FAILED,
+    OutputFolder,
+    check_free,
+    entries_of,
+    open_beside,
+    open_folder,
+    staged_in,
+    storage_errors,
+)
 from maisi.storage.provenance import Provenance, lasting
 from maisi.storage.settings import check_settings, read_settings, write_settings
 from maisi.storage.sums import sha256
@@ -81,6 +90,8 @@ def carry_out(
         run = Run(folder.partial, place.folder, out.name, existing, True, ranks, watch, meter, folder.publish, made_by)
         with storage_errors(place.folder):
             write_settings(folder.partial / place.settings, settings)
+        if task.output is Output.SHARED:
+            place.check_shared(task, checked.request, folder.partial)  # another may have begun in the same moment
         try:
             task.work(checked, run)
         except InvalidRequestError:  # a request that nothing came of is not one to go on with
@@ -127,7 +138,7 @@ class Destination:
                 raise InvalidRequestError(f"{self.path} exists already; accepted: another place, or --overwrite")
             return frozenset()
         if task.output is Output.SHARED:
-            self._check_shared(task, request)
+            self.check_shared(task, request)
             return frozenset()
         names = entries_of(self.folder)
         if overwrite or RUN_SETTINGS not in names or RUN_RECORD in names:
@@ -142,16 +153,27 @@ class Destination:
         logger.info("going on with the unfinished run in %s", self.folder)
         return frozenset(names) | {f"{FAILED}/{name}" for name in entries_of(self.folder / FAILED)}
 
-    def _check_shared(self, task: Task[Any], request: BaseModel) -> None:
-        """Nothing, or the refusal of a folder that other settings, or something else than this task, has filled."""
+    def check_shared(self, task: Task[Any], request: BaseModel, own: Path | None = None) -> None:
+        """Nothing, or the refusal of a folder that other settings, or something else than this task, fills.
+
+        What others have staged counts as well, but not what is staged in `own`. Who stages settings before looking,
+        sees those of all who have looked already: parts of an array job may begin in the same moment.
+        """
         if self.path.is_file():
             raise InvalidRequestError(f"{self.path} is a file; accepted: a folder")
-        records = sorted(self.path.glob(f"*{RUN_SETTINGS}")) if self.path.is_dir() else []
-        if not records:
-            check_free(self.folder)
+        entries = entries_of(self.folder, shared=True)
+        staged = [path for path in staged_in(self.folder, f"*{RUN_SETTINGS}") if path.parent != own]
+        published = sorted(self.path.glob(f"*{RUN_SETTINGS}"))  # after the staged ones, which may just be moved
+        if entries and not published:
+            check_free(self.folder, shared=True)
         free = (*FREE_IN_SHARED, *task.free)
-        for record in records:
-            different = settings_that_differ(task, request, record, free)
+        for record in (path for path in (*staged, *published) if not path.name.startswith(".")):
+            try:
+                different = settings_that_differ(task, request, record, free)
+            except InvalidConfigError:
+                if record in staged and not record.exists():
+                    continue
+                raise
             if different:
                 raise InvalidRequestError(
                     f"{self.folder} was filled with other settings ({', '.join(different)}, see {record.name}); "

@@ -41,24 +41,32 @@ class OutputFolder:
             self.published.pop().unlink()
 
 
-def entries_of(path: Path) -> list[str]:
+def entries_of(path: Path, shared: bool = False) -> list[str]:
     """Names in a folder, without what a dead process left there; none where the folder does not exist.
 
-    Raises `InvalidRequestError` for a file, and for a folder that another process is writing to.
+    Raises `InvalidRequestError` for a file, and for a folder that another process is writing to, unless it is shared.
     """
     with storage_errors(path):
         if path.exists() and not path.is_dir():
             raise InvalidRequestError(f"{path} is a file; accepted: a new or empty folder")
         entries = list(path.iterdir()) if path.exists() else []
     living = [entry for entry in entries if not is_abandoned(entry, PARTIAL)]
-    if any(is_owned(entry.name, PARTIAL) for entry in living):
+    own = [entry.name for entry in living if not is_owned(entry.name, PARTIAL)]
+    if len(own) < len(living) and not shared:
         raise InvalidRequestError(f"another process is writing to {path}; accepted: another folder, or wait for it")
-    return sorted(entry.name for entry in living)
+    return sorted(own)
 
 
-def check_free(path: Path, overwrite: bool = False) -> None:
+def staged_in(path: Path, pattern: str) -> list[Path]:
+    """Files of this pattern that living processes are about to move into a folder."""
+    with storage_errors(path):
+        partials = [entry for entry in path.glob(f"{PARTIAL}*") if not is_abandoned(entry, PARTIAL)]
+        return sorted(file for partial in partials for file in partial.glob(pattern))
+
+
+def check_free(path: Path, overwrite: bool = False, shared: bool = False) -> None:
     """Nothing, or the refusal of a place for a run's files that is no folder or holds files."""
-    found = entries_of(path)
+    found = entries_of(path, shared)
     if found and not overwrite:
         shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise InvalidRequestError(

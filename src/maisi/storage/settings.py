@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from maisi.errors import InvalidConfigError
+from maisi.storage.atomic import write_atomically
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -87,9 +88,10 @@ def check_settings(kind: type[Settings], settings: Mapping[str, Any]) -> Setting
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write settings as YAML, in their order."""
+    """Write settings as YAML, in their order; the file appears whole."""
     text = yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=None, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _with(settings: Mapping[str, Any], names: list[str], value: Any, assignment: str) -> dict[str, Any]:
