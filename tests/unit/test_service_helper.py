@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -39,13 +40,26 @@ def helper_of(process: psutil.Process) -> psutil.Process:
         time.sleep(0.02)
 
 
-def test_a_helper_that_is_ended_tells_that_the_service_ends(endless: Path) -> None:
+class SlowlyStarted(subprocess.Popen):
+    """A process that is there for a while before who started it hears of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        time.sleep(1)
+
+
+@pytest.mark.parametrize("kind", [subprocess.Popen, SlowlyStarted])
+def test_a_helper_that_is_ended_tells_that_the_service_ends(
+    endless: Path, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", kind)
     raised: list[Exception] = []
 
     def asking() -> None:
+        question = {"name": "endless.nii.gz", "limits": {"voxels": 1, "unpacked": 1}}
         try:
-            ask(HELPER, {"name": "endless.nii.gz", "limits": {"voxels": 1, "unpacked": 1}}, cwd=endless, seconds=400)
-        except StoppedError as error:
+            ask(HELPER, question, cwd=endless, seconds=LONGEST_S)
+        except (StoppedError, TooLargeError) as error:
             raised.append(error)
 
     thread = threading.Thread(target=asking)

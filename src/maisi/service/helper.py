@@ -35,6 +35,7 @@ ASKED_BY = "MAISI_SERVICE_PROCESS"  # in the environment of what a service has s
 ENDING = "the service is ending; accepted: again, once it is back"
 
 _working: set["subprocess.Popen[bytes]"] = set()  # what this process has asked and not heard of yet
+_starting = threading.Lock()  # held until what is started is among the working
 
 
 async def answered(work: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -55,8 +56,10 @@ def ask(module: str, question: dict[str, Any], *, cwd: Path, seconds: float) -> 
     command = [sys.executable, "-m", module]
     environment = helper_environment() | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=environment) as process:
-        _working.add(process)
+    with _starting:
+        started = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=environment)
+        _working.add(started)
+    with started as process:
         try:
             out, err = process.communicate(json.dumps(question).encode(), seconds)
         except subprocess.TimeoutExpired as error:
@@ -85,8 +88,10 @@ def ask(module: str, question: dict[str, Any], *, cwd: Path, seconds: float) -> 
 
 def end_helpers() -> None:
     """End all that this process has asked, so that its own end waits for none."""
-    for process in tuple(_working):
-        _working.discard(process)
+    with _starting:
+        ended = tuple(_working)
+        _working.clear()
+    for process in ended:
         process.kill()
 
 
