@@ -96,7 +96,7 @@ class Sizes:
 
 GB = 10**9
 LARGE = Sizes(16, 32, (32, 64, 128), 128, 32, (64, (4 * GB, 8 * GB), 16 * GB), (256, 512), 4)
-TINY = Sizes(8, 8, (4, 6), 8, 8, (8, (2 * GB, 2 * GB), GB), (16,), 2)
+TINY = Sizes(8, 8, (4, 6), 4, 4, (8, (2 * GB, 2 * GB), GB), (16,), 2)
 
 
 @dataclass

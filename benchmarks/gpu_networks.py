@@ -22,10 +22,10 @@ RELEASED_SPLITS = 4  # `num_splits` of the released rflow-ct configuration
 WINDOW, OVERLAP = 80, 0.4  # latent voxels: how a volume of 512^3 is decoded as released
 
 _SMALL_BACKBONE = {
-    "channels": (32, 64),
+    "channels": (16, 32),
     "num_res_blocks": (1, 1),
     "attention_levels": (False, True),
-    "head_channels": 16,
+    "head_channels": 8,
     "norm_groups": 8,
     "num_modalities": 16,
     "resblock_updown": True,

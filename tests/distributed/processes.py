@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,14 +13,23 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
+METHOD = "forkserver"  # as spawned ones, but what all import, which takes seconds, is there
+
+
+def preload() -> None:
+    mp.get_context(METHOD).set_forkserver_preload(["maisi.training.learner"])
+
+
 def run_ranks(work: Callable[..., None], size: int, *args: Any) -> None:
     """Calls `work(rank, *args)` on that many ranks and raises what one of them raised."""
-    mp.spawn(enter, (size, free_port(), work, args), nprocs=size)
+    preload()
+    mp.start_processes(enter, (size, free_port(), work, args), nprocs=size, start_method=METHOD)
 
 
 def run_each_to_its_end(work: Callable[..., None], size: int, *args: Any, timeout_s: float) -> list[int | None]:
     """The same, but a rank that dies does not end the others; gives exit codes, None for one that did not end."""
-    context, port = mp.get_context("spawn"), free_port()
+    preload()
+    context, port = mp.get_context(METHOD), free_port()
     processes = [context.Process(target=enter, args=(rank, size, port, work, args)) for rank in range(size)]
     for process in processes:
         process.start()
@@ -40,6 +50,7 @@ def free_port() -> int:
 
 def enter(rank: int, size: int, port: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("error", UserWarning)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
     dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=60))
     work(rank, *args)

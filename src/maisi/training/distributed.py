@@ -127,6 +127,9 @@ def learning_together(
         return losses
     with failing_together():
         if not sharded:
+            for parameter in losses.parameters():
+                if parameter.is_contiguous():  # of 1x1x1 kernels, whose strides are else not those of their gradients
+                    parameter.data = parameter.data.reshape(-1).reshape(parameter.shape)
             return DistributedDataParallel(losses, find_unused_parameters=True, gradient_as_bucket_view=True)
         mesh = init_device_mesh(device.type, (team.size,))
     for parameter in losses.parameters():
