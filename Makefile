@@ -9,8 +9,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINT)
 
 # What may change the last bits or the choice of a default, each in one of the runs; `make matrix ARGS=tests` runs the
 # whole suite under each.
-CIRCUMSTANCES := MAISI_PRECISION=float32,MAISI_TEST_KERNEL=off MAISI_PRECISION=bfloat16,OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2
+CIRCUMSTANCES := MAISI_PRECISION=float32,MAISI_TEST_KERNEL=off MAISI_PRECISION=bfloat16,ONEDNN_MAX_CPU_ISA=AVX2,OMP_NUM_THREADS=2
 SHORT := tests/e2e/test_plan.py tests/e2e/test_resume.py tests/unit/test_pipelines.py tests/unit/test_splitting_precision.py
+
+test matrix: export OMP_NUM_THREADS ?= 1# in each of two processes, which would else wait for each other's threads
 
 .PHONY: run test matrix check bench bundle clean
 .DEFAULT_GOAL := help
