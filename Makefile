@@ -10,9 +10,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINT)
 # What may change the last bits or the choice of a default, each in one of the runs; `make matrix ARGS=tests` runs the
 # whole suite under each.
 CIRCUMSTANCES := MAISI_PRECISION=float32,MAISI_TEST_KERNEL=off MAISI_PRECISION=bfloat16,ONEDNN_MAX_CPU_ISA=AVX2,OMP_NUM_THREADS=2
-SHORT := tests/e2e/test_plan.py tests/e2e/test_resume.py tests/unit/test_pipelines.py tests/unit/test_splitting_precision.py
+SHORT := tests/e2e/test_plan.py tests/unit/test_pipelines.py tests/unit/test_splitting_precision.py
 
-test matrix: export OMP_NUM_THREADS ?= 1# in each of two processes, which would else wait for each other's threads
+test matrix: export OMP_NUM_THREADS ?= 1# in each of the processes, which would else wait for each other's threads
 
 .PHONY: run test matrix check bench bundle clean
 .DEFAULT_GOAL := help
@@ -39,12 +39,12 @@ run: .venv/core
 	$(BIN)/maisi generate --out out --overwrite
 
 test: .venv/test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 matrix: .venv/test
 	@for circumstance in $(CIRCUMSTANCES); do \
 		echo "== $$circumstance"; \
-		env $$(echo $$circumstance | tr , ' ') $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(or $(ARGS),$(SHORT)) || exit 1; \
+		env $$(echo $$circumstance | tr , ' ') $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(or $(ARGS),$(SHORT)) || exit 1; \
 	done
 
 check: .venv/check

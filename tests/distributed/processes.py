@@ -2,22 +2,27 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from maisi.cli import main
 
 METHOD = "forkserver"  # as spawned ones, but what all import, which takes seconds, is there
 
 
 def preload() -> None:
-    mp.get_context(METHOD).set_forkserver_preload(["maisi.training.learner"])
+    mp.get_context(METHOD).set_forkserver_preload(["maisi.recipes.load", "maisi.runs.tasks.generate"])
 
 
 def run_ranks(work: Callable[..., None], size: int, *args: Any) -> None:
@@ -26,11 +31,21 @@ def run_ranks(work: Callable[..., None], size: int, *args: Any) -> None:
     mp.start_processes(enter, (size, free_port(), work, args), nprocs=size, start_method=METHOD)
 
 
-def run_each_to_its_end(work: Callable[..., None], size: int, *args: Any, timeout_s: float) -> list[int | None]:
-    """The same, but a rank that dies does not end the others; gives exit codes, None for one that did not end."""
+def run_each_to_its_end(
+    work: Callable[..., None], size: int, *args: Any, timeout_s: float, joined: bool = True
+) -> list[int | None]:
+    """The same, but a rank that dies does not end the others; gives exit codes, None for one that did not end.
+
+    Without `joined` the function joins the others itself, and is given size and port after its rank.
+    """
     preload()
     context, port = mp.get_context(METHOD), free_port()
-    processes = [context.Process(target=enter, args=(rank, size, port, work, args)) for rank in range(size)]
+    processes = [
+        context.Process(target=enter, args=(rank, size, port, work, args))
+        if joined
+        else context.Process(target=work, args=(rank, size, port, *args))
+        for rank in range(size)
+    ]
     for process in processes:
         process.start()
     deadline = time.monotonic() + timeout_s
@@ -42,6 +57,23 @@ def run_each_to_its_end(work: Callable[..., None], size: int, *args: Any, timeou
     return codes
 
 
+def maisi_on_ranks(size: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """What `torchrun --nproc-per-node SIZE -m maisi ...` does; the code is the first that is not 0."""
+    words = [str(argument) for argument in arguments]
+    with TemporaryDirectory() as folder:
+        codes = run_each_to_its_end(enter_command, size, Path(folder), words, timeout_s=300, joined=False)
+        told = [[(Path(folder) / f"{rank}.{name}").read_text() for rank in range(size)] for name in ("out", "err")]
+    return subprocess.CompletedProcess(words, next((code for code in codes if code != 0), 0), *map("".join, told))
+
+
+def enter_command(rank: int, size: int, port: int, folder: Path, words: list[str]) -> None:
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{rank}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
+    os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+    announce(rank, size, port)
+    sys.exit(main(words))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -51,8 +83,12 @@ def free_port() -> int:
 def enter(rank: int, size: int, port: int, work: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+    announce(rank, size, port)
     dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=60))
     work(rank, *args)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def announce(rank: int, size: int, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))

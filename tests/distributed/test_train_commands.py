@@ -1,14 +1,15 @@
-"""`torchrun -m maisi train diffusion` and `controlnet`: two processes do what one does."""
+"""`maisi train diffusion` and `controlnet` over two processes, which do what one does."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from processes import maisi_on_ranks
 
 from maisi.bundle.bundle import Bundle, BundleInfo, load_bundle, save_bundle
 from maisi.cli import main
@@ -64,12 +65,6 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return files
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    options = ["--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "maisi", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=dict(os.environ))
-
-
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -79,7 +74,7 @@ def test_two_processes_train_a_unet_and_a_controlnet_as_one_does(given: dict[str
     for part in ("diffusion", "controlnet"):
         command = ["train", part, given["recipe.yaml"], "--latents", given["latents"], "--bundle", before]
         command += ["--threads", "1", "--out"]
-        done = torchrun(*command, tmp_path / part)
+        done = maisi_on_ranks(2, *command, tmp_path / part)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == str(tmp_path / part / "bundle")  # one rank tells
         assert json.loads((tmp_path / part / "run.json").read_text())["ranks"] == 2
@@ -95,7 +90,7 @@ def test_a_whole_recipe_over_processes_is_refused_with_the_commands_that_are_spl
     given: dict[str, str], tmp_path: Path
 ) -> None:
     command = ("train", "recipe", given["recipe.yaml"], "--manifest", given["manifest.json"])
-    refused = torchrun(*command, "--out", tmp_path / "out")
+    refused = maisi_on_ranks(2, *command, "--out", tmp_path / "out")
     assert refused.returncode != 0
     assert refused.stderr.count("error: several processes train one network at a time") == 1
     assert "torchrun with `maisi train autoencoder`" in refused.stderr

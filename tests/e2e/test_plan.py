@@ -1,5 +1,6 @@
 """`maisi plan` and `--memory`: the same result within a bound."""
 
+import json
 import re
 from pathlib import Path
 
@@ -184,8 +185,15 @@ def test_a_spacing_that_makes_more_voxels_than_memory_holds_is_refused_before_an
     assert not (tmp_path / "a.safetensors").exists()
 
 
-def test_a_step_of_a_training_is_divided_by_its_slabs(maisi: Maisi) -> None:
-    ask = ("plan", "--train", "tiny", "--json", "-s", "autoencoder.optimization.precision=float32")
+def test_a_step_of_a_training_is_divided_by_its_slabs(maisi: Maisi, tmp_path: Path) -> None:
+    part = {
+        "network": {"channels": [8, 16], "num_res_blocks": [1, 1], "norm_groups": 2},
+        "loop": {"num_steps": 1},
+        "patch": [64, 64, 64],
+    }
+    recipe = {"name": "x", "description": "x", "licence": "own", "groups": {"a": 1.0}, "autoencoder": part}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    ask = ("plan", "--train", tmp_path / "recipe.yaml", "--json", "-s", "autoencoder.optimization.precision=float32")
     whole, split = (maisi(*ask, "-s", f"autoencoder.optimization.slabs={n}").json["autoencoder"] for n in (1, 4))
     assert (whole["processes"], split["processes"]) == (1, 4)
     assert split["activations"] < 0.6 * whole["activations"]  # halos are much of small patches

@@ -14,6 +14,9 @@ import psutil
 import pytest
 from command_line import Maisi, Patient
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+from processes import maisi_on_ranks
+
 SMALL = ("--region", "chest", "--size", 24, 20, 16, "--spacing", 14, 18, 20, "--steps", 2, "--seed", 4)
 EXACT = ("--precision", "float32")  # ranks agree to its rounding; to bfloat16's where that is the default
 LONG = ("--size", 48, 48, 48, "--spacing", 8, 8, 8, "--steps", 1000)  # a minute or more
@@ -39,7 +42,8 @@ def test_ranks_generate_what_one_process_generates(
     maisi: Maisi, tiny_bundle: Path, tmp_path: Path, num_ranks: int
 ) -> None:
     assert maisi("generate", *SMALL, *EXACT, "-b", tiny_bundle, "--threads", 1, "-o", tmp_path / "one").code == 0
-    done = run(num_ranks, "generate", *SMALL, *EXACT, "-b", tiny_bundle, "-o", tmp_path / "many")
+    start = run if num_ranks == 2 else maisi_on_ranks
+    done = start(num_ranks, "generate", *SMALL, *EXACT, "-b", tiny_bundle, "-o", tmp_path / "many")
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "many").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
     one, many = (voxels(tmp_path / folder / "sample_000_ct.nii.gz") for folder in ("one", "many"))
@@ -54,9 +58,9 @@ def test_ranks_encode_and_decode_within_a_budget(
     maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path
 ) -> None:
     latent, ct = tmp_path / "ct.safetensors", tmp_path / "ct.nii.gz"
-    done = run(2, "encode", patient.ct, *EXACT, "-b", tiny_bundle, "-o", latent)
+    done = maisi_on_ranks(2, "encode", patient.ct, *EXACT, "-b", tiny_bundle, "-o", latent)
     assert done.returncode == 0, done.stderr
-    done = run(2, "decode", latent, *EXACT, "-b", tiny_bundle, "--memory", "480MB", "-o", ct)
+    done = maisi_on_ranks(2, "decode", latent, *EXACT, "-b", tiny_bundle, "--memory", "480MB", "-o", ct)
     assert done.returncode == 0, done.stderr
     assert maisi("encode", patient.ct, *EXACT, "-b", tiny_bundle, "-o", tmp_path / "alone.safetensors").code == 0
     decode = ("decode", tmp_path / "alone.safetensors", *EXACT, "-b", tiny_bundle)
@@ -74,7 +78,7 @@ def test_a_request_that_is_refused_is_refused_once_and_leaves_nothing(tiny_bundl
 
 
 def test_a_command_that_is_not_split_says_which_are(patient: Patient, tmp_path: Path) -> None:
-    done = run(2, "reconstruct", patient.ct, "-o", tmp_path / "out")
+    done = maisi_on_ranks(2, "reconstruct", patient.ct, "-o", tmp_path / "out")
     assert done.returncode != 0
     assert (
         "torchrun splits generate, encode, decode, reproduce, train, evaluate; start `maisi reconstruct` without it"
@@ -132,7 +136,7 @@ def test_ranks_train_what_one_process_trains_and_either_goes_on_with_it(
     recipe = {"name": "tiny", "description": "x", "licence": "own", "groups": {"chest": 1.0}, "autoencoder": part}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     given = ("train", "autoencoder", tmp_path / "recipe.yaml", "--manifest", tmp_path / "manifest.json", "--threads", 1)
-    done = run(2, *given, "-o", tmp_path / "many")
+    done = maisi_on_ranks(2, *given, "-o", tmp_path / "many")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "many" / "bundle")  # one rank tells
     (tmp_path / "many" / "run.json").unlink()  # as if it was killed before its end
@@ -146,5 +150,5 @@ def test_ranks_train_what_one_process_trains_and_either_goes_on_with_it(
     losses = [[json.loads(line)["loss"] for line in of] for of in lines]
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # of float32 and Adam
-    done = run(2, *given, "-s", "autoencoder.optimization.accumulate=3", "-o", tmp_path / "odd")
+    done = maisi_on_ranks(2, *given, "-s", "autoencoder.optimization.accumulate=3", "-o", tmp_path / "odd")
     assert "2 processes cannot share 3 batches a step evenly" in done.stderr
