@@ -12,7 +12,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINT)
 CIRCUMSTANCES := MAISI_PRECISION=float32,MAISI_TEST_KERNEL=off MAISI_PRECISION=bfloat16,ONEDNN_MAX_CPU_ISA=AVX2,OMP_NUM_THREADS=2
 SHORT := tests/e2e/test_plan.py tests/unit/test_pipelines.py tests/unit/test_splitting_precision.py
 
-test matrix: export OMP_NUM_THREADS ?= 1# in each of the processes, which would else wait for each other's threads
+# Processes of tests would else wait for each other's threads.
+test matrix: export OMP_NUM_THREADS ?= 1
 
 .PHONY: run test matrix check bench bundle clean
 .DEFAULT_GOAL := help

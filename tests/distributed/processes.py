@@ -31,21 +31,16 @@ def run_ranks(work: Callable[..., None], size: int, *args: Any) -> None:
     mp.start_processes(enter, (size, free_port(), work, args), nprocs=size, start_method=METHOD)
 
 
-def run_each_to_its_end(
-    work: Callable[..., None], size: int, *args: Any, timeout_s: float, joined: bool = True
-) -> list[int | None]:
-    """The same, but a rank that dies does not end the others; gives exit codes, None for one that did not end.
+def run_each_to_its_end(work: Callable[..., None], size: int, *args: Any, timeout_s: float) -> list[int | None]:
+    """The same, but a rank that dies does not end the others; gives exit codes, None for one that did not end."""
+    return ended(enter, size, (work, args), timeout_s)
 
-    Without `joined` the function joins the others itself, and is given size and port after its rank.
-    """
+
+def ended(target: Callable[..., None], size: int, args: tuple[Any, ...], timeout_s: float) -> list[int | None]:
+    """Exit codes of that many processes of `target(rank, size, port, *args)`, None for one that did not end."""
     preload()
     context, port = mp.get_context(METHOD), free_port()
-    processes = [
-        context.Process(target=enter, args=(rank, size, port, work, args))
-        if joined
-        else context.Process(target=work, args=(rank, size, port, *args))
-        for rank in range(size)
-    ]
+    processes = [context.Process(target=target, args=(rank, size, port, *args)) for rank in range(size)]
     for process in processes:
         process.start()
     deadline = time.monotonic() + timeout_s
@@ -61,7 +56,7 @@ def maisi_on_ranks(size: int, *arguments: object) -> subprocess.CompletedProcess
     """What `torchrun --nproc-per-node SIZE -m maisi ...` does; the code is the first that is not 0."""
     words = [str(argument) for argument in arguments]
     with TemporaryDirectory() as folder:
-        codes = run_each_to_its_end(enter_command, size, Path(folder), words, timeout_s=300, joined=False)
+        codes = ended(enter_command, size, (Path(folder), words), timeout_s=300)
         told = [[(Path(folder) / f"{rank}.{name}").read_text() for rank in range(size)] for name in ("out", "err")]
     return subprocess.CompletedProcess(words, next((code for code in codes if code != 0), 0), *map("".join, told))
 
