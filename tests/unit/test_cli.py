@@ -17,7 +17,11 @@ HEAVY = {"torch", "numpy", "scipy", "nibabel", "pydicom", "highdicom", "safetens
 
 def modules_after(code: str) -> set[str]:
     """Top-level modules that a fresh interpreter holds after some code."""
-    report = "import sys; print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
+    return {name.partition(".")[0] for name in all_modules_after(code)}
+
+
+def all_modules_after(code: str) -> set[str]:
+    report = "import sys; print('\\n' + ' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
 
@@ -31,6 +35,10 @@ def test_help_loads_nothing_heavy() -> None:
 )
 def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     assert not modules_after(f"from maisi.cli import main; assert main(['{command}', '--help']) == 0") & HEAVY
+
+
+def test_a_training_by_one_process_loads_nothing_that_cuts_tensors_over_several() -> None:
+    assert "torch.distributed.tensor" not in all_modules_after("import maisi.recipes.load, maisi.training.diffusion")
 
 
 def test_the_package_loads_nothing_until_a_name_is_used() -> None:

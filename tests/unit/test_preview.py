@@ -134,3 +134,12 @@ def test_the_same_picture_gives_the_same_bytes(tmp_path) -> None:  # type: ignor
     for name in ("a.png", "b.png"):
         write_png(preview(scene(), title="ct"), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("width", [0, 40, 164, 500])
+@pytest.mark.parametrize("name", ["liver", "left brachiocephalic vein", "a warning... " * 60])
+def test_of_a_long_name_the_longest_beginning_that_fits_is_shown(name: str, width: int) -> None:
+    shown, length = pictures._shortened(name, width), pictures._font(13).getlength
+    beginnings = [name[:count].rstrip(".") + "..." for count in range(len(name))]
+    fitting = [text for text in beginnings if length(text) <= width]
+    assert shown == (name if length(name) <= width else fitting[-1] if fitting else "...")

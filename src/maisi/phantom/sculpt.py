@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -26,13 +25,17 @@ class Canvas:
 
     def box(self, low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> Box | None:
         """The voxels that can lie between two canonical corners; nothing when there are none."""
-        slices = []
-        for axis, a, b in zip(self.axes, low, high, strict=True):
-            start, stop = np.searchsorted(axis, (a - self.reach, b + self.reach))
-            if start >= stop:
-                return None
-            slices.append(slice(int(start), int(stop)))
-        return slices[0], slices[1], slices[2]
+        return next((box for _, box in self.boxes(np.asarray(low)[None], np.asarray(high)[None])), None)
+
+    def boxes(self, low: np.ndarray, high: np.ndarray) -> Iterator[tuple[int, Box]]:
+        """The same for many pairs of corners (n, 3): the number of each pair that has voxels, and these."""
+        starts, stops = (
+            np.stack([np.searchsorted(axis, corner) for axis, corner in zip(self.axes, corners.T, strict=True)], 1)
+            for corners in (low - self.reach, high + self.reach)
+        )
+        shown = np.flatnonzero((starts < stops).all(1))
+        for k, (x, y, z), (u, v, w) in zip(shown.tolist(), starts[shown].tolist(), stops[shown].tolist(), strict=True):
+            yield k, (slice(x, u), slice(y, v), slice(z, w))
 
     def paint(self, box: Box, inside: np.ndarray, id: int, over: np.ndarray) -> None:
         """`id` where `inside` and where `over` (256 flags) lets the present label be replaced."""
@@ -49,8 +52,7 @@ def paint_tube(canvas: Canvas, points: np.ndarray, id: int, over: np.ndarray) ->
     if len(points) == 1:
         paint_ellipsoid(canvas, points[0, :3], np.full(3, points[0, 3]), np.eye(3), id, over)
         return
-    for start, stop in _pieces(points):
-        _paint_piece(canvas, start, stop, id, over)
+    _paint_tubes(canvas, points[:-1], points[1:], id, over)
 
 
 def paint_sheet(canvas: Canvas, a: np.ndarray, b: np.ndarray, id: int, over: np.ndarray) -> None:
@@ -58,8 +60,7 @@ def paint_sheet(canvas: Canvas, a: np.ndarray, b: np.ndarray, id: int, over: np.
     length = max(_length(a), _length(b))
     thin = max(1.0, float(min(a[:, 3].min(), b[:, 3].min())))
     count = max(2, int(np.ceil(length / (1.1 * thin))) + 1)
-    for start, stop in zip(along(a, count), along(b, count), strict=True):
-        paint_tube(canvas, np.stack([start, stop]), id, over)
+    _paint_tubes(canvas, along(a, count), along(b, count), id, over)
 
 
 def paint_ellipsoid(
@@ -135,19 +136,28 @@ def _length(points: np.ndarray) -> float:
     return float(np.linalg.norm(np.diff(points[:, :3], axis=0), axis=1).sum())
 
 
-def _pieces(points: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start, stop in pairwise(points):
-        length = float(np.linalg.norm(stop[:3] - start[:3]))
-        count = max(1, int(np.ceil(length / (STEP_IN_RADII * max(start[3], stop[3], 4.0)))))
-        corners = start + (stop - start) * np.linspace(0, 1, count + 1)[:, None]
-        yield from pairwise(corners)
+def _paint_tubes(canvas: Canvas, starts: np.ndarray, stops: np.ndarray, id: int, over: np.ndarray) -> None:
+    """Straight tubes from points (n, 4) to points (n, 4), in pieces, each in a box of its own."""
+    starts, stops = _pieces(starts, stops)
+    radius = np.maximum(starts[:, 3:], stops[:, 3:])
+    low, high = np.minimum(starts, stops)[:, :3] - radius, np.maximum(starts, stops)[:, :3] + radius
+    for k, box in canvas.boxes(low, high):
+        _paint_piece(canvas, box, starts[k], stops[k], id, over)
 
 
-def _paint_piece(canvas: Canvas, start: np.ndarray, stop: np.ndarray, id: int, over: np.ndarray) -> None:
-    radius = max(start[3], stop[3])
-    box = canvas.box(np.minimum(start, stop)[:3] - radius, np.maximum(start, stop)[:3] + radius)
-    if box is None:
-        return
+def _pieces(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends (m, 4) of pieces of straight tubes, none longer than a few radii."""
+    widest = np.maximum(np.maximum(starts[:, 3], stops[:, 3]), 4.0)
+    lengths = np.linalg.norm(stops[:, :3] - starts[:, :3], axis=1)
+    counts = np.maximum(1, np.ceil(lengths / (STEP_IN_RADII * widest)).astype(int))
+    shares_of = {count: np.linspace(0, 1, count + 1) for count in set(counts.tolist())}
+    shares = [shares_of[count] for count in counts.tolist()]
+    first, spans = np.repeat(starts, counts, axis=0), np.repeat(stops - starts, counts, axis=0)
+    before, after = (np.concatenate(ends)[:, None] for ends in ([s[:-1] for s in shares], [s[1:] for s in shares]))
+    return first + spans * before, first + spans * after
+
+
+def _paint_piece(canvas: Canvas, box: Box, start: np.ndarray, stop: np.ndarray, id: int, over: np.ndarray) -> None:
     x, y, z = (c - s for c, s in zip(canvas.at(box), start[:3].astype(np.float32), strict=True))
     dx, dy, dz, dr = (stop - start).astype(np.float32)
     length2 = dx * dx + dy * dy + dz * dz

@@ -4,8 +4,11 @@ Planes are shown as radiologists see them: the patient's right on the left, ante
 sagittal plane anterior is on the left.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +150,7 @@ def lesion_preview(before: Volume, after: Volume, mask: LabelMap, title: str = "
 def write_png(image: Image.Image, path: Path) -> None:
     """Write a picture; the same pixels give the same bytes."""
     with write_atomically(path) as temporary:
-        image.save(temporary, format="PNG", compress_level=6)
+        image.save(temporary, format="PNG", compress_level=3)
 
 
 def telling_point(volume: Volume, labels: LabelMap | None = None, vocabulary: Vocabulary | None = None) -> Size3:
@@ -338,10 +341,12 @@ def _size_caption(grid: Grid) -> str:
 
 def _shortened(name: str, width: int = 164, size: int = 13) -> str:
     font = _font(size)
-    while font.getlength(name) > width:
-        name = name.rstrip(".")[:-1] + "..."
-    return name
+    if font.getlength(name) <= width:
+        return name
+    beginnings = [name[:count].rstrip(".") + "..." for count in range(len(name))]
+    return beginnings[max(0, bisect_right(beginnings, width, key=lambda text: ceil(font.getlength(text))) - 1)]
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

@@ -14,9 +14,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from maisi.errors import InvalidRequestError
@@ -131,6 +128,9 @@ def learning_together(
                 if parameter.is_contiguous():  # of 1x1x1 kernels, whose strides are else not those of their gradients
                     parameter.data = parameter.data.reshape(-1).reshape(parameter.shape)
             return DistributedDataParallel(losses, find_unused_parameters=True, gradient_as_bucket_view=True)
+        from torch.distributed.device_mesh import init_device_mesh  # a second, which few trainings need
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(device.type, (team.size,))
     for parameter in losses.parameters():
         parameter.data = parameter.data.contiguous()  # rows of channels-last weights are no rows in memory
@@ -143,10 +143,20 @@ def learning_together(
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process has rows, gathered; any other as it is."""
-    if not isinstance(tensor, DTensor):
+    if not in_rows(tensor):
         return tensor
     with failing_together():
-        return tensor.full_tensor()
+        gathered: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+        return gathered
+
+
+def in_rows(tensor: Tensor) -> bool:
+    """Whether each process has rows of it."""
+    if Team.here().size == 1:
+        return False
+    from torch.distributed.tensor import DTensor  # a second, which few trainings need
+
+    return isinstance(tensor, DTensor)
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -1,6 +1,7 @@
 """Checkpoints that every process writes its rows of, by torch.distributed.checkpoint, as safetensors.
 
-One is a folder, `NAME-STEP`, that appears whole; the one before is removed after it.
+One is a folder, `NAME-STEP`, that appears whole; the one before is removed after it. What does the work takes a second
+to import, and few trainings need it: the functions do that.
 """
 
 import json
@@ -10,16 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from maisi.errors import InvalidRequestError
 from maisi.splitting.ranks import failing_together
 from maisi.storage.atomic import flush
-from maisi.training.distributed import Team
+from maisi.training.distributed import Team, in_rows
 
 ABOUT = "checkpoint.json"
 
@@ -31,6 +28,8 @@ def folders_of(path: Path) -> list[Path]:
 
 def save_shards(tensors: Mapping[str, Tensor], about: Mapping[str, str], step: int, path: Path) -> None:
     """Write the rows that each process has beside `path`; all processes call this."""
+    from torch.distributed import checkpoint as dcp
+
     team = Team.here()
     done = path.with_name(f"{path.stem}-{step:09d}")
     partial = path.with_name(f".{done.name}.partial")
@@ -41,7 +40,7 @@ def save_shards(tensors: Mapping[str, Tensor], about: Mapping[str, str], step: i
     team.wait()
     rows = {name: tensor.reshape(1) if tensor.ndim == 0 else tensor for name, tensor in tensors.items()}
     with failing_together():
-        dcp.save(rows, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
+        dcp.save(rows, storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True))
     team.wait()  # until every process has written
     if team.is_first:
         (partial / ABOUT).write_text(json.dumps(dict(about)), encoding="utf-8")
@@ -76,19 +75,20 @@ def read_shards(folder: Path, like: Callable[[str], Tensor | None]) -> dict[str,
 
     Raises `InvalidRequestError` for one that is damaged.
     """
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     try:
-        reader = HuggingFaceStorageReader(str(folder))
+        reader = dcp.HuggingFaceStorageReader(str(folder))
         tensors = {}
         for name, each in reader.read_metadata().state_dict_metadata.items():
             assert isinstance(each, TensorStorageMetadata)
             model = like(name)
-            fits = isinstance(model, DTensor) and model.shape == each.size
             assert each.properties.dtype is not None
-            tensors[name] = (
-                torch.empty_like(model)
-                if fits and model is not None
-                else torch.empty(each.size, dtype=each.properties.dtype)
-            )
+            if model is not None and in_rows(model) and model.shape == each.size:
+                tensors[name] = torch.empty_like(model)
+            else:
+                tensors[name] = torch.empty(each.size, dtype=each.properties.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that it reads alone is meant
             dcp.load(tensors, storage_reader=reader, no_dist=True)
@@ -99,7 +99,10 @@ def read_shards(folder: Path, like: Callable[[str], Tensor | None]) -> dict[str,
 
 def cut_like(tensor: Tensor, model: Tensor | None) -> Tensor:
     """A whole tensor, cut as another of its shape is."""
-    if not isinstance(model, DTensor) or model.shape != tensor.shape:
+    if model is None or not in_rows(model) or model.shape != tensor.shape:
         return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(model, DTensor)
     tensor = tensor.to(model.device)
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)

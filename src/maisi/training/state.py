@@ -10,12 +10,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from maisi.errors import InvalidRequestError
 from maisi.storage.atomic import write_atomically
 from maisi.storage.tensors import write_tensors
-from maisi.training.distributed import Team
+from maisi.training.distributed import Team, in_rows
 from maisi.training.shards import cut_like, folders_of, read_about, read_shards, remove_others, save_shards
 
 AVERAGE = "average"
@@ -65,7 +64,7 @@ def save_checkpoint(state: TrainingState, path: Path) -> None:
                 tensors[f"optimizer/{name}/{key}/{moment}"] = torch.as_tensor(value).detach()
     facts = {name: keeper.facts() for name, keeper in state.keepers.items()}
     told = {"step": str(state.step), "learned": json.dumps(learned), "facts": json.dumps(facts)}
-    if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+    if any(in_rows(tensor) for tensor in tensors.values()):
         save_shards({name: tensor.contiguous() for name, tensor in tensors.items()}, told, state.step, path)
     elif Team.here().is_first:
         with write_atomically(path) as temporary:
