@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from made_limbs import SARCOMA, save_limbs
 from maisi.anatomy.vocabulary import load_vocabulary
@@ -375,25 +376,51 @@ def test_nnunet_gets_its_data_set_and_split_and_what_it_finds_is_read(manifest: 
 
 
 def test_auto3dseg_gets_a_datalist_and_cases_without_all_classes_are_left_out(manifest: Path, tmp_path: Path) -> None:
-    folder, bin, scratch = tmp_path / "cases", tmp_path / "env" / "bin", tmp_path / "scratch"
+    folder, bin, scratch = tmp_path / "cases", tmp_path / "env" / "bin", tmp_path / "a scratch"
     cases = stored_limbs(manifest, folder)
-    script(
-        bin / "python",
-        f"#!/bin/sh\nout={scratch / 'work' / 'ensemble_output'}\nmkdir -p $out\n"
-        f"for n in limb5 limb6; do cp {folder}/${{n}}_labels.nii.gz $out/${{n}}_ct_ensemble.nii.gz; done\n",
-    )
+    asked = fake_auto3dseg(bin / "python", folder)
     settings = TrainingSettings.model_validate({"backend": "auto3dseg", "environment": tmp_path / "env"})
     partial = cases[0].model_copy(update={"known": ()})
-    exercise = Exercise((partial, *cases[1:4]), (cases[4],), tuple(cases[5:]), folder, ("sarcoma",), settings, 0, 8.0)
+    classes = ("nobody's", "sarcoma")
+    known = [each.model_copy(update={"known": classes}) for each in cases[1:]]
+    exercise = Exercise((partial, *known[:3]), (known[3],), tuple(known[4:]), folder, classes, settings, 0, 8.0)
     scratch.mkdir()
     found = dict(_by_id(backend_of(settings).segment(exercise, scratch, lambda a, b: None)))
     assert set(found) == {"limb5", "limb6"}
     listed = json.loads((scratch / "datalist.json").read_text())
     assert [each["image"][:5] for each in listed["training"]] == ["limb1", "limb2", "limb3", "limb4"]
     assert [each["fold"] for each in listed["training"]] == [1, 1, 1, 0]
+    assert yaml.safe_load((scratch / "input.yaml").read_text())["output_classes"] == 3
+    assert asked.read_text().split()[-2:] == ["-", "run"]
     nothing = Exercise((partial,), (), (), folder, ("sarcoma",), settings, 0, 8.0)
     with pytest.raises(InvalidRequestError, match="labelled completely"):
         write_input(nothing, tmp_path)
+
+
+def test_auto3dseg_sees_synthetic_cases_in_as_many_steps_as_real_ones_alone(manifest: Path, tmp_path: Path) -> None:
+    folder, asked = tmp_path / "cases", fake_auto3dseg(tmp_path / "env" / "bin" / "python", tmp_path / "cases")
+    cases = stored_limbs(manifest, folder)
+    given = {"backend": "auto3dseg", "environment": tmp_path / "env", "epochs": 30}
+    settings = TrainingSettings.model_validate(given)
+    made = cases[2].model_copy(update={"synthetic": True})
+    for name, training, epochs in (("real", cases[:2], 30), ("both", [*cases[:2], made], 20)):
+        exercise = Exercise(tuple(training), (), tuple(cases[5:]), folder, ("sarcoma",), settings, 0, 8.0)
+        (tmp_path / name).mkdir()
+        assert len(list(backend_of(settings).segment(exercise, tmp_path / name, lambda a, b: None))) == 2
+        told = ["-", "set_training_params", f"--params={{'num_epochs': {epochs}}}", "-", "run"]
+        assert asked.read_text().splitlines()[-5:] == told
+
+
+def fake_auto3dseg(python: Path, cases: Path) -> Path:
+    """What writes the labels of cases as found, and as the real one splits paths at spaces; where its arguments are."""
+    asked = python.parent / "asked"
+    script(
+        python,
+        f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {asked}\n"
+        f"out=$(sed -n 's/^--work_dir=//p' {asked})/ensemble_output\nmkdir -p $out\n"
+        f"for n in limb5 limb6; do cp {cases}/${{n}}_labels.nii.gz $out/${{n}}_ct_ensemble.nii.gz; done\n",
+    )
+    return asked
 
 
 # The table ------------------------------------------------------------------------------------------------------------

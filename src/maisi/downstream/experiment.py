@@ -89,6 +89,9 @@ class TrainingSettings(Frozen):
     )
     algorithms: str = Field(default="segresnet", description="Of Auto3DSeg.")
     templates: Path | None = Field(default=None, description="Folder of Auto3DSeg's algorithm templates.")
+    epochs: int | None = Field(
+        default=None, ge=1, description="Of Auto3DSeg, over the real cases; without, as many as it chooses."
+    )
     trainer: str | None = Field(default=None, description="Class of an nnU-Net trainer.")
     steps: int = Field(default=300, ge=1)
     batch: int = Field(default=2, ge=1)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 
 from maisi.downstream.backends.backend import Exercise, OnStep
-from maisi.downstream.backends.outside import command_in, complete_cases, found_in
+from maisi.downstream.backends.outside import command_in, complete_cases, found_in, link
 from maisi.downstream.experiment import TrainingSettings
 from maisi.downstream.store import StoredCase
 from maisi.errors import InvalidRequestError
@@ -42,29 +43,38 @@ class Auto3DSeg:
             )
 
     def segment(self, exercise: Exercise, scratch: Path, on_step: OnStep) -> Iterator[tuple[StoredCase, LabelMap]]:
-        write_input(exercise, scratch)
-        command = self.command(scratch)
-        beside = Path(command[0]).parent  # its scripts look for `python` on the path
-        run_command(command, environment={"PATH": f"{beside}:/usr/bin:/bin"})
+        training = write_input(exercise, scratch)
+        with TemporaryDirectory() as elsewhere:  # it splits its own command lines at spaces, those of paths too
+            link(scratch, Path(elsewhere) / "scratch")
+            command = self.command(Path(elsewhere) / "scratch", self.epochs(training))
+            beside = Path(command[0]).parent  # its scripts look for `python` on the path
+            run_command(command, environment={"PATH": f"{beside}:/usr/bin:/bin"})
         on_step(1, 1)
         yield from found_in(scratch / "work" / "ensemble_output", exercise, "_ct_ensemble.nii.gz")
 
-    def command(self, scratch: Path) -> list[str]:
-        """What is called."""
+    def epochs(self, training: list[StoredCase]) -> int | None:
+        """Over all cases, of as many steps as those that are asked for take over the real ones; None: it chooses."""
+        asked, real = self.settings.epochs, sum(not case.synthetic for case in training)
+        return None if asked is None else max(1, round(asked * real / len(training)))
+
+    def command(self, scratch: Path, epochs: int | None) -> list[str]:
+        """What is called; a lone dash ends the arguments of a part."""
         environment, templates = self.settings.environment, self.settings.templates
         python = sys.executable if environment is None else command_in(environment, "python", "Auto3DSeg", INSTALL)
+        params = [] if epochs is None else ["set_training_params", f"--params={{'num_epochs': {epochs}}}", "-"]
         return [
             python,
-            *("-m", "monai.apps.auto3dseg", "AutoRunner", "run"),
+            *("-m", "monai.apps.auto3dseg", "AutoRunner"),
             f"--input={scratch / 'input.yaml'}",
             f"--work_dir={scratch / 'work'}",
             f"--algos={self.settings.algorithms}",
             *([] if templates is None else [f"--templates_path_or_url={templates}"]),
+            *("-", *params, "run"),
         ]
 
 
-def write_input(exercise: Exercise, scratch: Path) -> None:
-    """The task and the datalist; fold 0 validates."""
+def write_input(exercise: Exercise, scratch: Path) -> list[StoredCase]:
+    """The task and the datalist, of which fold 0 validates; returns the cases that are trained on."""
     validation = [case for case in exercise.validation if set(exercise.classes) <= set(case.known)]
     training = complete_cases(exercise.training, exercise)
     listed = [(1, case) for case in training] + [(0, case) for case in validation or training[:1]]
@@ -82,5 +92,7 @@ def write_input(exercise: Exercise, scratch: Path) -> None:
         "dataroot": str(exercise.folder.resolve()),
         "class_names": list(exercise.classes),
         "num_fold": 1,
+        "output_classes": len(exercise.classes) + 1,  # it counts those that it sees, and one may be in no case
     }
     (scratch / "input.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    return training
