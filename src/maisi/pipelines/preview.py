@@ -7,7 +7,6 @@ sagittal plane anterior is on the left.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import ceil
 from pathlib import Path
 
@@ -347,6 +346,5 @@ def _shortened(name: str, width: int = 164, size: int = 13) -> str:
     return beginnings[max(0, bisect_right(beginnings, width, key=lambda text: ceil(font.getlength(text))) - 1)]
 
 
-@cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
