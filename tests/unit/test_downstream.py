@@ -411,6 +411,21 @@ def test_auto3dseg_sees_synthetic_cases_in_as_many_steps_as_real_ones_alone(mani
         assert asked.read_text().splitlines()[-5:] == told
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"epochs": 5}, "epochs is not heeded by the backend builtin; accepted: .* auto3dseg"),
+        ({"backend": "nnunet", "templates": "there"}, "templates is not heeded by the backend nnunet"),
+        ({"backend": "auto3dseg", "trainer": "nnUNetTrainer_1epoch"}, "accepted: .* nnunet"),
+        ({"backend": "builtin", "environment": "env"}, "accepted: .* auto3dseg or nnunet"),
+        ({"backend": "auto3dseg", "epochs": 0}, "epochs"),
+    ],
+)
+def test_a_setting_that_the_backend_would_not_heed_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TrainingSettings.model_validate(given)
+
+
 def fake_auto3dseg(python: Path, cases: Path) -> Path:
     """What writes the labels of cases as found, and as the real one splits paths at spaces; where its arguments are."""
     asked = python.parent / "asked"

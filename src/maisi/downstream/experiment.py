@@ -79,6 +79,16 @@ class SyntheticSettings(Frozen):
         return self
 
 
+_USERS = {
+    "environment": ("auto3dseg", "nnunet"),
+    "algorithms": ("auto3dseg",),
+    "templates": ("auto3dseg",),
+    "epochs": ("auto3dseg",),
+    "trainer": ("nnunet",),
+}
+"""The backends that heed a setting of frameworks."""
+
+
 class TrainingSettings(Frozen):
     """How a segmentation network is trained: by the built-in U-Net, or by a framework in an environment of its own."""
 
@@ -116,6 +126,17 @@ class TrainingSettings(Frozen):
     def _possible(self) -> "TrainingSettings":
         if self.backend == "builtin" and self.device != "cpu":
             raise ValueError("the built-in backend trains on the CPU; accepted: device cpu, or another backend")
+        return self
+
+    @model_validator(mode="after")
+    def _heeded(self) -> "TrainingSettings":
+        for name, field in type(self).model_fields.items():
+            users = _USERS.get(name, (self.backend,))
+            if self.backend not in users and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"{name} is not heeded by the backend {self.backend}; accepted: without it, or the backend "
+                    f"{' or '.join(users)}"
+                )
         return self
 
 
