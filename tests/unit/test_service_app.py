@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from made_service import client_of, made_service
 
 from maisi.errors import InvalidRequestError
-from maisi.service import database
+from maisi.service.database import Database
 from maisi.service.kinds import KINDS
 from maisi.service.settings import ServeSettings
 
@@ -198,14 +198,15 @@ def test_a_disk_that_is_full_takes_no_job_and_is_told_without_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with client_of(made_service(tmp_path)) as client:
-        connect = database._connect
+        connected = Database.connection.fget
+        assert connected is not None
 
-        def full(path: Path) -> sqlite3.Connection:
-            connection = connect(path)
+        def full(own: Database) -> sqlite3.Connection:
+            connection = connected(own)
             connection.execute("PRAGMA max_page_count = 1")  # as many as there are already
             return connection
 
-        monkeypatch.setattr(database, "_connect", full)
+        monkeypatch.setattr(Database, "connection", property(full))  # whoever opened it, and when
         body = {"kind": "generate", "request": {"anatomy": ["liver=0.5"] * 1000}}
         answer = client.post("/v1/jobs", json=body)
         assert (answer.status_code, answer.json()["title"]) == (507, "No room"), answer.text
