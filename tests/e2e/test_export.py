@@ -1,6 +1,7 @@
 """`maisi export`: data sets that other tools, and we ourselves, read as they were."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def exported(maisi: Maisi, store: Path, to: str, tmp_path: Path, *more: object) 
     assert answer.code == 0, answer.err
     assert answer.out == f"{out}\n"
     return out
+
+
+def test_a_folder_of_pairs_is_exported_without_what_failed_its_check(maisi: Maisi, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "failed").mkdir(parents=True)
+    for name in ("c0_ct.nii.gz", "c0_labels.nii.gz", "c1_ct.nii.gz", "c1_labels.nii.gz"):
+        shutil.copy(store / name, tmp_path / "out" / ("failed" if name.startswith("c1") else "") / name)
+    out = exported(maisi, tmp_path / "out", "nnunet", tmp_path)
+    assert [case.id for case in find_cases(out).cases] == ["c0"]
+    (tmp_path / "none").mkdir()
+    answer = maisi("export", tmp_path / "none", "--to", "monai", "--out", tmp_path / "list")
+    assert (answer.code, "a folder of files NAME_ct with NAME_labels" in answer.err) == (2, True)
 
 
 @pytest.mark.parametrize("to", ["monai", "msd", "nnunet"])

@@ -17,6 +17,7 @@ import pytest
 from command_line import Maisi
 from pydantic import ValidationError
 
+from maisi.anatomy.codes import segments_of
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.cases import read_case
 from maisi.data.manifest import read_manifest
@@ -312,11 +313,11 @@ def test_images_of_formats_that_are_not_read_are_told_with_what_would_be(
     maisi: Maisi, scans: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "in" / "p1").mkdir(parents=True)
-    for name in ("p1/scan.nrrd", "p1/other.MHA", "notes.txt"):
-        (tmp_path / "in" / name).write_bytes(b"NRRD0004")
+    for name in ("p1/scan.mnc", "p1/other.MGZ", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"CDF")
     alone = maisi("prepare", tmp_path / "in", "--out", tmp_path / "store")
     assert alone.code == 2
-    assert "other.MHA is MetaImage, which is not read; accepted: NIfTI (.nii, .nii.gz) or DICOM" in alone.err
+    assert "other.MGZ is FreeSurfer, which is not read; accepted: NIfTI, NRRD, MetaImage or DICOM" in alone.err
     assert not (tmp_path / "store").exists()
     shutil.copy(scans / "chest.nii.gz", tmp_path / "in")
     done = maisi("prepare", tmp_path / "in", "--out", tmp_path / "store", "--multiple", "16", "--validation", "0")
@@ -324,8 +325,8 @@ def test_images_of_formats_that_are_not_read_are_told_with_what_would_be(
     assert "not read: " in done.err
     assert "and 1 more such" in done.err
     page = (tmp_path / "store" / "report.html").read_text()
-    assert "scan.nrrd" in page
-    assert "other.MHA" in page
+    assert "scan.mnc" in page
+    assert "other.MGZ" in page
     assert "notes.txt" not in page
 
 
@@ -493,3 +494,18 @@ def test_an_impossible_spacing_is_refused_before_anything_is_written(
     done = maisi("prepare", scans, "--out", tmp_path / "store", "--spacing", spacing, "1", "1")
     assert done.code == 2
     assert not (tmp_path / "store").exists()
+
+
+def test_nrrd_with_segments_of_slicer_is_prepared_as_nifti_is(maisi: Maisi, scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_volume(read_volume(scans / "chest.nii.gz"), tmp_path / "in" / "chest.nrrd")
+    labels = read_labels(scans / "chest_labels_maisi.nii.gz")
+    segments = segments_of(np.unique(labels.array[labels.array > 0]).tolist(), load_vocabulary())
+    write_labels(labels, tmp_path / "in" / "chest.seg.nrrd", segments=segments)
+    stores = [tmp_path / "nifti", tmp_path / "nrrd"]
+    for source, store in zip((scans / "chest.nii.gz", tmp_path / "in"), stores, strict=True):
+        done = maisi("prepare", source, "--out", store, "--multiple", "16", "--validation", "0")
+        assert done.code == 0, done.err
+    plain, nrrd = (read_manifest(store)[0] for store in stores)
+    assert nrrd.labels_maisi is not None
+    assert np.array_equal(read_volume(plain.image).array, read_volume(nrrd.image).array)

@@ -8,7 +8,10 @@ import pytest
 
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.errors import InvalidLabelsError
+from maisi.space.files import write_labels
+from maisi.space.grid import Grid
 from maisi.space.label_files import read_labels, read_stored_labels
+from maisi.space.volume import LabelMap
 
 AFFINE = np.array([[2.0, 0, 0, -10], [0, 2, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
 SHAPE = (8, 7, 6)
@@ -180,6 +183,18 @@ def test_a_folder_of_masks_holds_the_structures_that_its_files_name(tmp_path: Pa
     assert np.array_equal(found["liver"], some_ids() == 1)
     assert np.array_equal(found["spleen"], some_ids() == 3)
     assert "1 of them empty" in stored.findings[0].found
+
+
+def test_masks_may_be_nrrd_and_metaimage(tmp_path: Path) -> None:
+    grid = Grid.centered(SHAPE, (2.0, 2.0, 2.0))
+    (tmp_path / "masks").mkdir()
+    for name, id in (("liver.nrrd", 1), ("spleen.mha", 3)):
+        write_labels(LabelMap((some_ids() == id).astype(np.uint8), grid), tmp_path / "masks" / name)
+    stored = read_stored_labels(tmp_path / "masks")
+    found = {name: stored.labels.array == id for id, name in stored.names.items()}
+    assert np.array_equal(found["liver"], some_ids() == 1)
+    assert np.array_equal(found["spleen"], some_ids() == 3)
+    assert stored.labels.grid.is_close(grid)
 
 
 def test_of_masks_that_overlap_the_smaller_structure_is_kept_and_the_count_told(tmp_path: Path) -> None:

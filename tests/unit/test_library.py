@@ -142,7 +142,7 @@ def test_a_broken_index_is_told_by_its_line(library: Library, tmp_path: Path) ->
 
 def test_label_maps_are_found_in_files_folders_and_folders_of_folders(tmp_path: Path) -> None:
     labels = draw_phantom("head", Grid.centered((12, 12, 12), (20, 20, 20)), np.random.default_rng(0))
-    for name in ("one/labels.nii.gz", "two/labels.nii", "three/brain.nii.gz", "flat/x.nii.gz", "flat/y.nii.gz"):
+    for name in ("one/labels.nii.gz", "two/labels.nii", "three/brain.nii.gz", "flat/x.nrrd", "flat/y.mha"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_labels(labels, tmp_path / name)
     assert [found.id for found in find_maps(tmp_path)] == ["one", "three", "two"]

@@ -50,6 +50,19 @@ def test_a_folder_of_files_knows_no_split(open_set: OpenSet, tmp_path: Path) -> 
 
 
 @SETS
+def test_what_failed_its_check_is_in_no_set_and_every_format_that_is_read_is(open_set: OpenSet, tmp_path: Path) -> None:
+    (tmp_path / "failed").mkdir()
+    for name in ("a_ct.nii.gz", "a_labels.nii", "b_ct.mha", "b_labels.seg.nrrd", "failed/c_ct.nii.gz"):
+        (tmp_path / name).touch()
+    (tmp_path / "failed" / "c_labels.nii.gz").touch()
+    assert [each.name if hasattr(each, "name") else each.id for each in open_set(tmp_path)] in (
+        ["a_ct.nii.gz", "b_ct.mha"],
+        ["a_labels.nii", "b_labels.seg.nrrd"],
+        ["a", "b"],
+    )
+
+
+@SETS
 def test_a_manifest_without_what_is_looked_for_has_none(open_set: OpenSet, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"cases": [{"id": "a"}]}))
     with pytest.raises(InvalidRequestError, match=r"has 0 .*; a comparison needs at least 2"):

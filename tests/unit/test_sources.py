@@ -9,6 +9,8 @@ import pytest
 from dicom_slices import header, write_series
 from pydicom.dataset import FileDataset
 
+from maisi.anatomy.codes import segments_of
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.manifest import Case, read_manifest, write_manifest
 from maisi.data.sources.find import find_cases
 from maisi.data.sources.raw import RawLabels
@@ -32,13 +34,34 @@ def labels(path: Path) -> Path:
     return path
 
 
+def segments(path: Path) -> Path:
+    """The same labels as 3D Slicer writes them."""
+    array = np.ones((8, 8, 8), np.uint8)
+    write_labels(LabelMap(array, GRID), path, segments=segments_of([1], load_vocabulary()))
+    return path
+
+
 def write_json(path: Path, content: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
 
 
-def test_a_nifti_folder_pairs_images_with_labels_by_the_usual_names(tmp_path: Path) -> None:
+def test_nrrd_and_metaimage_are_images_and_labels_too(tmp_path: Path) -> None:
+    image(tmp_path / "a.nrrd"), segments(tmp_path / "a.seg.nrrd")
+    image(tmp_path / "p1" / "ct.mha"), labels(tmp_path / "p1" / "labels.nrrd")
+    image(tmp_path / "B.MHA".lower()).rename(tmp_path / "B.MHA"), labels(tmp_path / "B_seg.nii.gz")
+    (tmp_path / "scan.mgz").touch()
+    found = find_cases(tmp_path)
+    assert {case.id: (case.image.name, [each.path.name for each in case.labels]) for case in found.cases} == {
+        "B": ("B.MHA", ["B_seg.nii.gz"]),
+        "a": ("a.nrrd", ["a.seg.nrrd"]),
+        "p1": ("ct.mha", ["labels.nrrd"]),
+    }
+    assert [each.path.name for each in found.passed_over if each.is_unread] == ["scan.mgz"]
+
+
+def test_a_folder_of_images_pairs_images_with_labels_by_the_usual_names(tmp_path: Path) -> None:
     image(tmp_path / "a.nii.gz"), labels(tmp_path / "a_seg.nii.gz")
     image(tmp_path / "p1" / "ct.nii.gz"), labels(tmp_path / "p1" / "labels_maisi.nii.gz")
     image(tmp_path / "imagesTr" / "b.nii"), labels(tmp_path / "labelsTr" / "b.nii")
@@ -50,7 +73,7 @@ def test_a_nifti_folder_pairs_images_with_labels_by_the_usual_names(tmp_path: Pa
     image(tmp_path / "volume-12.nii"), labels(tmp_path / "segmentation-12.nii")
     labels(tmp_path / "orphan_mask.nii.gz")
     found = find_cases(tmp_path)
-    assert found.layout == "NIfTI folder"
+    assert found.layout == "image folder"
     assert [case.id for case in found.cases] == ["12", "a", "b", "p1", "p2", "sub-07_sub-07"]
     by_id = {case.id: case for case in found.cases}
     assert by_id["12"].labels == (RawLabels(tmp_path / "segmentation-12.nii"),)

@@ -12,7 +12,7 @@ TOLD = 5  # refusals
 def prepare(request: PrepareRequest, out: Out) -> None:
     """Turn folders of scans into training cases: checked, along RAS, labelled, on the sizes that networks need.
 
-    Takes DICOM trees, NIfTI folders, MONAI datalists, datasets of MSD, nnU-Net and TotalSegmentator, and manifests.
+    Takes DICOM trees, folders of images, MONAI datalists, datasets of MSD, nnU-Net and TotalSegmentator, and manifests.
     Writes manifest.jsonl and report.html, which shows what was accepted, what was refused and why. Run it again after
     a kill, or when scans were added: what is done stays.
     """

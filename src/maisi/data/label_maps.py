@@ -9,8 +9,9 @@ from maisi.data.cases import own_labels
 from maisi.data.door import open_labels
 from maisi.data.manifest import STORED, Case, read_manifest
 from maisi.errors import InvalidLabelsError, InvalidRequestError
+from maisi.space.endings import IMAGES, SEGMENTS, image_files
+from maisi.space.endings import stem_of as image_stem
 from maisi.space.files import log_findings
-from maisi.space.nifti import SUFFIXES
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap
 
@@ -54,10 +55,10 @@ def find_maps(source: Path) -> tuple[FoundMap, ...]:
     elif is_one_map(source):
         found = [FoundMap(source.name, source)]
     else:
-        found = [FoundMap(stem_of(path), path) for path in label_files(source)] or _in_folders(source)
+        found = [FoundMap(stem_of(path), path) for path in image_files(source)] or _in_folders(source)
     if not found:
         raise InvalidRequestError(
-            f"no label map in {source}; accepted: {' or '.join(SUFFIXES)} files, folders of masks named after "
+            f"no label map in {source}; accepted: {', '.join(IMAGES)} files, folders of masks named after "
             "structures, or a manifest whose cases have labels"
         )
     return tuple(found)
@@ -73,7 +74,7 @@ def _in_folders(source: Path) -> list[FoundMap]:
     """A map for each folder inside that is one, or holds one."""
     found = []
     for folder in sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = label_files(folder)
+        files = image_files(folder)
         if is_one_map(folder):
             found.append(FoundMap(folder.name, folder))
         elif len(files) == 1:
@@ -83,16 +84,10 @@ def _in_folders(source: Path) -> list[FoundMap]:
 
 def is_one_map(folder: Path) -> bool:
     """Whether a folder holds one label map, a binary file for each structure, and not a map in each file."""
-    names = [stem_of(path) for path in label_files(folder)]
+    names = [stem_of(path) for path in image_files(folder)]
     return bool(names) and all(load_vocabulary().knows(name) for name in names)
 
 
-def label_files(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder, in the order of names."""
-    found = (p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
-    return sorted(found)
-
-
 def stem_of(path: Path) -> str:
-    """The name of a NIfTI file without its ending."""
-    return path.name[: path.name.lower().rindex(".nii")]
+    """The name of a label map's file without its ending, `.seg.nrrd` as one."""
+    return image_stem(path).removesuffix(SEGMENTS)

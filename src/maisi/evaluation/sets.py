@@ -10,15 +10,15 @@ import numpy as np
 
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.door import open_labels, open_volume
-from maisi.data.manifest import STORED, Case, read_manifest
+from maisi.data.manifest import Case, read_manifest
+from maisi.data.pairs import files_in, is_of_files, name_in, pairs_in
 from maisi.errors import InvalidLabelsError, InvalidRequestError, InvalidVolumeError, MaisiError
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
-from maisi.space.nifti import SUFFIXES
+from maisi.space.endings import SEGMENTS, stem_of
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap, Volume
 
-_NO_IMAGES = ("_labels", "_mask", "_seg")
-_CT = "_ct"
+_NO_IMAGES = ("_labels", "_mask", "_seg", SEGMENTS)
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def image_set(path: Path, split: str | None = None, modality: str = "ct", least:
     if not path.exists():
         raise InvalidRequestError(
             f"no volumes at {path}: found no such file or folder; accepted: a manifest, a folder of `maisi prepare`, "
-            "or a folder of NIfTI files"
+            "or a folder of NIfTI, NRRD or MetaImage files"
         )
     found = (
         _files(path, modality)
@@ -82,10 +82,10 @@ def image_set(path: Path, split: str | None = None, modality: str = "ct", least:
 
 def _is_of_files(path: Path, split: str | None) -> bool:
     """Whether it is a folder without a manifest; raises `InvalidRequestError` where a split of it is asked for."""
-    is_of_files = path.is_dir() and not (path / STORED).is_file()
-    if is_of_files and split is not None:
+    without = is_of_files(path)
+    if without and split is not None:
         raise InvalidRequestError(f"{path} is a folder of files, which knows no split {split}; accepted: a manifest")
-    return is_of_files
+    return without
 
 
 def _cases(path: Path, split: str | None, suits: Callable[[Case], bool]) -> list[Case]:
@@ -114,12 +114,10 @@ def _volume(path: Path, options: ReadOptions) -> Volume:
 
 def _files(folder: Path, modality: str) -> list[NamedImage]:
     options = ReadOptions.model_validate({"modality": modality})
-    paths = sorted(p for p in folder.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
-    stems = [(path, path.name[: path.name.lower().rindex(".nii")]) for path in paths]
     return [
-        NamedImage(str(path.relative_to(folder)), stem, partial(_volume, path, options))
-        for path, stem in stems
-        if not stem.endswith(_NO_IMAGES)
+        NamedImage(path.relative_to(folder).as_posix(), name_in(path), partial(_volume, path, options))
+        for path in files_in(folder)
+        if not stem_of(path).endswith(_NO_IMAGES)
     ]
 
 
@@ -130,7 +128,7 @@ def labelled_set(path: Path, split: str | None = None, least: int = 2) -> list[C
     `InvalidRequestError` for fewer than `least` of them.
     """
     found = (
-        _pairs(path)
+        pairs_in(path)
         if _is_of_files(path, split)
         else _cases(path, split, lambda case: case.image is not None and _has_labels(case))
     )
@@ -142,18 +140,6 @@ def _has_labels(case: Case) -> bool:
     return bool(case.labels or case.labels_maisi)
 
 
-def _pairs(folder: Path) -> list[Case]:
-    cases = []
-    for suffix in SUFFIXES:
-        for image in sorted(folder.rglob(f"*{_CT}{suffix}")):
-            stem = image.name.removesuffix(f"{_CT}{suffix}")
-            labels = next((p for s in SUFFIXES if (p := image.with_name(f"{stem}_labels{s}")).is_file()), None)
-            if labels is not None:
-                name = (image.parent.relative_to(folder) / stem).as_posix()
-                cases.append(Case(id=name, image=image, labels_maisi=labels))
-    return sorted(cases, key=lambda case: case.id)
-
-
 def label_set(path: Path, split: str | None = None, least: int = 2) -> list[NamedLabels]:
     """The label maps of a manifest (of one split, if named), of a prepared folder, or of a folder of `_labels` files.
 
@@ -162,8 +148,8 @@ def label_set(path: Path, split: str | None = None, least: int = 2) -> list[Name
     found = (
         [
             NamedLabels(file.relative_to(path).as_posix(), partial(_labels, file))
-            for suffix in SUFFIXES
-            for file in sorted(path.rglob(f"*labels{suffix}"))
+            for file in files_in(path)
+            if name_in(file).endswith("labels")
         ]
         if _is_of_files(path, split)
         else [NamedLabels(case.id, partial(_case_labels, case)) for case in _cases(path, split, _has_labels)]

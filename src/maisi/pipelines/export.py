@@ -12,6 +12,7 @@ from maisi.anatomy.classes import Classes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.manifest import Case, read_manifest
+from maisi.data.pairs import is_of_files, pairs_in
 from maisi.data.sources.names import safe_id
 from maisi.errors import InvalidLabelsError, InvalidRequestError
 from maisi.shapes import Modality
@@ -56,14 +57,18 @@ def has_labels(case: Case) -> bool:
 
 
 def checked_export(source: Path, to: Layout, classes_named: Sequence[str] = ()) -> Export:
-    """The export of a manifest; without names of classes of all structures, label maps being read where it tells none.
+    """The export of a manifest or of a folder of pairs; without names of classes of all structures, label maps being
+    read where it tells none.
 
     Raises `InvalidRequestError` for cases that no such data set can hold, `InvalidLabelsError` for unknown classes.
     """
     classes = Classes.of(classes_named) if classes_named else None
-    cases = tuple(case for case in read_manifest(source) if case.image is not None)
+    given = pairs_in(source) if is_of_files(source) else read_manifest(source)
+    cases = tuple(case for case in given if case.image is not None)
     if not cases:
-        raise InvalidRequestError(f"{source} has no case with an image")
+        raise InvalidRequestError(
+            f"{source} has no case with an image; accepted: a manifest, or a folder of files NAME_ct with NAME_labels"
+        )
     modalities = sorted({case.modality for case in cases})
     if len(modalities) > 1:
         raise InvalidRequestError(f"{source} holds {' and '.join(modalities)}; accepted: cases of one modality")

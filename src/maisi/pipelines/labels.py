@@ -16,14 +16,14 @@ from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.bundle.bundle import Limits
 from maisi.data.door import open_labels
-from maisi.data.label_maps import label_files, stem_of
+from maisi.data.label_maps import stem_of
 from maisi.data.library import Origin
 from maisi.errors import InvalidGridError, InvalidLabelsError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.shapes import Size3, Spacing3
+from maisi.space.endings import IMAGES, image_files
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
-from maisi.space.nifti import SUFFIXES
 from maisi.space.reading import FileReport, ReadOptions
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap
@@ -245,9 +245,9 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
 
     Raises `InvalidLabelsError` for a folder without any or with two of one name, and what `file_source` raises.
     """
-    paths = label_files(folder)
+    paths = image_files(folder)
     if not paths:
-        raise InvalidLabelsError(f"no label map in {folder}; accepted: a folder of {' or '.join(SUFFIXES)} files")
+        raise InvalidLabelsError(f"no label map in {folder}; accepted: a folder of {', '.join(IMAGES)} files")
     names = [stem_of(path) for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -15,6 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from maisi.space.checks import bad_labels
 from maisi.space.dicom.opening import is_dicom
+from maisi.space.endings import ending_of, stem_of
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.nifti import check_bytes, open_nifti, suffix_of
@@ -240,19 +241,19 @@ def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
     if not paths:
         inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and any(map(_stem, path.iterdir()))]
         hint = f"; its folder {inner[0]} has some" if inner else ""
-        raise bad_labels(folder, f"a folder without masks{hint}", "a folder with one .nii or .nii.gz mask a structure")
+        raise bad_labels(
+            folder, f"a folder without masks{hint}", "a folder with one NIfTI, NRRD or MetaImage mask a structure"
+        )
     _check_names(paths, folder)
     grid, first = None, paths[0]
     structures: list[Structure] = []
     findings: list[Finding] = []
     for path in paths:
-        image = open_nifti(path, bad_labels)
-        own, placing = nifti_grid(image, path, bad_labels, affine)
+        values, own, placing = _mask_file(path, affine)
         findings += [finding for finding in placing if finding not in findings]
         if grid is not None and not own.is_close(grid):
             raise bad_labels(path, f"another grid ({own}) than {first.name} has ({grid})", "masks on one grid")
         grid = own
-        values = _decoded(image, path)
         if values.dtype.kind not in "iuf" or values.size != np.prod(own.shape):
             raise bad_labels(path, f"a {values.ndim}-D array of {times(values.shape)}, {values.dtype}", _MASK)
         structures += boxed(str(_stem(path)), _mask(values.reshape(own.shape), path, "it"))
@@ -261,6 +262,17 @@ def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
     found = f"a folder of {len(paths)} masks" + (f", {empty} of them empty" if empty else "")
     stored = painted(structures, grid, found, "one structure a file, named after it")
     return replace(stored, findings=(*findings, *stored.findings))
+
+
+def _mask_file(path: Path, affine: Form | None) -> tuple[np.ndarray, Grid, list[Finding]]:
+    """The voxels of one mask in file order, their grid, and what its header says twice."""
+    read = reader_of(path)
+    if read is not None:
+        raster = read(path, bad_labels)
+        return raster.array(path, bad_labels), raster.grid, []
+    image = open_nifti(path, bad_labels)
+    grid, placing = nifti_grid(image, path, bad_labels, affine)
+    return _decoded(image, path), grid, list(placing)
 
 
 def _check_names(paths: Sequence[Path], folder: Path) -> None:
@@ -298,5 +310,4 @@ def _decoded(image: Any, path: Path, scaled: bool = True) -> np.ndarray:
 
 def _stem(path: Path) -> str | None:
     """The name of a mask's file without its ending; None for other files."""
-    ending = suffix_of(path)
-    return path.name[: -len(ending)] if ending and not path.name.startswith(".") else None
+    return stem_of(path) if ending_of(path) and not path.name.startswith(".") else None

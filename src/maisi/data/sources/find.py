@@ -5,19 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from maisi.data.sources.dicom_tree import is_dicom_tree, read_dicom_tree
+from maisi.data.sources.image_folder import is_image_folder, read_image_folder
 from maisi.data.sources.lists import is_datalist, is_manifest, read_datalist, read_our_manifest
 from maisi.data.sources.names import files_below
-from maisi.data.sources.nifti_folder import is_nifti_folder, read_nifti_folder
 from maisi.data.sources.nnunet import is_nnunet, read_nnunet
 from maisi.data.sources.raw import Found, PassedOver
 from maisi.data.sources.totalsegmentator import is_totalsegmentator, read_totalsegmentator
 from maisi.errors import InvalidRequestError, InvalidVolumeError
 
 UNREAD = {
-    ".nrrd": "NRRD",
-    ".nhdr": "NRRD",
-    ".mha": "MetaImage",
-    ".mhd": "MetaImage",
     ".mgz": "FreeSurfer",
     ".mgh": "FreeSurfer",
     ".hdr": "Analyze",
@@ -37,7 +33,7 @@ LAYOUTS: dict[str, Layout] = {
     "nnunet": (is_nnunet, read_nnunet),
     "datalist": (lambda path: is_datalist(_dataset(path)), lambda path: read_datalist(_dataset(path))),
     "totalsegmentator": (is_totalsegmentator, read_totalsegmentator),
-    "nifti": (is_nifti_folder, read_nifti_folder),
+    "nifti": (is_image_folder, read_image_folder),
     "dicom": (is_dicom_tree, read_dicom_tree),
 }
 """Layouts by name, in the order in which a source is asked whether it has them."""
@@ -48,7 +44,10 @@ def find_cases(path: Path, layout: str | None = None) -> Found:
 
     Raises `InvalidRequestError` where there is nothing, for a layout that nobody knows, and for a folder of none.
     """
-    accepted = "a folder of NIfTI or DICOM files, a dataset of MSD, nnU-Net or TotalSegmentator, a datalist, a manifest"
+    accepted = (
+        "a folder of NIfTI, NRRD, MetaImage or DICOM files, a dataset of MSD, nnU-Net or TotalSegmentator, a datalist, "
+        "a manifest"
+    )
     if not path.exists():
         raise InvalidRequestError(f"nothing at {path}; accepted: {accepted}")
     if layout is not None and layout not in LAYOUTS:
@@ -78,7 +77,7 @@ def unread_in(path: Path) -> tuple[PassedOver, ...]:
     """The images in a folder, or the file itself, whose format is not read here."""
     files = files_below(path, lambda name: _format(name) is not None) if path.is_dir() else [path]
     return tuple(
-        PassedOver(file, f"{format}, which is not read; accepted: NIfTI (.nii, .nii.gz) or DICOM", is_unread=True)
+        PassedOver(file, f"{format}, which is not read; accepted: NIfTI, NRRD, MetaImage or DICOM", is_unread=True)
         for file in files
         if (format := _format(file.name)) is not None
     )

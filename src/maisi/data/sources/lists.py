@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from maisi.data.manifest import Case, read_manifest
-from maisi.data.sources.names import case_key, safe_id, stem_of
+from maisi.data.sources.names import case_key, safe_id
 from maisi.data.sources.raw import Found, PassedOver, RawCase, RawLabels, Split
 from maisi.errors import InvalidConfigError
 from maisi.shapes import Modality
+from maisi.space.endings import stem_of
 
 SPLITS: dict[str, Split | None] = {
     "training": None,

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from maisi.space.nifti import suffix_of
+from maisi.space.endings import ending_of, stem_of
 
 LABEL_WORD = r"(segmentations?|segs?|labels?|masks?|msk|gt|annotations?|labels?_maisi)"
 _LABEL_SUFFIX = re.compile(rf"^(.*?)[_\-. ]{LABEL_WORD}$", re.IGNORECASE)
@@ -21,15 +21,9 @@ MOST_OF_A_PATIENT = 12  # scans in a folder; more are a collection
 _BIDS = re.compile(r"^sub-[A-Za-z0-9]+")
 
 
-def stem_of(path: Path) -> str:
-    """The name of a NIfTI file without `.nii` or `.nii.gz`; of any other file or folder without its last suffix."""
-    suffix = suffix_of(path)
-    return path.name[: -len(suffix)] if suffix else path.stem
-
-
-def nifti_files(folder: Path) -> Iterator[Path]:
-    """The NIfTI files in a folder and those below, see `files_below`."""
-    return files_below(folder, lambda name: suffix_of(Path(name)) is not None)
+def images_below(folder: Path) -> Iterator[Path]:
+    """The NIfTI, NRRD and MetaImage files in a folder and those below, see `files_below`."""
+    return files_below(folder, lambda name: ending_of(Path(name)) is not None)
 
 
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from maisi.data.sources.lists import as_modality, content_of, label_names
-from maisi.data.sources.names import nifti_files, safe_id, stem_of
+from maisi.data.sources.names import images_below, safe_id
 from maisi.data.sources.raw import Found, PassedOver, RawCase, RawLabels, Split
 from maisi.errors import InvalidConfigError
+from maisi.space.endings import stem_of
 
 _CHANNEL = re.compile(r"^(.*)_(\d{4})$")
 FOLDERS: dict[str, tuple[str, Split | None]] = {"imagesTr": ("labelsTr", None), "imagesTs": ("labelsTs", "testing")}
@@ -19,7 +20,7 @@ def is_nnunet(path: Path) -> bool:
     """Whether this is a folder with `dataset.json` and images whose names end in a channel."""
     if not (path / "dataset.json").is_file() or not (path / "imagesTr").is_dir():
         return False
-    return any(_CHANNEL.match(stem_of(file)) for file in nifti_files(path / "imagesTr"))
+    return any(_CHANNEL.match(stem_of(file)) for file in images_below(path / "imagesTr"))
 
 
 def read_nnunet(path: Path) -> Found:
@@ -71,7 +72,7 @@ def _taken(channels: Mapping[str, str]) -> str:
 
 def _by_case(folder: Path) -> dict[str, dict[str, Path]]:
     cases: dict[str, dict[str, Path]] = defaultdict(dict)
-    for file in nifti_files(folder) if folder.is_dir() else ():
+    for file in images_below(folder) if folder.is_dir() else ():
         matched = _CHANNEL.match(stem_of(file))
         if matched:
             cases[matched[1]][matched[2]] = file

@@ -6,7 +6,7 @@ from pathlib import Path
 from maisi.data.sources.raw import Found, PassedOver, RawCase, RawLabels, Split
 from maisi.errors import InvalidConfigError
 from maisi.shapes import Modality
-from maisi.space.nifti import suffix_of
+from maisi.space.endings import ending_of
 
 MASKS, TABLE = "segmentations", "meta.csv"
 IMAGES: dict[str, Modality] = {"ct.nii.gz": "ct", "mri.nii.gz": "mr"}
@@ -15,7 +15,7 @@ SPLITS: dict[str, Split] = {"train": "training", "val": "validation", "test": "t
 
 def is_totalsegmentator(path: Path) -> bool:
     """Whether its folders hold an image beside a folder of masks: some where there is a table, else all of them."""
-    if not path.is_dir() or any(suffix_of(each) for each in path.iterdir()):
+    if not path.is_dir() or any(ending_of(each) for each in path.iterdir()):
         return False
     has = [_image(folder) is not None and (folder / MASKS).is_dir() for folder in _folders(path)]
     return any(has) if (path / TABLE).is_file() else bool(has) and all(has)

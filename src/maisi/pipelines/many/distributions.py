@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from maisi.errors import InvalidConfigError
 from maisi.shapes import Frozen
-from maisi.space.nifti import SUFFIXES
+from maisi.space.endings import IMAGES, image_files
 
 DIGITS = 4
 """Significant ones of a number that is drawn: a request is to be read by people."""
@@ -123,10 +123,9 @@ KINDS: dict[str, type[Frozen]] = {
 
 def label_maps(folder: Path) -> list[Path]:
     """The label maps in a folder by their names; `InvalidConfigError` where there is none."""
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in found if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")]
+    files = image_files(folder) if folder.is_dir() else []
     if not files:
-        raise InvalidConfigError(f"file_of: no label map in {folder}; accepted: a folder of {' or '.join(SUFFIXES)}")
+        raise InvalidConfigError(f"file_of: no label map in {folder}; accepted: a folder of {', '.join(IMAGES)}")
     return files
 
 

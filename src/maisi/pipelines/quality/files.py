@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from maisi.data.door import open_labels, open_volume
-from maisi.data.label_maps import is_one_map, label_files
+from maisi.data.label_maps import is_one_map
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.quality.judge import judge, judge_labels
 from maisi.pipelines.quality.report import QualityReport
 from maisi.pipelines.quality.request import CheckRequest
+from maisi.space.endings import image_files
 from maisi.space.volume import LabelMap
 
 
@@ -28,9 +29,11 @@ def check_files(request: CheckRequest) -> dict[str, QualityReport]:
 def _maps_of(source: Path) -> list[Path]:
     if not source.is_dir() or is_one_map(source):
         return [source]
-    found = label_files(source)
+    found = image_files(source)
     if not found:
-        raise InvalidRequestError(f"no label map in {source}; accepted: NIfTI files, folders of them or of masks")
+        raise InvalidRequestError(
+            f"no label map in {source}; accepted: NIfTI, NRRD or MetaImage files, folders of them or of masks"
+        )
     return found
 
 

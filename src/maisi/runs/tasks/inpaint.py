@@ -7,7 +7,6 @@ from pathlib import Path
 from maisi.bundle.bundle import Bundle
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.manifest import Case, read_manifest, write_manifest
-from maisi.data.sources.names import stem_of
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.inpaint import (
     Inpainted,
@@ -21,6 +20,7 @@ from maisi.pipelines.inpaint import (
 from maisi.pipelines.inpaint_request import InpaintRequest
 from maisi.pipelines.preview import lesion_preview, write_png
 from maisi.runs.task import Checked, Run, Task
+from maisi.space.endings import stem_of
 from maisi.space.in_place import write_changed, write_labels_like
 from maisi.space.nifti import suffix_of
 

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from maisi.data.sources.names import stem_of
 from maisi.pipelines.preview import lesion_preview, write_png
 from maisi.pipelines.refine import ValidRefine, draw_again, validate_refine
 from maisi.pipelines.refine_request import RefineRequest
 from maisi.runs.task import Checked, Run, Task
+from maisi.space.endings import stem_of
 from maisi.space.files import write_labels, write_volume
 from maisi.space.in_place import open_original, write_changed, write_labels_like
 from maisi.space.nifti import suffix_of

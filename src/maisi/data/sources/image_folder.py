@@ -1,34 +1,35 @@
-"""Folders of NIfTI files: images, with labels beside them by the usual names."""
+"""Folders of image files: images, with labels beside them by the usual names."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from maisi.data.sources.names import case_key, is_label, nifti_files, patient_of, stem_of
+from maisi.data.sources.names import case_key, images_below, is_label, patient_of
 from maisi.data.sources.raw import Found, PassedOver, RawCase, RawLabels
-from maisi.space.nifti import suffix_of
+from maisi.space.endings import ending_of, stem_of
 
 MASK_FOLDERS = ("segmentations", "segmentation", "masks", "structures")
 OUR_LABELS = "labels_maisi"
 
 
-def is_nifti_folder(path: Path) -> bool:
-    """Whether there is a NIfTI file, or the path is one."""
-    return suffix_of(path) is not None if path.is_file() else next(nifti_files(path), None) is not None
+def is_image_folder(path: Path) -> bool:
+    """Whether there is a NIfTI, NRRD or MetaImage file, or the path is one."""
+    return ending_of(path) is not None if path.is_file() else next(images_below(path), None) is not None
 
 
-def read_nifti_folder(path: Path) -> Found:
-    """A case for each image; labels are `X_seg`, `X_label(s)`, `X_mask`, files of the same name in a folder of labels.
+def read_image_folder(path: Path) -> Found:
+    """A case for each image; labels are `X_seg`, `X.seg`, `X_label(s)`, `X_mask`, files of the same name in a folder of
+    labels.
 
     A file that is just called `labels` or `seg` belongs to the one image of its folder, a folder `segmentations` of
     masks too. Files named `labels_maisi` have our ids. Labels of no image are passed over.
     """
     if path.is_file():
         key = case_key(path, path.parent)
-        return Found("NIfTI file", (RawCase(id=key, image=path, patient=key, dataset=path.parent.name),))
+        return Found("image file", (RawCase(id=key, image=path, patient=key, dataset=path.parent.name),))
     masks = {
-        file.parent for file in nifti_files(path) if file.parent.name.lower() in MASK_FOLDERS and file.parent != path
+        file.parent for file in images_below(path) if file.parent.name.lower() in MASK_FOLDERS and file.parent != path
     }
-    files = [file for file in nifti_files(path) if file.parent not in masks]
+    files = [file for file in images_below(path) if file.parent not in masks]
     images: dict[str, list[Path]] = defaultdict(list)
     labels: dict[str, list[RawLabels]] = defaultdict(list)
     for file in files:
@@ -52,4 +53,4 @@ def _paired(path: Path, images: dict[str, list[Path]], labels: dict[str, list[Ra
         cases.append(RawCase(id=key, image=first, labels=tuple(labels[key]), patient=patient, dataset=path.name))
     for key in sorted(set(labels) - set(images)):
         passed += [PassedOver(each.path, "labels without an image of the same name") for each in labels[key]]
-    return Found("NIfTI folder", tuple(cases), tuple(passed))
+    return Found("image folder", tuple(cases), tuple(passed))
