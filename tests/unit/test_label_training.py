@@ -222,6 +222,27 @@ def test_lesions_without_a_channel_become_their_host_and_the_rest_plain_body() -
     assert channels_for(LabelMapsRecipe(), ()) == label_channels()
 
 
+def test_of_the_structures_that_a_recipe_keeps_not_other_bones_become_skeleton(tmp_path: Path) -> None:
+    settings = LabelMapsRecipe(channels="found", structures=("lungs", "heart", "left hip"), tumours={"lung tumor": 1.0})
+    ids = np.full((6, 6, 6), ID("body"), np.uint8)
+    shown = ("left lung upper lobe", "lung tumor", "heart", "aorta", "vertebrae T5", "left rib 3", "hepatic tumor")
+    for place, name in enumerate(shown):
+        ids[place % 6, place // 6] = ID(name)
+    write_labels(LabelMap(ids, Grid.centered(ids.shape, (5.0, 5.0, 5.0))), tmp_path / "map.nii.gz")
+    stored = StoredMap(tmp_path / "map.nii.gz", BodyRegion.CHEST, "map")
+    channels = channels_for(settings, [stored])
+    kept = ("left lung upper lobe", "lung tumor", "heart", "body", "skeleton")
+    assert channels == tuple(sorted([0, *map(ID, kept)]))
+    found = in_channels(stored.read(), channels, VOCABULARY).array
+    taken = [int(found[place % 6, place // 6, 0]) for place in range(len(shown))]
+    assert [VOCABULARY.name(id) for id in taken[:6]] == [*kept[:3], "body", "skeleton", "skeleton"]
+    assert taken[6] in channels
+    with pytest.raises(ValueError, match="toe"):
+        LabelMapsRecipe(channels="found", structures=("toe",))
+    with pytest.raises(ValueError, match="accepted: channels: found"):
+        LabelMapsRecipe(structures=("lungs",))
+
+
 def test_bending_moves_borders_a_little_and_invents_nothing() -> None:
     ids = phantom(grid=Grid.centered((32, 32, 32), (10.0, 10.0, 10.0))).array
     moved = bent(ids, (10.0, 10.0, 10.0), 8.0, np.random.default_rng(0))

@@ -180,17 +180,20 @@ def bent(ids: np.ndarray, spacing: Sequence[float], amplitude_mm: float, rng: np
 
 
 def channels_for(recipe: LabelMapsRecipe, maps: Sequence[StoredMap]) -> tuple[int, ...]:
-    """The id of each logit: those of the released generator, or 0 and all that the maps show.
+    """The id of each logit: those of the released generator, or 0 and what the maps show of the recipe's structures.
 
     Of lesions those that were planted: what a few cases have grown is too little to learn from.
     """
     if recipe.channels == "released":
         return label_channels()
-    found: set[int] = {0}
-    for each in maps:
-        found |= {int(id) for id in np.unique(each.read().array)}
-    planted = {load_vocabulary().id(tumour_named(name, load_vocabulary()).name) for name in recipe.tumours}
-    return tuple(sorted(found - (set(lesion_ids(load_vocabulary())) - planted)))
+    vocabulary = load_vocabulary()
+    found = {int(id) for each in maps for id in np.unique(each.read().array)}
+    planted = {vocabulary.id(tumour_named(name, vocabulary).name) for name in recipe.tumours}
+    healthy = found - set(lesion_ids(vocabulary))
+    named = {id for name in recipe.structures for id in vocabulary.members(name)}
+    kept = healthy & named if named else healthy
+    bones = {vocabulary.id("skeleton")} if (healthy - kept) & set(vocabulary.group("bones")) else set()
+    return tuple(sorted({0, vocabulary.id("body")} | kept | bones | (found & planted)))
 
 
 def arrays_of(maps: Sequence[StoredMap], channels: Sequence[int]) -> LazySequence[np.ndarray]:
@@ -204,11 +207,16 @@ def _ids(stored: StoredMap, channels: tuple[int, ...]) -> np.ndarray:
 
 
 def in_channels(labels: LabelMap, channels: Sequence[int], vocabulary: Vocabulary) -> LabelMap:
-    """The map without what has no channel: lesions as what they grow in, all else as plain body."""
+    """The map without what has no channel: lesions as what they grow in, bones as skeleton where that has one, all else
+    as plain body.
+    """
     foreign = set(vocabulary.check_ids(labels.array)) - set(channels)
     healthy = without_structures(labels.array.astype(np.uint8), foreign & set(lesion_ids(vocabulary)), vocabulary)
-    ids = np.where(np.isin(healthy, list(channels)), healthy, np.uint8(vocabulary.id("body")))
-    return replace(labels, array=ids)
+    instead = np.full(256, vocabulary.id("body"), np.uint8)
+    if (skeleton := vocabulary.id("skeleton")) in channels:
+        instead[list(vocabulary.group("bones"))] = skeleton
+    instead[list(channels)] = list(channels)
+    return replace(labels, array=instead[healthy])
 
 
 def check_maps(maps: Sequence[StoredMap]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from maisi.anatomy.tumours.table import tumour_named
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
@@ -67,6 +67,7 @@ class LabelMapsRecipe(Frozen):
     size: Size3 = (256, 256, 256)
     spacing_mm: Spacing3 = (1.5, 1.5, 1.5)
     channels: Literal["released", "found"] = "released"  # the structures that have a logit
+    structures: tuple[str, ...] = ()  # of those found, by name or group; other bones become skeleton, all else body
     least_structures: int = Field(default=20, ge=1)
     least_cover: float = Field(default=0.85, ge=0, le=1)
     enclose: bool = False  # draw a body around the structures of maps that have none
@@ -76,6 +77,19 @@ class LabelMapsRecipe(Frozen):
     tumours: dict[str, float] = Field(default_factory=dict)  # how often one of these is planted, where it has a host
     num_phantoms: int = Field(default=0, ge=0)
     phantom_share: float = Field(default=0.5, gt=0, lt=1)  # of the latents that are drawn, where there are cases too
+
+    @field_validator("structures")
+    @classmethod
+    def _known_structures(cls, structures: tuple[str, ...]) -> tuple[str, ...]:
+        for name in structures:
+            load_vocabulary().members(name)
+        return structures
+
+    @model_validator(mode="after")
+    def _chooses_once(self) -> "LabelMapsRecipe":
+        if self.structures and self.channels == "released":
+            raise ValueError("structures choose among those found; accepted: channels: found, or no structures")
+        return self
 
     @field_validator("tumours")
     @classmethod
