@@ -147,3 +147,17 @@ def test_a_plan_is_told_and_nothing_is_written(maisi: Maisi, experiment: Path, t
     assert len(answer.json["cells"]) == 4
     assert sorted(answer.json["synthetic"]) == ["limb0_synthetic_0", "limb1_synthetic_0"]
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_written_over_takes_nothing_of_the_run_before(maisi: Maisi, experiment: Path, tmp_path: Path) -> None:
+    out, real = tmp_path / "out", ("-s", "regimes=[{ratios: [0], seeds: [0]}]")
+    first = maisi("downstream", "run", experiment, "--out", out, *real)
+    assert first.code == 0, first.err
+    cells = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    (out / "mine.txt").write_text("kept")
+    other = maisi("downstream", "run", experiment, "--out", out, "--overwrite", *real, "-s", "spacing_mm=10")
+    assert other.code == 0, other.err
+    again = {path.name: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    assert again.keys() == cells.keys()
+    assert all(again[name] > cells[name] for name in cells)
+    assert (out / "mine.txt").read_text() == "kept"

@@ -164,6 +164,22 @@ def written(recipe: BundleRecipe, path: Path, **parts: dict) -> Path:
     return path
 
 
+def test_a_training_that_is_written_over_begins_anew(maisi: Maisi, manifest: Path, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "run", written(tiny(), tmp_path / "r.yaml")
+    trained = ("train", "autoencoder", recipe, "--manifest", manifest, "--out", out, "-s")
+    assert maisi(*trained, "autoencoder.loop.num_steps=2").code == 0
+    refused = maisi(*trained, "autoencoder.loop.num_steps=3")
+    assert (refused.code, "or --overwrite" in refused.err) == (2, True)
+    done = maisi(*trained, "autoencoder.loop.num_steps=3", "--overwrite")
+    assert done.code == 0, done.err
+    steps = [json.loads(line) for line in (out / "autoencoder" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "split" not in line] == [1, 2, 3]
+    fresh = maisi(*(tmp_path / "fresh" if part is out else part for part in trained), "autoencoder.loop.num_steps=3")
+    assert fresh.code == 0, fresh.err
+    again, first = (load_bundle(folder / "bundle").autoencoder.state_dict() for folder in (out, tmp_path / "fresh"))
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
 def test_a_bundle_is_trained_on_with_adapters_and_gains_classes(maisi: Maisi, manifest: Path, tmp_path: Path) -> None:
     base = save_bundle(fresh(), tmp_path / "base")
     before = load_bundle(base)

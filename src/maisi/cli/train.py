@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from maisi.cli.console import give, give_table, steps_told
-from maisi.cli.options import Assignments
+from maisi.cli.options import Assignments, Overwrite
 
 train = typer.Typer(help="Train networks.", no_args_is_help=True)
 
@@ -66,9 +66,10 @@ def autoencoder(
     threads: Threads = None,
     memory: Memory = None,
     dry_run: DryRunFlag = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train an autoencoder: volumes to latents and back. Run it again after a kill: it goes on."""
-    _train("autoencoder", name, out, assignments, Machine(threads, memory), dry_run, {"manifest": manifest})
+    _train("autoencoder", name, out, assignments, Machine(threads, memory), dry_run, {"manifest": manifest}, overwrite)
 
 
 @train.command()
@@ -82,6 +83,7 @@ def diffusion(
     threads: Threads = None,
     memory: Memory = None,
     dry_run: DryRunFlag = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a denoising U-Net on latents of a bundle's autoencoder. Run it again after a kill: it goes on."""
     _train(
@@ -92,6 +94,7 @@ def diffusion(
         Machine(threads, memory),
         dry_run,
         {"manifest": manifest, "latents": latents, "bundle": bundle},
+        overwrite,
     )
 
 
@@ -106,6 +109,7 @@ def controlnet(
     threads: Threads = None,
     memory: Memory = None,
     dry_run: DryRunFlag = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a ControlNet, which makes a bundle's U-Net follow labels. Run it again after a kill: it goes on."""
     _train(
@@ -116,6 +120,7 @@ def controlnet(
         Machine(threads, memory),
         dry_run,
         {"manifest": manifest, "latents": latents, "bundle": bundle},
+        overwrite,
     )
 
 
@@ -128,10 +133,11 @@ def labels(
     assignments: Assignments = None,
     threads: Threads = None,
     memory: Memory = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a label generator: sizes of organs to label maps. Run it again after a kill: it goes on."""
     more = {key: value for key, value in {"manifest": manifest, "bundle": bundle}.items() if value is not None}
-    _train("labels", name, out, assignments, Machine(threads, memory), False, more)
+    _train("labels", name, out, assignments, Machine(threads, memory), False, more, overwrite)
 
 
 @train.command()
@@ -146,10 +152,11 @@ def segmenter(
     threads: Threads = None,
     memory: Memory = None,
     dry_run: DryRunFlag = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a segmenter, which tells the structures of a CT. Run it again after a kill: it goes on."""
     more = {"manifest": manifest, "bundle": bundle}
-    _train("segmenter", name, out, assignments, Machine(threads, memory), dry_run, more)
+    _train("segmenter", name, out, assignments, Machine(threads, memory), dry_run, more, overwrite)
 
 
 @train.command()
@@ -161,9 +168,10 @@ def recipe(
     threads: Threads = None,
     memory: Memory = None,
     dry_run: DryRunFlag = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a whole bundle: autoencoder, latents, U-Net, ControlNet. Run it again after a kill: it goes on."""
-    _train("recipe", name, out, assignments, Machine(threads, memory), dry_run, {"manifest": manifest})
+    _train("recipe", name, out, assignments, Machine(threads, memory), dry_run, {"manifest": manifest}, overwrite)
 
 
 def _train(
@@ -174,6 +182,7 @@ def _train(
     machine: Machine,
     dry_run: bool,
     more: dict[str, Any],
+    overwrite: bool,
 ) -> None:
     from maisi.cli.process import process_for
     from maisi.compute.compute import Compute
@@ -195,7 +204,7 @@ def _train(
             _try_out(part, task.check(request))
             return
         with steps_told() as on_stage:
-            record = carry_out(task, request, out, watch=Watch(on_stage), ranks=ranks)
+            record = carry_out(task, request, out, overwrite=overwrite, watch=Watch(on_stage), ranks=ranks)
     if record is not None:
         give(str(out / "bundle"))
 

@@ -83,7 +83,7 @@ def carry_out(
     if ranks is not None and not ranks.is_first:
         task.work(checked, silent_run(place, existing, ranks, meter))
         return None
-    with connected(*task.cluster(checked.request)), place.open(task, overwrite) as folder:
+    with connected(*task.cluster(checked.request)), place.open(task, checked.request, overwrite) as folder:
         known = _Known(task.name, started, bundle, inputs)
         settings = {COMMAND: task.name, **checked.request.model_dump(mode="json")}
         made_by = known.provenance(checked.request)
@@ -187,7 +187,7 @@ class Destination:
             raise InvalidRequestError(f"there is no folder {self.folder} to write {self.path.name} into")
 
     @contextmanager
-    def open(self, task: Task[Any], overwrite: bool) -> Iterator[OutputFolder]:
+    def open(self, task: Task[Any], request: Any, overwrite: bool) -> Iterator[OutputFolder]:
         """The place to write to, see `storage.folders`."""
         if task.output is Output.WHOLE:
             with write_directory(self.path, overwrite=overwrite) as partial:
@@ -197,7 +197,7 @@ class Destination:
             with open_beside(self.folder) as folder:
                 yield folder
         else:
-            with open_folder(self.folder, overwrite) as folder:
+            with open_folder(self.folder, overwrite, task.state(request)) as folder:
                 yield folder
 
 

@@ -21,8 +21,8 @@ _OURS = re.compile(
 class OutputFolder:
     """A folder that files enter whole: they are written under `partial` and moved by `publish`."""
 
-    def __init__(self, path: Path, partial: Path, clears: bool) -> None:
-        self.path, self.partial, self._clears = path, partial, clears
+    def __init__(self, path: Path, partial: Path, clears: bool, state: tuple[str, ...] = ()) -> None:
+        self.path, self.partial, self._clears, self._state = path, partial, clears, state
         self.published: list[Path] = []
 
     def publish(self) -> list[Path]:
@@ -30,7 +30,7 @@ class OutputFolder:
         staged = sorted(self.partial.iterdir())
         with storage_errors(self.path):
             if self._clears and not self.published:
-                _remove_earlier(self.path)
+                _remove_earlier(self.path, self._state)
             moved = [path for entry in staged for path in _move(entry, self.path / entry.name)]
         self.published += moved
         return moved
@@ -75,15 +75,16 @@ def check_free(path: Path, overwrite: bool = False, shared: bool = False) -> Non
 
 
 @contextmanager
-def open_folder(path: Path, overwrite: bool = False) -> Iterator[OutputFolder]:
+def open_folder(path: Path, overwrite: bool = False, state: tuple[str, ...] = ()) -> Iterator[OutputFolder]:
     """A folder to fill. Ended by an error it keeps what was published; with nothing published it is as it was before.
 
     A killed process leaves at most a hidden folder `.partial-...`, which the next one removes. With `overwrite`, files
-    of an earlier run give way to the first that are published; files that maisi did not write stay.
+    of an earlier run, and `state` by these names, give way to the first that are published; files that maisi did not
+    write stay.
     """
     entries_of(path)
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    folder = OutputFolder(path, path / f"{PARTIAL}{owner_mark()}", overwrite)
+    folder = OutputFolder(path, path / f"{PARTIAL}{owner_mark()}", overwrite, state)
     try:
         with storage_errors(path):
             folder.partial.mkdir(parents=True)
@@ -127,10 +128,12 @@ def _move(source: Path, target: Path) -> list[Path]:
     return moved
 
 
-def _remove_earlier(path: Path) -> None:
+def _remove_earlier(path: Path, state: tuple[str, ...]) -> None:
     for folder in (path, path / FAILED):
         for name in [entry.name for entry in folder.iterdir() if _OURS.match(entry.name)] if folder.is_dir() else ():
             _remove(folder / name)
+    for name in state:
+        _remove(path / name)
     _remove_empty([path / FAILED])
 
 

@@ -265,4 +265,11 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-DOWNSTREAM = Task("downstream run", DownstreamRequest, check, work, inputs, Output.STATE, cluster=cluster_of)
+def state_of(request: DownstreamRequest) -> tuple[str, ...]:
+    """What a run goes on from: the stored cases and what was trained, with what is told of them."""
+    return CASES, CELLS, PLAN, REPORT, PAGE
+
+
+DOWNSTREAM = Task(
+    "downstream run", DownstreamRequest, check, work, inputs, Output.STATE, cluster=cluster_of, state=state_of
+)

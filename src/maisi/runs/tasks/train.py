@@ -52,6 +52,8 @@ LABEL_STEPS = ("label_autoencoder", "label_diffusion")
 
 OnStep = Callable[[str, int, Mapping[str, float]], None]
 Stage = Callable[[Checked["TrainRequest"], Lesson, Path, OnStep | None], Bundle]
+Check = Callable[["TrainRequest"], Checked["TrainRequest"]]
+Work = Callable[[Checked["TrainRequest"], Run], None]
 
 
 class TrainRequest(Frozen):
@@ -337,7 +339,8 @@ def telling(run: Run) -> OnStep:
 def _train(checked: Checked[TrainRequest], run: Run, part: str, is_measured: bool = False) -> None:
     """Work in the folder itself, where every stage leaves its state."""
     run.publish()  # the settings, by which a later run knows that it goes on
-
+    if run.ranks is not None:
+        run.ranks.wait()  # nobody goes on from what the first has just removed
     lesson = _lesson(checked.request, parts_of(part, checked.request.recipe))
     with _freed(checked.request):
         bundle = STAGES[part](checked, lesson, run.folder, telling(run))
@@ -397,13 +400,29 @@ STAGES: dict[str, Stage] = {
 }
 """What is trained, by the last word of the command."""
 
-AUTOENCODER = Task(
-    "train autoencoder", TrainRequest, check_autoencoder, train_autoencoder, inputs, Output.STATE, on_ranks=True
-)
-DIFFUSION = Task("train diffusion", TrainRequest, check_diffusion, train_unet, inputs, Output.STATE, on_ranks=True)
-CONTROLNET = Task(
-    "train controlnet", TrainRequest, check_controlnet, train_controlnet, inputs, Output.STATE, on_ranks=True
-)
-SEGMENTER = Task("train segmenter", TrainRequest, check_segmenter, train_segmenter, inputs, Output.STATE, on_ranks=True)
-RECIPE = Task("train recipe", TrainRequest, check_recipe, train_recipe, inputs, Output.STATE)
-LABELS = Task("train labels", TrainRequest, check_labels, train_labels, inputs, Output.STATE)
+STATES = {
+    "autoencoder": ("autoencoder",),
+    "diffusion": ("diffusion",),
+    "controlnet": ("controlnet",),
+    "segmenter": ("segmenter",),
+    "recipe": ("autoencoder", "segmenter", "diffusion", "controlnet", "quality.json"),
+    "labels": ("maps", "label_autoencoder", "label_latents", "label_diffusion"),
+}
+"""What a training goes on from, by the last word of the command, besides latents that it made itself."""
+
+
+def _state(part: str, request: TrainRequest) -> tuple[str, ...]:
+    return (*STATES[part], "latents") if part != "labels" and request.latents is None else STATES[part]
+
+
+def _task(part: str, check: Check, work: Work, on_ranks: bool = False) -> Task[TrainRequest]:
+    state = partial(_state, part)
+    return Task(f"train {part}", TrainRequest, check, work, inputs, Output.STATE, on_ranks=on_ranks, state=state)
+
+
+AUTOENCODER = _task("autoencoder", check_autoencoder, train_autoencoder, on_ranks=True)
+DIFFUSION = _task("diffusion", check_diffusion, train_unet, on_ranks=True)
+CONTROLNET = _task("controlnet", check_controlnet, train_controlnet, on_ranks=True)
+SEGMENTER = _task("segmenter", check_segmenter, train_segmenter, on_ranks=True)
+RECIPE = _task("recipe", check_recipe, train_recipe)
+LABELS = _task("labels", check_labels, train_labels)
