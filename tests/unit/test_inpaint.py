@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_abdomen import BODY, GRID, LIMITS, LIVER, TUMOUR, VOCABULARY, write_abdomen
 from made_bundle import random_bundle
 from scipy import ndimage
@@ -212,6 +214,26 @@ def test_windows_lie_within_the_volume_and_fit_the_networks() -> None:
         assert (window.inner(window.mask)).sum() == window.mask.sum()
         starts = GRID.index(window.grid.corners()[0])
         np.testing.assert_allclose(starts, np.rint(starts), atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(24, 40), st.integers(24, 40), st.integers(100, 220)),
+    spacing=st.tuples(*[st.floats(0.5, 5.0)] * 3),
+    ends=st.tuples(*[st.booleans()] * 3),
+)
+def test_a_lesion_that_the_border_cuts_lies_in_its_window_whole(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], ends: tuple[bool, bool, bool]
+) -> None:
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(n - 3, n) if last else slice(0, 3) for n, last in zip(shape, ends, strict=True))] = True
+    grid = Grid.centered(shape, spacing)
+    (window,) = windows_of(mask, grid, LIMITS, 4)
+    assert window.inner(window.mask).sum() == mask.sum()
+    low, high = window.grid.world(np.array([[-0.5] * 3, np.subtract(window.grid.shape, 0.5)]))
+    shown = grid.world(np.argwhere(mask))
+    assert (shown >= low - 1e-6).all()
+    assert (shown <= high + 1e-6).all()
 
 
 def test_a_lesion_larger_than_the_bundle_makes_is_refused() -> None:

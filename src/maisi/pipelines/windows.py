@@ -19,6 +19,9 @@ CONTEXT_MM = 40.0
 NEAR_MM = 24.0
 """How far beyond a lesion the CT is compared with what was drawn."""
 
+EDGE = 1e-6
+"""Of a voxel: what a border may be off by rounding."""
+
 Box = tuple[slice, slice, slice]
 
 
@@ -68,10 +71,24 @@ def windows_of(
 
 
 def _shown(window: Grid, grid: Grid) -> Box:
-    """The voxels of a CT that lie in a window."""
-    low, high = np.rint(grid.index(window.corners()[[0, -1]])).astype(int)
-    x, y, z = (slice(max(0, int(a)), min(n, int(b) + 1)) for a, b, n in zip(low, high, grid.shape, strict=True))
+    """The voxels of a CT whose centres lie in a window, up to the edges of its voxels."""
+    edges = window.world(np.array([[-0.5] * 3, [n - 0.5 for n in window.shape]]))
+    low, high = grid.index(edges) + [[-EDGE], [EDGE]]
+    x, y, z = (
+        slice(max(0, int(np.ceil(a))), min(n, int(np.floor(b)) + 1))
+        for a, b, n in zip(low, high, grid.shape, strict=True)
+    )
     return x, y, z
+
+
+def _covering(grid: Grid, spacing: Sequence[float]) -> Grid:
+    """The grid of this spacing about the middle of a CT whose voxels reach to its edges or, by less than half, beyond.
+
+    A lesion that the border of the CT cuts lies in it whole; the middles of all its voxels lie in the CT.
+    """
+    lattice = with_spacing(grid, spacing)
+    shape = [int(np.ceil(length / s - EDGE)) for length, s in zip(grid.fov_mm, lattice.spacing, strict=True)]
+    return lattice.window([(have - n) / 2 for have, n in zip(lattice.shape, shape, strict=True)], shape)
 
 
 def grown_box(box: Sequence[slice], grid: Grid, margin_mm: float, within: Box) -> Box:
@@ -119,7 +136,7 @@ def _window(box: Sequence[slice], grid: Grid, spacing: Spacing3, limits: Limits,
     least = limits.min_fov_mm or (0.0, 0.0, 0.0)
     wanted = [max(length + 2 * CONTEXT_MM, fov) for length, fov in zip(lesion_mm, least, strict=True)]
     size = [min(top, -(-round(w / s) // multiple) * multiple) for w, s, top in zip(wanted, coarse, most, strict=True)]
-    lattice = with_spacing(grid, coarse)
+    lattice = _covering(grid, coarse)
     start = [_start(float(at), n, have) for at, n, have in zip(lattice.index(middle), size, lattice.shape, strict=True)]
     shape: Size3 = (size[0], size[1], size[2])
     return lattice.window(start, shape)

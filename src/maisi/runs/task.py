@@ -141,7 +141,5 @@ class Task(Generic[Request]):
     shard: Callable[[Request], str | None] = no_shard  # the part of `Output.SHARED` that a request is for, as 2/4
     cluster: Callable[[Request], tuple[str | None, int]] = no_cluster  # address of the Ray cluster, and cores an item
     check_place: Callable[[Request, Path], None] = anywhere  # raises where the files may not lie there
-    state: Callable[[Request], tuple[str, ...]] = (
-        no_state  # what goes where `--overwrite` begins anew
-    )
+    state: Callable[[Request], tuple[str, ...]] = no_state  # what goes where `--overwrite` begins anew
     free: tuple[str, ...] = ()  # settings in which runs that fill one `Output.SHARED` may differ, besides the usual

@@ -83,7 +83,7 @@ class Grid:
         """World positions (8, 3) of the corner voxels' centres."""
         return self.world(np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(self.shape) - 1))
 
-    def window(self, start: Sequence[int], shape: Sequence[int]) -> "Grid":
+    def window(self, start: Sequence[float], shape: Sequence[int]) -> "Grid":
         """The grid of `shape` voxels that begins at voxel `start` of this one; it may reach outside."""
         affine = self.affine.copy()
         affine[:3, 3] = self.world(np.asarray(start))
