@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from made_abdomen import LIMITS, write_abdomen
+from made_bundle import random_bundle
 
 from made_limbs import SARCOMA, save_limbs
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.bundle.bundle import save_bundle
 from maisi.data.manifest import Case, read_manifest
 from maisi.downstream.backends import builtin
 from maisi.downstream.backends.auto3dseg import write_input
@@ -24,7 +27,7 @@ from maisi.downstream.plan import Cell, Split, cases_of, cells_of, divide, num_s
 from maisi.downstream.report import report_of, told_rows
 from maisi.downstream.statistics import paired_difference
 from maisi.downstream.store import StoredCase, check_no_leak, known_classes, members_of, store_real
-from maisi.downstream.synthetic import folder_cases, variants_of, varied, without_blur
+from maisi.downstream.synthetic import folder_cases, make_variant, variants_of, varied, without_blur
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.evaluation.segmentation import Agreement
 from maisi.space.grid import Grid
@@ -114,6 +117,23 @@ def test_every_fold_ratio_and_seed_is_one_training_and_fewer_cases_are_part_of_m
         assert few == more[:2] == everything[:2]
         assert more == everything[:4]
         assert not {patient_of(case) for case in everything} & split.held_out(fold)
+
+
+def test_a_ratio_that_gives_no_synthetic_case_is_refused(manifest: Path) -> None:
+    settings = experiment(
+        manifest, split={"test": "share", "folds": 3}, regimes=[{"num_real": [2], "ratios": [0, 0.2]}]
+    )
+    cases = people(40)
+    with pytest.raises(InvalidRequestError, match=r"ratio 0\.2 of 2 real cases is no synthetic case; .* at least 0\.5"):
+        cells_of(settings, divide(cases, settings), cases)
+
+
+def test_magnetic_resonance_takes_no_part(tmp_path: Path) -> None:
+    listed = {"id": "a", "image": "a.nii", "labels_maisi": "l.nii"}
+    content = {"cases": [listed, listed | {"id": "b", "modality": "mr"}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    found = cases_of(experiment(tmp_path / "manifest.json", groups=()))
+    assert [case.id for case in found] == ["a"]
 
 
 def test_synthetic_cases_are_made_of_training_cases_alone_each_as_often_as_the_others(manifest: Path) -> None:
@@ -212,6 +232,24 @@ def test_a_varied_map_keeps_its_tumour_elsewhere_and_its_borders_closed(manifest
     assert (first.array == again.array).all()
     assert (first.array != second.array).any()
     assert (first.array != labels.array).any()
+
+
+def test_a_tumour_more_is_put_where_the_labels_of_the_case_name_its_host(tmp_path: Path) -> None:
+    abdomen = write_abdomen(tmp_path)
+    case = Case(
+        id="a", image=abdomen / "diseased_ct.nii", labels_maisi=abdomen / "diseased.nii", patient="p", region="abdomen"
+    )
+    bundle = save_bundle(random_bundle(LIMITS), tmp_path / "bundle")
+    settings = experiment(
+        tmp_path / "none.json", groups=(), structures=["hepatic tumor"], spacing_mm=4,
+        synthetic={"source": "inpaint", "tumour": "hepatic tumor", "bundle": str(bundle), "steps": 1},
+    )  # fmt: skip
+    made = make_variant(variants_of([case], 1)[0], settings, tmp_path / "cases")
+    real = store_real(case, members=members_of(settings.structures), spacing_mm=4, folder=tmp_path / "cases")
+    before, after = (each.classes(tmp_path / "cases").array > 0 for each in (real, made))
+    assert made.from_patients == ("p",)
+    assert after.sum() > before.sum() > 0
+    assert after[before].all()
 
 
 def test_levels_are_those_of_the_reference_and_outlines_stay() -> None:
@@ -513,6 +551,9 @@ def test_only_trainings_that_have_a_partner_are_compared(manifest: Path) -> None
     change = report.rows[1].change
     assert change is not None
     assert change.mean == pytest.approx(0.1)
+    assert report.rows[0].folds == (pytest.approx(0.5), None)  # the second is not done, and its place is left free
+    late = report_of(settings, split, [result(1, 0, {"p": 0.5})])
+    assert told_rows(late)[1][0][3:5] == ("", "0.500")
     assert "<circle cx='170.0' cy='104.0'" in downstream_page(report)  # 0.5 and 0.6 in a square of 260
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from maisi.anatomy.lesions import healthy_ids, lesion_ids, unnamed, without_structures
+from maisi.anatomy.lesions import healed, healthy_ids, lesion_ids, unnamed, without_structures
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.cases import own_labels
 from maisi.data.manifest import Case
@@ -73,6 +73,20 @@ def test_a_lesion_without_a_host_beside_it_becomes_the_commonest_host_else_body(
     labels[10:] = ID("right lung upper lobe")
     healthy = without_structures(labels, [ID("lung tumor")], VOCABULARY)
     assert (healthy[4:6, 4:6, 4:6] == ID("right lung upper lobe")).all()
+
+
+def test_a_healed_mask_is_what_is_around_it_and_unlabelled_where_that_is() -> None:
+    labels = np.zeros((20, 12, 12), np.uint8)
+    labels[:8] = ID("liver")
+    hole, elsewhere = (np.zeros(labels.shape, bool) for _ in range(2))
+    hole[2:5, 3:6, 3:6] = True
+    elsewhere[13:16, 3:6, 3:6] = True
+    labels[hole] = 0
+    both = healed(labels, hole | elsewhere, VOCABULARY)
+    assert (both[hole] == ID("liver")).all()
+    assert (both[elsewhere] == 0).all()
+    everywhere = healed(labels, np.ones(labels.shape, bool), VOCABULARY)
+    assert np.array_equal(everywhere, labels)
 
 
 def test_any_structure_can_be_removed_and_without_a_host_leaves_body() -> None:

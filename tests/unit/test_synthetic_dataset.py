@@ -164,3 +164,7 @@ def test_a_mix_that_cannot_be_is_refused() -> None:
         MixedDataset([1], [2], share=1)
     with pytest.raises(InvalidRequestError, match="no synthetic item"):
         MixedDataset([1], [], share=0.5)
+    with pytest.raises(
+        InvalidRequestError, match=r"a share of 0\.1 beside 4 real items is no synthetic one; accepted: 0, or 0\.2"
+    ):
+        MixedDataset([1, 2, 3, 4], [2], share=0.1)

@@ -43,29 +43,31 @@ def without_structures(labels: np.ndarray, ids: Iterable[int], vocabulary: Vocab
         if len(hosts) == 1:
             result[labels == id] = hosts[0]
         else:
-            _fill_parts(result, labels == id, hosts, counts, vocabulary.id("body"))
+            body = vocabulary.id("body")
+            usual = max(hosts, key=lambda id: counts[id], default=body)
+            _fill_parts(result, labels == id, hosts, usual if counts[usual] else body)
     return result
 
 
-def _fill_parts(result: np.ndarray, lesion: np.ndarray, hosts: list[int], counts: np.ndarray, body: int) -> None:
-    """Fill each part of a lesion by the commonest host around it."""
+def _fill_parts(result: np.ndarray, lesion: np.ndarray, hosts: list[int], usual: int = BACKGROUND) -> None:
+    """Fill each part of a lesion by the commonest host around it, else by the usual one; by background none."""
     numbered, _ = parts(lesion)
-    usual = max(hosts, key=lambda id: counts[id], default=body)
-    usual = usual if counts[usual] else body
     for number, box in enumerate(ndimage.find_objects(numbered), start=1):
         around = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
         inside = numbered[around] == number
         ring = ndimage.binary_dilation(inside, np.ones((3, 3, 3), bool)) & ~lesion[around]
         nearby = np.bincount(result[around][ring], minlength=256)
-        best = max(hosts, key=lambda id: nearby[id], default=body)
-        result[around][inside] = best if nearby[best] else usual
+        best = max(hosts, key=lambda id: nearby[id], default=usual)
+        if (chosen := best if nearby[best] else usual) != BACKGROUND:
+            result[around][inside] = chosen
 
 
 def healed(labels: np.ndarray, mask: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """The label map with each part of a mask as what is healthy there.
 
     A lesion that has a name becomes one of its hosts, see `without_structures`; what is left of the mask, the commonest
-    structure around it that is no lesion itself.
+    structure around it that is no lesion itself. Where that is none, as in a map that names the structures of another
+    part of the body alone, the labels stay as they are.
     """
     lesions = lesion_ids(vocabulary)
     inside = np.unique(labels[mask])
@@ -74,8 +76,8 @@ def healed(labels: np.ndarray, mask: np.ndarray, vocabulary: Vocabulary) -> np.n
     is_open = mask & ~np.isin(labels, lesions)
     if is_open.any():
         counts = np.bincount(result.ravel(), minlength=256)
-        hosts = [int(id) for id in np.flatnonzero(counts) if id != BACKGROUND and id not in lesions]
-        _fill_parts(result, is_open, hosts, counts, vocabulary.id("body"))
+        hosts = [int(id) for id in np.flatnonzero(counts) if id not in lesions]
+        _fill_parts(result, is_open, hosts)
     return result
 
 

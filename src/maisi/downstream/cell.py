@@ -1,7 +1,6 @@
 """One training of an experiment: its cases, checked for leaks, a backend, and how the patients to test came out."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from maisi.downstream.backends.backend import Exercise, OnStep, backend_of
 from maisi.downstream.experiment import TrainingSettings
@@ -10,6 +9,7 @@ from maisi.downstream.store import StoredCase, check_no_leak
 from maisi.evaluation.segmentation import Agreement, agreement
 from maisi.shapes import Frozen
 from maisi.space.volume import LabelMap
+from maisi.storage.folders import open_beside
 
 
 class CellWork(Frozen):
@@ -64,8 +64,8 @@ def carry_out_cell(work: CellWork, on_step: OnStep = lambda done, total: None) -
         spacing_mm=work.spacing_mm,
     )
     work.out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=work.out, prefix=".scratch-") as scratch:
-        found = backend_of(work.settings).segment(exercise, Path(scratch), on_step)
+    with open_beside(work.out) as scratch:
+        found = backend_of(work.settings).segment(exercise, scratch.partial, on_step)
         tested = tuple(_tested(case, labels, work) for case, labels in found)
     return CellResult(
         cell=work.cell,

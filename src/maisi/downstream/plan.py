@@ -56,6 +56,7 @@ def cases_of(experiment: Experiment) -> tuple[Case, ...]:
         case
         for case in everything
         if case.image is not None
+        and case.modality == "ct"
         and (case.labels is not None or case.labels_maisi is not None)
         and (not experiment.groups or case.group in experiment.groups)
     )
@@ -118,12 +119,19 @@ def cells_of(experiment: Experiment, split: Split, cases: Sequence[Case]) -> tup
 
 
 def _check_enough(regime: Regime, split: Split, cases: Sequence[Case]) -> None:
+    """Nothing, or the refusal of more real cases than there are, and of a ratio that gives no synthetic one."""
     least = min(len(_cases_of(split.training(fold), cases)) for fold in range(len(split.folds)))
     for wanted in regime.num_real:
         if wanted != ALL and int(wanted) > least:
             raise InvalidRequestError(
                 f"num_real {wanted} is more than the {least} training cases of the smallest fold; accepted: 1 to "
                 f"{least}, or all"
+            )
+        num_real = least if wanted == ALL else int(wanted)
+        for ratio in (each for each in regime.ratios if each and not round(each * num_real)):
+            raise InvalidRequestError(
+                f"ratio {ratio:g} of {num_real} real cases is no synthetic case; accepted: 0, or at least "
+                f"{1 / num_real:.3g}"
             )
 
 

@@ -21,8 +21,8 @@ Figure = Callable[[Agreement], float | None]
 class Row(Frozen):
     """One class (or the mean over classes) at a number of real cases and a ratio.
 
-    Figures are means over patients and seeds: Dice by fold and over folds, and of all folds surface Dice and HD95 (mm,
-    of those that were found). Differences are from real data only.
+    Figures are means over patients and seeds: Dice by fold (None where no training of it is done) and over folds, and
+    of all folds surface Dice and HD95 (mm, of those that were found). Differences are from real data only.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Row(Frozen):
     num_trained_real: float
     num_synthetic: float
     seeds: int
-    folds: tuple[float, ...]
+    folds: tuple[float | None, ...]
     dice: float
     surface_dice: float
     hd95_mm: float | None
@@ -75,7 +75,7 @@ def report_of(
     """The report on trainings that are done; values of one patient are averaged over folds and seeds."""
     rng = np.random.default_rng(experiment.split.seed)
     names = [*experiment.structures, *([MEAN] if len(experiment.structures) > 1 else [])]
-    rows = [row for name in names for row in _rows(name, experiment, cells, rng)]
+    rows = [row for name in names for row in _rows(name, experiment, len(split.folds), cells, rng)]
     few = len(split.test) < 6
     told = [f"{len(split.test)} patients test: no p-value can be below {2 / 2 ** len(split.test):.3f}"] if few else []
     return DownstreamReport(
@@ -88,14 +88,16 @@ def report_of(
     )
 
 
-def _rows(name: str, experiment: Experiment, cells: Sequence[CellResult], rng: np.random.Generator) -> Iterable[Row]:
+def _rows(
+    name: str, experiment: Experiment, num_folds: int, cells: Sequence[CellResult], rng: np.random.Generator
+) -> Iterable[Row]:
     done = grouped(cells)
     order = {key: k for k, key in enumerate(_keys(experiment))}
     for key in sorted(done, key=lambda each: order.get(each, len(order))):
         of_key = [each for each in done[key] if _has(each, name)]
         if of_key:
             baseline = done.get((key[0], 0.0), []) if key[1] else []
-            yield _row(name, key, of_key, baseline, rng)
+            yield _row(name, key, num_folds, of_key, baseline, rng)
 
 
 def grouped(cells: Iterable[CellResult]) -> Mapping[tuple[NumReal, float], list[CellResult]]:
@@ -118,12 +120,12 @@ def _has(result: CellResult, name: str) -> bool:
 def _row(
     name: str,
     key: tuple[NumReal, float],
+    num_folds: int,
     cells: Sequence[CellResult],
     baseline: Sequence[CellResult],
     rng: np.random.Generator,
 ) -> Row:
-    folds = sorted({each.cell.fold for each in cells})
-    by_fold = [[each for each in cells if each.cell.fold == fold] for fold in folds]
+    by_fold = [[each for each in cells if each.cell.fold == fold] for fold in range(num_folds)]
     found = [each for cell in cells for case in cell.tested for each in _agreements(case.classes, name)]
     far = [each.hd95_mm for each in found if each.hd95_mm is not None]
     pairs = partners(cells, baseline)
@@ -134,7 +136,7 @@ def _row(
         num_trained_real=float(np.mean([len(each.real) for each in cells])),
         num_synthetic=float(np.mean([len(each.synthetic) for each in cells])),
         seeds=len({each.cell.seed for each in cells}),
-        folds=tuple(_mean(by_patient(each, name, dice_of)) for each in by_fold),
+        folds=tuple(_mean(by_patient(each, name, dice_of)) if each else None for each in by_fold),
         dice=_mean(by_patient(cells, name, dice_of)),
         surface_dice=_mean(by_patient(cells, name, _surface_dice)),
         hd95_mm=float(np.mean(far)) if far else None,
@@ -200,8 +202,7 @@ def told_rows(found: DownstreamReport) -> tuple[tuple[str, ...], list[tuple[str,
         (
             row.name,
             *row.counts,
-            *(f"{value:.3f}" for value in row.folds),
-            *("" for _ in range(num - len(row.folds))),
+            *("" if value is None else f"{value:.3f}" for value in row.folds),
             f"{row.dice:.3f}",
             *_told(row.change),
         )

@@ -37,7 +37,7 @@ from maisi.downstream.store import (
 from maisi.errors import InvalidRequestError
 from maisi.evaluation.sets import labelled_set
 from maisi.pipelines.generate import draw_one, rehearse
-from maisi.pipelines.inpaint import inpaint
+from maisi.pipelines.inpaint import carry_in, scene_of, validate_scene, with_bundle
 from maisi.pipelines.inpaint_request import InpaintRequest
 from maisi.pipelines.labels import GivenLabels
 from maisi.pipelines.requests import GenerateRequest
@@ -213,9 +213,9 @@ def _fitted(name: str, request: GenerateRequest, place: _Place) -> Bundle:
 
 
 def _inpainted(variant: Variant, volume: Volume, own: LabelMap, experiment: Experiment) -> tuple[Volume, LabelMap]:
-    """The CT of a case with one tumour more."""
+    """The CT of a case with one tumour more, in a place that the labels of the case have room for."""
     settings = experiment.synthetic
-    request = InpaintRequest(
+    asked = InpaintRequest(
         source=variant.case.image,
         tumor=settings.tumour,
         random=1,
@@ -224,7 +224,9 @@ def _inpainted(variant: Variant, volume: Volume, own: LabelMap, experiment: Expe
         steps=settings.steps,
         compute=Compute(threads=torch.get_num_threads()),
     )
-    result = inpaint(request)
+    request, bundle = with_bundle(asked, None)
+    scene = scene_of(volume, complete_labels(own, volume), str(variant.case.image))
+    result = carry_in(validate_scene(request, bundle, scene, 0), lambda stage, done, total: None)
     labels = LabelMap(np.where(result.mask.array > 0, result.labels.array, own.array).astype(np.uint8), own.grid)
     box = body_box(result.volume)
     small = crop(result.volume, *box)

@@ -153,6 +153,11 @@ class MixedDataset(Dataset[Any]):
             raise InvalidRequestError(f"a share of {share} is not from 0 to below 1; accepted: 0.5 for one to one")
         self.real, self.synthetic, self.seed, self.epoch = real, synthetic, seed, 0
         self.num_synthetic = round(len(real) * share / (1 - share))
+        if share and len(real) and not self.num_synthetic:
+            raise InvalidRequestError(
+                f"a share of {share} beside {len(real)} real items is no synthetic one; accepted: 0, or "
+                f"{1 / (len(real) + 1):.2g} and more"
+            )
         if self.num_synthetic and not len(synthetic):
             raise InvalidRequestError("there is no synthetic item to mix in; accepted: a dataset of some, or share=0")
 

@@ -106,6 +106,7 @@ def work(checked: Checked[DownstreamRequest], run: Run) -> None:
     trainings = [_work(cell, planned, experiment, real, synthetic, run.folder) for cell in planned.cells]
     for each in trainings:
         check_no_leak(each.training, each.held_out)  # before hours are spent
+    _check_synthetic(trainings, run)
     _train(trainings, checked, run)
 
 
@@ -163,6 +164,14 @@ def _check_some(real: dict[str, StoredCase], planned: Planned, run: Run) -> None
     if not any(case.id in real for case in test) or len(real) == len([case for case in test if case.id in real]):
         first = run.warnings[0] if run.warnings else "no case"
         raise RunError(f"too few cases are left to train and to test; {first}")
+
+
+def _check_synthetic(trainings: Sequence[CellWork], run: Run) -> None:
+    """Raises where a training with synthetic cases would be one without: it would compare nothing."""
+    for each in trainings:
+        if each.cell.ratio and not any(case.synthetic for case in each.training):
+            last = run.warnings[-1] if run.warnings else "no case"
+            raise RunError(f"no synthetic case is left for the training {each.cell.name}; {last}")
 
 
 def _work(
