@@ -1,5 +1,6 @@
 """`maisi generate --format`, `maisi export --to` and `maisi reproduce FILE`: the formats of viewers and archives."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,15 @@ def test_what_cannot_be_exported_is_refused(
     answer = maisi("export", patient.ct, *words, "--out", tmp_path / "out")
     assert answer.code == 2
     assert message in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["nrrd", "dicom"])
+def test_two_cases_of_one_file_name_are_refused(to: str, patient: Patient, maisi: Maisi, tmp_path: Path) -> None:
+    cases = [{"id": id, "image": str(patient.ct)} for id in ("p1 a", "p1_a")]
+    (tmp_path / "m.json").write_text(json.dumps({"cases": cases}))
+    answer = maisi("export", tmp_path / "m.json", "--to", to, "--out", tmp_path / "out")
+    assert (answer.code, "would have one file name: p1_a" in answer.err) == (2, True), answer.err
     assert not (tmp_path / "out").exists()
 
 

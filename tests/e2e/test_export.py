@@ -83,6 +83,19 @@ def test_what_is_exported_is_read_back_voxel_by_voxel(to: str, maisi: Maisi, sto
     assert {case.id for case in found.cases if case.split == "testing"} == {"c3", "c4"}
 
 
+@pytest.mark.parametrize("to", ["monai", "msd", "nnunet"])
+def test_a_healthy_case_has_a_label_file_without_labels(to: str, maisi: Maisi, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    cases = [Case(id="ill", image=store / "c0_ct.nii.gz", labels_maisi=store / "c0_labels.nii.gz")]
+    empty = np.zeros_like(read_labels(store / "c0_labels.nii.gz").array)
+    write_labels(LabelMap(empty, read_volume(store / "c0_ct.nii.gz").grid), tmp_path / "in" / "none.nii.gz")
+    told = {"labels": tmp_path / "in" / "none.nii.gz", "label_names": {"1": "liver"}}
+    cases.append(Case(id="healthy", image=store / "c0_ct.nii.gz", **told))
+    write_manifest(cases, tmp_path / "in" / STORED)
+    out = exported(maisi, tmp_path / "in", to, tmp_path)
+    assert not read_labels(out / "labelsTr" / "healthy.nii.gz").array.any()
+
+
 def test_an_nnunet_folder_keeps_the_rules_that_nnunet_checks(maisi: Maisi, store: Path, tmp_path: Path) -> None:
     out = exported(maisi, store, "nnunet", tmp_path)
     content = json.loads((out / "dataset.json").read_text())

@@ -53,7 +53,7 @@ def test_cases_of_a_manifest_are_done_but_for_those_that_cannot(
     maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path
 ) -> None:
     cases = [
-        {"id": "whole", "image": str(patient.ct), "labels_maisi": str(patient.labels)},
+        {"id": "p1/whole", "image": str(patient.ct), "labels_maisi": str(patient.labels)},
         {"id": "unlabelled", "image": str(patient.ct)},
     ]
     manifest, out = tmp_path / "cases.jsonl", tmp_path / "out"
@@ -61,12 +61,17 @@ def test_cases_of_a_manifest_are_done_but_for_those_that_cannot(
     answer = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, *LESION, "-o", out)
 
     assert answer.code == 0, answer.err
-    names = [name.replace("ct_", "whole_", 1) for name in MADE]
+    names = [name.replace("ct_", "p1__whole_", 1) for name in MADE]
     assert files_in(out) == sorted([*names, "manifest.jsonl", "run.json", "run.yaml"])
     assert "unlabelled: --random draws places in the liver" in answer.err
     (case,) = (json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines())
-    assert case["labels_maisi"] == "whole_labels.nii.gz"
+    assert case["labels_maisi"] == "p1__whole_labels.nii.gz"
     assert "put in by maisi inpaint" in case["notes"]
+
+    healed = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, "--remove", "-o", out, "--overwrite")
+    assert (healed.code, "no case could be inpainted" in healed.err) == (2, True)  # what was made before is not listed
+    shifted = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, *LESION, "--hu-offset", -1024, "-o", out)
+    assert (shifted.code, "of a manifest are read as they are" in shifted.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,15 @@ def test_what_is_asked_for_is_there_and_no_lesion_that_was_not(abdomen: LabelMap
     assert whole == pytest.approx(found.asked[LIVER], rel=0.05)
 
 
+@pytest.mark.parametrize("diameter", range(5, 13))
+def test_a_lesion_of_few_voxels_is_as_large_as_voxels_can_be(abdomen: LabelMap, diameter: int) -> None:
+    request = AnatomyRequest.parse([f"hepatic tumor={diameter}mm"])
+    found = fulfil(abdomen, request, np.random.default_rng(0))
+    voxel = float(np.prod(abdomen.grid.spacing)) / 1000
+    asked = found.asked[TUMOUR]
+    assert abs(found.obtained[TUMOUR] - asked) <= max(0.1 * asked, voxel)
+
+
 def test_a_lesion_of_any_size_stays_where_the_map_has_one(abdomen: LabelMap) -> None:
     ids = abdomen.array.copy()
     liver = np.flatnonzero(ids == LIVER)

@@ -10,7 +10,9 @@ from maisi.errors import InvalidRequestError
 from maisi.evaluation import stored
 from maisi.evaluation.comparison import Comparison
 from maisi.evaluation.distances import frechet, frechet_of, kernel_distance, spread
-from maisi.evaluation.features import PLANES
+from maisi.evaluation.features import PLANES, PlaneProtocol
+from maisi.evaluation.images import ImageProtocol, MeasuredSet, compare_images
+from maisi.evaluation.sets import NamedImage
 from maisi.evaluation.stored import Scaling, StoredPlanes, write_features
 
 
@@ -107,3 +109,16 @@ def test_features_that_never_change_over_real_planes_are_left_out(tmp_path: Path
     write_features(tmp_path / "1.npz", features, np.ones(6))
     with pytest.raises(InvalidRequestError, match="all 3 features are the same for every real plane"):
         Scaling.of(StoredPlanes([tmp_path / "1.npz"]))
+
+
+def test_where_synthetic_volumes_are_few_halves_are_as_small_and_it_is_said(tmp_path: Path) -> None:
+    folders = {"real": (12, 0.0), "made": (3, 0.0)}
+    sets = {}
+    for seed, (name, (count, centre)) in enumerate(folders.items()):
+        images = [NamedImage(f"{name}{k}", f"{name}{k}", Path) for k in range(count)]
+        sets[name] = MeasuredSet(images, planes_in(tmp_path / name, count, centre, seed=seed))
+    protocol = ImageProtocol("own", "own", PlaneProtocol(), draws=1)
+    report = compare_images(sets["real"], sets["made"], protocol)
+    assert "3 synthetic volumes are fewer than a half of the real ones" in " ".join(report.notes)
+    low, high = (getattr(report.halves.frechet_mean, end) for end in ("low", "high"))
+    assert low <= report.matched.frechet_mean.value <= high  # of one distribution, and as many of each

@@ -121,6 +121,17 @@ def test_finer_labels_have_smooth_borders_and_the_same_volume() -> None:
     assert smooth.sum() == pytest.approx(blocky.sum(), rel=0.1)
 
 
+@pytest.mark.parametrize("spacing", [2.0, 3.0, 8.0])
+def test_a_structure_of_one_voxel_stays_where_it_is(spacing: float) -> None:
+    grid = Grid.centered((12, 12, 12), (4.0, 4.0, 4.0))
+    ids = np.full(grid.shape, LIVER, np.uint8)
+    ids[4, 7, 5] = GALLBLADDER
+    other = with_spacing(grid, (spacing,) * 3)
+    found = np.argwhere(finer_labels(LabelMap(ids, grid), other).array == GALLBLADDER)
+    assert len(found) == max(1, round((4 / spacing) ** 3))
+    assert np.abs(other.world(found) - grid.world(np.array([4, 7, 5]))).max() <= (spacing + 4) / 2
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -62,6 +62,13 @@ def test_what_failed_its_check_is_in_no_set_and_every_format_that_is_read_is(ope
     )
 
 
+def test_files_of_one_name_in_several_folders_are_of_several_patients(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ct.nii.gz").touch()
+    assert [each.patient for each in image_set(tmp_path)] == ["p1/ct", "p2/ct"]
+
+
 @SETS
 def test_a_manifest_without_what_is_looked_for_has_none(open_set: OpenSet, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"cases": [{"id": "a"}]}))

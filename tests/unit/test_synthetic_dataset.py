@@ -18,6 +18,9 @@ from maisi.errors import InvalidConfigError, InvalidLabelsError, InvalidRequestE
 from maisi.pipelines import dataset as home
 from maisi.pipelines.dataset import MixedDataset, Synthesized, SyntheticDataset
 from maisi.pipelines.many.store import Kept
+from maisi.space.files import write_labels
+from maisi.space.label_files import read_labels
+from maisi.space.volume import LabelMap
 
 CLASSES = ("liver", "lungs", "spleen")
 
@@ -82,6 +85,16 @@ def test_a_cache_gives_the_same_items_without_any_network(
     other = SyntheticDataset({**request_of_four, "steps": 2}, cache=tmp_path / "cache")
     with pytest.raises(TypeError):
         other[2]  # of other settings: it would be made
+
+
+def test_a_cache_keeps_classes_that_a_bundle_declares(request_of_four: dict, tmp_path: Path) -> None:
+    cached = SyntheticDataset(request_of_four, cache=tmp_path / "cache")
+    cached[0]
+    (path,) = (tmp_path / "cache").glob("*_labels.nii.gz")
+    labels = read_labels(path)
+    own = np.where(labels.array == labels.array.max(), np.uint8(210), labels.array)
+    write_labels(LabelMap(own, labels.grid), path)
+    assert 210 in cached[0]["label"]
 
 
 def test_it_is_the_same_in_processes_that_are_spawned(request_of_four: dict) -> None:

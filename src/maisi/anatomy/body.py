@@ -47,10 +47,15 @@ def tissue_labels(volume: Volume, fat: bool = True) -> LabelMap:
     return LabelMap(ids, volume.grid)
 
 
-def complete_labels(labels: LabelMap, volume: Volume, fat: bool = True) -> LabelMap:
-    """The labels with every voxel of the body that has none, or only `body`, filled by its coarse tissue."""
+def complete_labels(
+    labels: LabelMap, volume: Volume, fat: bool = True, vocabulary: Vocabulary | None = None
+) -> LabelMap:
+    """The labels with every voxel of the body that has none, or only `body`, filled by its coarse tissue.
+
+    `vocabulary` is that of a bundle with classes of its own; without, the one that ships with the package.
+    """
     check_same_grid(labels, volume)
-    vocabulary = load_vocabulary()
+    vocabulary = vocabulary or load_vocabulary()
     vocabulary.check_ids(labels.array)
     coarse = tissue_labels(volume, fat).array
     given = labels.array.astype(np.uint8)

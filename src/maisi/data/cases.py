@@ -52,7 +52,7 @@ def read_case(case: Case, drop: Collection[str] = (), vocabulary: Vocabulary | N
         if own is None:
             return volume, tissue_labels(volume)
         check_same_grid(own, volume)
-        return volume, complete_labels(own, volume) if volume.modality == "ct" else own
+        return volume, complete_labels(own, volume, vocabulary=vocabulary) if volume.modality == "ct" else own
 
 
 def case_volume(case: Case) -> Volume:

@@ -67,7 +67,7 @@ def find_maps(source: Path) -> tuple[FoundMap, ...]:
 def _of_case(case: Case) -> FoundMap:
     path = case.labels_maisi or case.labels
     assert path is not None
-    return FoundMap(case.id, path, case)
+    return FoundMap(case.stem, path, case)
 
 
 def _in_folders(source: Path) -> list[FoundMap]:

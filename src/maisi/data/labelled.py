@@ -156,7 +156,8 @@ def labelled_arrays(
     """
     grid = with_spacing(volume.grid, (spacing_mm,) * 3)
     coarser = resample(volume, grid)
-    ids = tissue_labels(coarser) if labels is None else complete_labels(resample(labels, grid), coarser)
+    own = None if labels is None else resample(labels, grid)
+    ids = tissue_labels(coarser) if own is None else complete_labels(own, coarser, vocabulary=vocabulary)
     hu = np.clip(np.rint(coarser.array), -1024, 3071).astype(np.int16)
     table = admissible(classes, set(sought) - set(vocabulary.group("tissues")), vocabulary)
     return LabelledArrays(hu, ids.array.astype(np.uint8), table, grid)

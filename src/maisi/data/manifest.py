@@ -42,11 +42,17 @@ class Case(Frozen):
     attributes: dict[str, str] = Field(default_factory=dict)  # about the patient or the scan, such as sex and age
     split: Literal["training", "validation", "testing"] = "training"
 
+    @property
+    def stem(self) -> str:
+        """What files of the case are called after: its id, which may look like a path, as one name."""
+        return self.id.replace("/", "__").lstrip(".") or "case"
+
 
 def read_manifest(path: Path) -> tuple[Case, ...]:
     """All cases of a manifest, or of the folder that `maisi prepare` made, with paths resolved against its folder.
 
-    Raises `InvalidConfigError` for a file that is not a manifest, a case with unknown fields, or an id used twice.
+    Raises `InvalidConfigError` for a file that is not a manifest, a case with unknown fields, an id used twice, and two
+    ids that give one file name.
     """
     path = Path(path)
     if path.is_dir() and (path / STORED).is_file():
@@ -66,6 +72,12 @@ def read_manifest(path: Path) -> tuple[Case, ...]:
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
         raise InvalidConfigError(f"{path}: case ids must be unique; used twice: {', '.join(twice)}")
+    stems: dict[str, str] = {}
+    for case in cases:
+        if stems.setdefault(case.stem, case.id) != case.id:
+            raise InvalidConfigError(
+                f"{path}: files of the cases {stems[case.stem]} and {case.id} would have one name; rename one of them"
+            )
     return tuple(_resolve(case, path.parent) for case in cases)
 
 

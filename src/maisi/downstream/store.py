@@ -111,14 +111,14 @@ def body_box(volume: Volume) -> tuple[list[int], list[int]]:
 
 def store_real(case: Case, members: Members, spacing_mm: float, folder: Path) -> StoredCase:
     """A real case in files."""
-    done = stored(case.id, folder)
+    done = stored(case.stem, folder)
     if done is not None:
         return done
     volume, own = labelled(case)
     box = body_box(volume)
     volume, labels = crop(volume, *box), crop(own, *box)
     grid = with_spacing(volume.grid, (spacing_mm,) * 3)
-    made = StoredCase(id=case.id, patient=patient_of(case), synthetic=False, known=known_classes(case, own, members))
+    made = StoredCase(id=case.stem, patient=patient_of(case), synthetic=False, known=known_classes(case, own, members))
     return keep(made, resample(volume, grid), resample(classes_in(labels, members), grid), folder)
 
 

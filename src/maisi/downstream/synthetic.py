@@ -60,7 +60,7 @@ class Variant(Frozen):
 
     @property
     def id(self) -> str:
-        return f"{self.case.id}_synthetic_{self.k}"
+        return f"{self.case.stem}_synthetic_{self.k}"
 
 
 def variants_of(training: Sequence[Case], count: int) -> tuple[Variant, ...]:
@@ -248,7 +248,7 @@ def folder_cases(path: Path, held_out: frozenset[str]) -> tuple[Case, ...]:
 
 def store_given(case: Case, members: Members, spacing_mm: float, folder: Path) -> StoredCase:
     """A synthetic case of a folder in files."""
-    name = f"{case.id.replace('/', '__')}_given"
+    name = f"{case.stem}_given"
     done = stored(name, folder)
     if done is not None:
         return done

@@ -92,7 +92,8 @@ def compare_images(
     volume that is drawn twice makes sets smaller than they are, and so distances larger), by a factor for Frechet and
     by a difference for the kernel distance; those of precision and recall resample the volumes that are asked about.
     Halves are ten random divisions of the real patients, group by group, and `matched` compares one half of each with
-    as many synthetic volumes of other patients.
+    as many synthetic volumes of other patients; where there are fewer of these, the halves have no more either, so that
+    sizes are alike in both comparisons.
     """
     check_patients(real.images)
     scaling, num_all = Scaling.of(real.planes), real.planes[0][PLANES[0]].shape[1]
@@ -199,9 +200,18 @@ def _halves(
         chosen = rng.permutation(others)[: max(2, int(first.sum()))]
         drawn = np.zeros(len(made), int)
         drawn[chosen] = 1
+        if len(chosen) < first.sum():
+            first, second = (_thinned(each, len(chosen), rng) for each in (first, second))
         matched.append(_told(across, first, drawn))
         halves.append(_told(within, first, second))
     return _over_divisions(matched), _over_divisions(halves)
+
+
+def _thinned(chosen: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """So many of the volumes that are chosen, drawn at random, as weights."""
+    kept = np.zeros(len(chosen), int)
+    kept[rng.permutation(np.flatnonzero(chosen))[:count]] = 1
+    return kept
 
 
 def _divided(images: Sequence[NamedImage], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -257,6 +267,13 @@ def _notes(facts: Sequence[SetFacts], size: int, constant: int) -> list[str]:
     if (real.least_fov_mm, real.most_fov_mm) != (made.least_fov_mm, made.most_fov_mm):
         shown = [f"{in_words(each.least_fov_mm)} to {in_words(each.most_fov_mm)}" for each in facts]
         notes.append(f"fields of view differ (mm): real {shown[0]}; synthetic {shown[1]}; planes are cut or padded")
+    each_side = min(real.volumes // 2, made.volumes)
+    if each_side < real.volumes // 2:
+        notes.append(f"{made.volumes} synthetic volumes are fewer than a half of the real ones; so many are compared")
+    planes = {name: count * each_side // real.volumes for name, count in real.planes.items()}
+    few = ", ".join(f"{count} {name}" for name, count in planes.items() if count <= size)
+    if few:
+        notes.append(f"halves: about {few} planes for a covariance of {size} features, which is singular")
     if constant:
         notes.append(f"{constant} features never change over the real planes, and say nothing")
     return notes

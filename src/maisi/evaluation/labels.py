@@ -116,7 +116,7 @@ class NetworkJudge:
     def __call__(self, volume: Volume, labels: LabelMap, case: Case) -> dict[str, Agreement]:
         classes, sought = self.segmenter.config.classes, looked_for(case, labels, self.vocabulary)
         table = admissible(classes, sought, self.vocabulary)
-        whole, channels = complete_labels(labels, volume), self.segmenter.classes(volume)
+        whole, channels = complete_labels(labels, volume, vocabulary=self.vocabulary), self.segmenter.classes(volume)
         found = known_agreement(whole, channels, table, [each.name for each in classes], self.tolerance_mm)
         return {each.name: found[each.name] for each in classes if each.name in found and set(each.ids) & sought}
 

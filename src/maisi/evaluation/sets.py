@@ -115,10 +115,15 @@ def _volume(path: Path, options: ReadOptions) -> Volume:
 def _files(folder: Path, modality: str) -> list[NamedImage]:
     options = ReadOptions.model_validate({"modality": modality})
     return [
-        NamedImage(path.relative_to(folder).as_posix(), name_in(path), partial(_volume, path, options))
+        NamedImage(path.relative_to(folder).as_posix(), _whose(path, folder), partial(_volume, path, options))
         for path in files_in(folder)
         if not stem_of(path).endswith(_NO_IMAGES)
     ]
+
+
+def _whose(path: Path, folder: Path) -> str:
+    """A patient for each file: its path in the folder, without the ending."""
+    return (path.parent.relative_to(folder) / name_in(path)).as_posix()
 
 
 def labelled_set(path: Path, split: str | None = None, least: int = 2) -> list[Case]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from maisi.anatomy.classes import Classes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.cases import case_volume, own_labels
@@ -125,8 +127,8 @@ def write_case(export: Export, case: Case, folder: Path) -> None:
     image, label = (folder / path for path in paths_of(export, case))
     image.parent.mkdir(exist_ok=True)
     write_volume(volume, image)
-    labels = own_labels(case) if has_labels(case) else None
-    if labels is not None:
+    if has_labels(case):
+        labels = own_labels(case) or LabelMap(np.zeros(volume.grid.shape, np.uint8), volume.grid)  # of a healthy one
         check_same_grid(labels, volume)
         label.parent.mkdir(exist_ok=True)
         write_labels(LabelMap(export.classes.renumbered(labels).array, volume.grid), label)

@@ -1,6 +1,7 @@
 """Cases as files for viewers, archives and planning systems: DICOM series, segmentations, contours, NRRD, MetaImage."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +76,9 @@ def checked_clinical(
     Raises `InvalidRequestError` for cases that such files cannot hold, `InvalidLabelsError` for unknown classes.
     """
     found = _sources(source, labels)
+    twice = [id for id, count in Counter(each.id.casefold() for each in found).items() if count > 1]
+    if twice:
+        raise InvalidRequestError(f"two cases of {source} would have one file name: {twice[0]}; rename one of them")
     if to in ("seg", "rtstruct", "seg.nrrd"):
         without = [each.id for each in found if each.labels is None]
         if without:

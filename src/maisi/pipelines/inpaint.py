@@ -17,6 +17,7 @@ from maisi.anatomy.body import tissue_labels
 from maisi.anatomy.lesions import healed
 from maisi.anatomy.region_estimator import estimate_span
 from maisi.anatomy.regions import RegionSpan, region_span
+from maisi.anatomy.tumours.table import tumour_named
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.bundle.bundle import Bundle
 from maisi.data.door import open_labels, open_volume
@@ -217,7 +218,7 @@ def validate_scene(
     rng, _, _ = sample_generators(request.seed, index)
     lesion = find_lesion(request, scene, rng, vocabulary)
     windows = windows_of(lesion.mask, scene.volume.grid, bundle.limits, bundle.size_multiple)
-    nearby = [scene.near(window.outer) for window in windows]
+    nearby = [scene.near(window.outer, vocabulary) for window in windows]
     for window, labels in zip(windows, nearby, strict=True):
         check_in_body(window.mask, labels)
     held = HELD_BYTES * scene.volume.grid.num_voxels
@@ -237,7 +238,8 @@ def with_bundle(request: InpaintRequest, bundle: Bundle | None) -> tuple[Inpaint
             f"bundle {bundle.name!r} cannot inpaint: it has no {' and no '.join(missing)} to draw what labels say"
         )
     check_modality(bundle, "ct", request.force)
-    claims = request.tumor is not None and request.tumor in bundle.info.tumours
+    tumour = None if request.tumor is None else tumour_named(request.tumor, bundle_vocabulary(bundle)).name
+    claims = tumour is not None and tumour in bundle.info.tumours
     scale = bundle.info.controlnet_scale if request.controlnet_scale is None else request.controlnet_scale
     paths = {
         name: path.resolve() for name in ("source", "manifest", "mask", "labels") if (path := getattr(request, name))

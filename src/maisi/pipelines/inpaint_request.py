@@ -70,6 +70,10 @@ class InpaintRequest(Frozen):
             raise ValueError(f"either {self.source} or --manifest {self.manifest}")
         if self.manifest is not None and (self.mask is not None or self.at is not None or self.labels is not None):
             raise ValueError("each case of a manifest has labels and places of its own; with it --random or --remove")
+        if self.manifest is not None and self.reading != ReadOptions(modality=self.reading.modality):
+            raise ValueError(
+                "how a file is to be read is said of a single CT; those of a manifest are read as they are"
+            )
         if self.reading.hu_window is not None or self.reading.modality != "ct":
             raise ValueError(
                 "a lesion is written in HU; accepted: a CT in HU (hu_window and MR are for other commands)"

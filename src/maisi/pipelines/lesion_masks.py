@@ -30,14 +30,14 @@ class Scene:
     labels: LabelMap
     is_given: bool
 
-    def near(self, box: Sequence[slice]) -> LabelMap:
+    def near(self, box: Sequence[slice], vocabulary: Vocabulary) -> LabelMap:
         """The labels of a box of voxels, those of its body that have none filled by coarse tissues."""
         start, stop = [part.start for part in box], [part.stop for part in box]
         labels = crop(self.labels, start, stop)
         if not self.is_given:
             return labels
         try:
-            return complete_labels(labels, crop(self.volume, start, stop))
+            return complete_labels(labels, crop(self.volume, start, stop), vocabulary=vocabulary)
         except InvalidVolumeError:  # no body in this box
             return labels
 
@@ -114,17 +114,17 @@ def _placed(
     if _knows_host(scene, tumour, vocabulary):
         return _planted(scene, tumour, rng, vocabulary, diameter_mm=request.diameter, at_mm=request.at)
     mask = lesion_shape(grid, request.at, request.diameter, rng)
-    return _in_body(mask, scene) if mask.any() else mask
+    return _in_body(mask, scene, vocabulary) if mask.any() else mask
 
 
-def _in_body(mask: np.ndarray, scene: Scene) -> np.ndarray:
+def _in_body(mask: np.ndarray, scene: Scene, vocabulary: Vocabulary) -> np.ndarray:
     """The part of a mask in the body; all of it where none is, for that to be refused."""
     grid = scene.volume.grid
     (found,) = ndimage.find_objects(mask.astype(np.uint8))
     everything = (slice(0, grid.shape[0]), slice(0, grid.shape[1]), slice(0, grid.shape[2]))
     box = grown_box(found, grid, CONTEXT_MM, everything)
     clipped = np.zeros_like(mask)
-    clipped[box] = mask[box] & (scene.near(box).array > 0)
+    clipped[box] = mask[box] & (scene.near(box, vocabulary).array > 0)
     return clipped if clipped.any() else mask
 
 

@@ -143,14 +143,28 @@ def _as_usual(values: np.ndarray, ct: np.ndarray, ids: np.ndarray, usual: Mappin
 
 
 def finer_labels(labels: LabelMap, grid: Grid) -> LabelMap:
-    """The labels on a finer grid with smooth borders: each voxel has the structure that fills most of it."""
+    """The labels on another grid with smooth borders: each voxel has the structure that fills most of it.
+
+    A structure that fills most of none has the voxels that it fills most, as many as are as large as it is.
+    """
     best = np.zeros(grid.shape, np.float32)
     ids = np.zeros(grid.shape, np.uint8)
-    for id in np.unique(labels.array):
-        share = resample(Volume((labels.array == id).astype(np.float32), labels.grid, "mr"), grid).array
+    present = np.unique(labels.array)
+    for id in present:
+        share = _share(labels, id, grid)
         ids[share > best] = id
         best = np.maximum(best, share)
+    for id in np.setdiff1d(present, ids):
+        share = _share(labels, id, grid).reshape(-1)
+        within = np.flatnonzero(share)
+        most = within[np.argsort(-share[within], kind="stable")[: max(1, round(float(share.sum())))]]
+        ids.reshape(-1)[most] = id
     return LabelMap(ids, grid)
+
+
+def _share(labels: LabelMap, id: int, grid: Grid) -> np.ndarray:
+    """How much of each voxel of a grid a structure fills."""
+    return resample(Volume((labels.array == id).astype(np.float32), labels.grid, "mr"), grid).array
 
 
 def adherence(volume: Volume, labels: LabelMap, id: int, vocabulary: Vocabulary) -> Adherence:
@@ -206,6 +220,9 @@ def validate_refine(request: RefineRequest, bundle: Bundle | None = None) -> Val
     if request.spacing is not None:
         grid = with_spacing(volume.grid, request.spacing)
         volume, labels = resample(volume, grid), finer_labels(labels, grid)
+        lost = [vocabulary.name(id) for id in ids if not (labels.array == id).any()]
+        if lost:
+            raise InvalidRequestError(f"{lost[0]} has no voxel of {request.spacing} mm; accepted: a finer --spacing")
     border = 1.01 * max(volume.grid.spacing)
     mask = morphology.dilate(np.isin(labels.array, ids), border, volume.grid.spacing) & (labels.array > 0)
     windows = windows_of(mask, volume.grid, bundle.limits, bundle.size_multiple, zoom)

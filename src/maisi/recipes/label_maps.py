@@ -78,16 +78,17 @@ def make_maps(
 
 def _of_case(recipe: LabelMapsRecipe, seed: int, case: Case, folder: Path) -> list[StoredMap]:
     """The stored variations of a case, none where it shows too little."""
-    done = folder / f"{case.id}.done"
+    done = folder / f"{case.stem}.done"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         for name, labels in _variations(recipe, seed, case):
             write_labels(labels, folder / f"{name}.nii.gz")
         done.touch()
-    paths = sorted(folder.glob(f"{case.id}__*.nii.gz"))
-    names = [path.name.removesuffix(".nii.gz") for path in paths]
+    found = {path: path.name.removesuffix(".nii.gz").rsplit("__", 2) for path in sorted(folder.glob("*__*__*.nii.gz"))}
     return [
-        StoredMap(path, BodyRegion.named(name.split("__")[1]), name) for path, name in zip(paths, names, strict=True)
+        StoredMap(path, BodyRegion.named(parts[1]), "__".join(parts))
+        for path, parts in found.items()
+        if parts[0] == case.stem
     ]
 
 
@@ -101,7 +102,7 @@ def _variations(recipe: LabelMapsRecipe, seed: int, case: Case) -> Iterator[tupl
             rng = np.random.default_rng([seed, *case.id.encode(), region.value, i])
             varied = None if origin is None else _varied(recipe, labels, origin, region, rng)
             if varied is not None:
-                yield f"{case.id}__{region.name.lower()}__{i:03d}", with_tumours(recipe, varied, rng)
+                yield f"{case.stem}__{region.name.lower()}__{i:03d}", with_tumours(recipe, varied, rng)
 
 
 def whole_labels(recipe: LabelMapsRecipe, case: Case) -> LabelMap | None:

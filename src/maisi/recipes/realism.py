@@ -116,7 +116,7 @@ def generated_like(bundle: Bundle, case: Case, labels: LabelMap, steps: int, tol
     """A generated volume that shows the labels of a case, and these on its grid."""
     region = _region(case, labels)
     with tempfile.TemporaryDirectory(prefix="maisi-") as folder:
-        path = Path(folder) / f"{case.id}.nii.gz"
+        path = Path(folder) / f"{case.stem}.nii.gz"
         write_labels(labels, path)
         (sample,) = generate(GenerateRequest(labels=path, region=region, steps=steps, force=True), bundle)
     told(f"{case.id} is generated in {steps} steps")

@@ -47,7 +47,7 @@ def make_latents(
     multiple, counts = autoencoder.factor * unet_multiple, recipe.latents.variations
     for case in (case for case in cases if case.id not in recipe.latents.exclude):
         count = counts.get(case.group, 0) if counts and not recipe.latents.as_prepared else 1
-        names = [folder / f"{case.id}_{i}.safetensors" for i in range(count)]
+        names = [folder / f"{case.stem}_{i}.safetensors" for i in range(count)]
         if names and not all(path.exists() for path in names):
             for path, latent in zip(names, _vary(recipe, case, autoencoder, multiple, count), strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maisi.bundle.bundle import Bundle
-from maisi.data.cases import case_volume, own_labels
+from maisi.data.cases import case_volume
 from maisi.data.manifest import Case
 from maisi.errors import StorageError
 from maisi.pipelines.many.facts import SampleFacts, facts_name, facts_of, known_facts, write_facts
@@ -12,6 +12,7 @@ from maisi.pipelines.many.requests import Drawn
 from maisi.pipelines.many.stages import Made
 from maisi.pipelines.requests import GenerateRequest
 from maisi.space.files import write_labels, write_volume
+from maisi.space.label_files import read_labels
 from maisi.space.volume import LabelMap, Volume
 
 
@@ -32,7 +33,7 @@ def kept_sample(folder: Path, drawn: Drawn, request: GenerateRequest) -> Kept | 
     if facts.case is None or facts.case.image is None:
         return Kept(None, None, facts.failed)
     case = _in(folder, facts.case)
-    return Kept(case_volume(case), own_labels(case))
+    return Kept(case_volume(case), None if case.labels_maisi is None else read_labels(case.labels_maisi))
 
 
 def keep_sample(folder: Path, made: Made, bundle: Bundle) -> SampleFacts:

@@ -95,7 +95,7 @@ def _entries(cases: Iterable[Case], folder: Path, weights: str) -> Iterable[Late
 
 
 def _file(folder: Path, case: Case) -> Path:
-    return folder / f"{case.id}.safetensors"
+    return folder / f"{case.stem}.safetensors"
 
 
 def encode_case(work: EncodeWork) -> str:

@@ -63,14 +63,14 @@ def work(checked: Checked[InpaintRequest], run: Run) -> None:
     subject: Cases = checked.subject
     for index, case in enumerate(subject.cases):
         assert case.image is not None
-        if run.has(file_names(case.id, case.image).values()):
+        if run.has(file_names(case.stem, case.image).values()):
             continue
         try:
             valid = valid_case(checked.request, subject.bundle, case, index)
         except InvalidRequestError as error:
             run.warnings.append(f"{case.id}: {error}")
             continue
-        _one(valid, case.id, run, index)
+        _one(valid, case.stem, run, index)
     _list(subject.cases, _what(checked.request), run)
 
 
@@ -126,8 +126,8 @@ def _list(cases: tuple[Case, ...], what: str, run: Run) -> None:
     made = []
     for case in cases:
         assert case.image is not None
-        names = file_names(case.id, case.image)
-        if (run.folder / names["ct"]).is_file():
+        names = file_names(case.stem, case.image)
+        if run.folder / names["ct"] in run.outputs:
             files = {"image": Path(names["ct"]), "labels": None, "labels_maisi": Path(names["labels"])}
             told = {"sums": {}, "label_names": {}, "labels_present": (), "notes": f"{what} by maisi inpaint"}
             made.append(case.model_copy(update=files | told))
