@@ -25,12 +25,12 @@ seconds do, but not from one kind of processor to another.
 - **float32** convolutions take a sixth of the products (Winograd's minimal filtering along three axes) in a compiled
   kernel, or a quarter, along two, by torch where it could not be built
   ([decision 4](decisions/0004-a-compiled-convolution.md)). It is the default but for AMX.
-- The tables of AMX and AVX512-BF16 are from before there was a kernel: float32 is slower in them than it is now.
+- The tables of AMX, and of AVX512-BF16 those of `maisi generate` and of ranks, are from before there was a kernel:
+  float32 is slower in them than it is now.
 - **bfloat16** halves the memory of slabs. With AMX it was two to three times as fast as float32 without the kernel, and
   is the default there; where the processor cannot multiply in it the products are float32. Its first and last
   convolutions and its norms keep float32 ([decision 5](decisions/0005-what-bfloat16-keeps-in-float32.md)): the packaged
-  bundle stays within 2 HU rms of float32 when it decodes and generates. The tables of AMX and AVX512-BF16 are from
-  before that, too.
+  bundle stays within 2 HU rms of float32 when it decodes and generates. These tables are from before that, too.
 - **Memory** is the peak above what was resident before the call, weights not counted.
 """
 BUSY = """## On a machine that others use

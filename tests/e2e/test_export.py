@@ -19,7 +19,9 @@ from maisi.phantom.render import render_phantom
 from maisi.space.files import read_volume, write_labels, write_volume
 from maisi.space.grid import Grid
 from maisi.space.label_files import read_labels
+from maisi.space.origin import read_provenance
 from maisi.space.volume import LabelMap
+from maisi.storage.provenance import Provenance
 
 NAMES = {"monai": "list", "msd": "Task20_Made", "nnunet": "Dataset501_Made"}
 LAYOUTS = {"monai": "MONAI datalist", "msd": "MSD dataset", "nnunet": "nnU-Net raw"}
@@ -56,8 +58,12 @@ def test_a_folder_of_pairs_is_exported_without_what_failed_its_check(maisi: Mais
     (tmp_path / "out" / "failed").mkdir(parents=True)
     for name in ("c0_ct.nii.gz", "c0_labels.nii.gz", "c1_ct.nii.gz", "c1_labels.nii.gz"):
         shutil.copy(store / name, tmp_path / "out" / ("failed" if name.startswith("c1") else "") / name)
+    made = Provenance(maisi="1", command="generate", request={"seed": 7}, seed=7, bundle=None, inputs={})
+    write_volume(read_volume(store / "c0_ct.nii.gz"), tmp_path / "out" / "c0_ct.nii.gz", made)
     out = exported(maisi, tmp_path / "out", "nnunet", tmp_path)
-    assert [case.id for case in find_cases(out).cases] == ["c0"]
+    (case,) = find_cases(out).cases
+    assert case.id == "c0"
+    assert read_provenance(case.image).request == {"seed": 7}
     (tmp_path / "none").mkdir()
     answer = maisi("export", tmp_path / "none", "--to", "monai", "--out", tmp_path / "list")
     assert (answer.code, "a folder of files NAME_ct with NAME_labels" in answer.err) == (2, True)

@@ -19,6 +19,7 @@ from maisi.data.sources.names import safe_id
 from maisi.errors import InvalidLabelsError, InvalidRequestError
 from maisi.shapes import Modality
 from maisi.space.files import write_labels, write_volume
+from maisi.space.origin import known_provenance
 from maisi.space.volume import LabelMap, check_same_grid
 
 Layout = Literal["monai", "msd", "nnunet"]
@@ -122,11 +123,15 @@ def description_of(to: Layout) -> str:
 
 
 def write_case(export: Export, case: Case, folder: Path) -> None:
-    """Write image and labels of a case, both along RAS on one grid, the labels in the numbers of the classes."""
+    """Write image and labels of a case, both along RAS on one grid, the labels in the numbers of the classes.
+
+    A generated image goes on to say what made it.
+    """
     volume = case_volume(case)
+    assert case.image is not None
     image, label = (folder / path for path in paths_of(export, case))
     image.parent.mkdir(exist_ok=True)
-    write_volume(volume, image)
+    write_volume(volume, image, known_provenance(case.image))
     if has_labels(case):
         labels = own_labels(case) or LabelMap(np.zeros(volume.grid.shape, np.uint8), volume.grid)  # of a healthy one
         check_same_grid(labels, volume)

@@ -18,7 +18,7 @@ from maisi.errors import InvalidRequestError
 from maisi.pipelines.clinical import ClinicalCase, Format, names_in, write_pair, write_slices, write_structures
 from maisi.space.dicom import is_dicom
 from maisi.space.files import log_findings
-from maisi.space.origin import read_provenance
+from maisi.space.origin import known_provenance
 from maisi.space.reading import FileReport, ReadOptions
 from maisi.space.volume import LabelMap, check_same_grid
 from maisi.storage.provenance import Provenance
@@ -162,17 +162,9 @@ def _read(source: Source, export: ClinicalExport, made: Provenance | None) -> tu
     if volume is not None and labels is not None:
         check_same_grid(labels, volume)
         labels = LabelMap(labels.array, volume.grid)
-    made_by = [made if path is None else _made(path, made) for path in (source.image, source.labels)]
+    made_by = [(known_provenance(path) if path else None) or made for path in (source.image, source.labels)]
     case = ClinicalCase(source.id, volume, _kept(labels, export.kept), load_vocabulary(), made_by[0], made_by[1])
     return case, reports
-
-
-def _made(path: Path, made: Provenance | None) -> Provenance | None:
-    """What a file says of its making, else that this export made it."""
-    try:
-        return read_provenance(path)
-    except InvalidRequestError:
-        return made
 
 
 def _kept(labels: LabelMap | None, ids: tuple[int, ...]) -> LabelMap | None:

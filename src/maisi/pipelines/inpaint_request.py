@@ -20,7 +20,7 @@ class InpaintRequest(Frozen):
 
     source: Path | None = Field(default=None, description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
     manifest: Path | None = Field(default=None, description="All cases of this manifest, with their own labels.")
-    tumor: str | None = Field(default=None, description='Such as "hepatic tumor"; see maisi info --structures.')
+    tumor: str | None = Field(default=None, description='Such as "hepatic tumor"; docs/guides/tumours.md has a table.')
     remove: bool = Field(default=False, description="Heal the lesion instead.")
     mask: Path | None = Field(default=None, description="Where the lesion is, on the grid of the CT: not 0.")
     at: Spacing3 | None = Field(default=None, description="Centre of the lesion in the world, mm RAS; with --diameter.")

@@ -7,15 +7,13 @@ from typing import Any
 
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.door import open_labels, open_volume
-from maisi.errors import InvalidRequestError
 from maisi.pipelines.clinical import ClinicalCase, write_slices, write_structures
 from maisi.service.helper import answer
 from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
-from maisi.space.origin import read_provenance
+from maisi.space.origin import known_provenance
 from maisi.space.reading import ReadOptions
 from maisi.space.resample import resample
-from maisi.storage.provenance import Provenance
 
 SLICES = ".dcm"
 
@@ -39,14 +37,7 @@ def _regridded(stem: str, image: Path, mask: Path, shape: Any, spacing: Any) -> 
     grid = _grid(volume.grid, shape, spacing)
     if grid is not volume.grid:
         volume, labels = resample(volume, grid), resample(labels, grid)
-    return ClinicalCase(stem, volume, labels, load_vocabulary(), _made(image), _made(mask))
-
-
-def _made(path: Path) -> Provenance | None:
-    try:
-        return read_provenance(path)
-    except InvalidRequestError:
-        return None
+    return ClinicalCase(stem, volume, labels, load_vocabulary(), known_provenance(image), known_provenance(mask))
 
 
 def _grid(grid: Grid, shape: Any, spacing: Any) -> Grid:

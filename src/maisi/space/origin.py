@@ -23,6 +23,14 @@ def read_provenance(path: Path) -> Provenance:
     return parse_provenance(text, path)
 
 
+def known_provenance(path: Path) -> Provenance | None:
+    """What made a file; None where it does not say it, as a scan does not."""
+    try:
+        return read_provenance(path)
+    except InvalidRequestError:
+        return None
+
+
 def _text(path: Path) -> str | None:
     if path.is_dir():
         return next((found for file in sorted(path.iterdir()) if (found := _of_dicom(file)) is not None), None)
