@@ -2,7 +2,8 @@
 
     python benchmarks/label_generator.py runs/labels --count 12 --out pictures
 
-RUN is the folder of `maisi train labels`: its bundle, and its training maps in `maps`. Each generated map is compared
+RUN is the folder of `maisi train labels`: its bundle, and its training maps in `maps`, of which the structures that the
+bundle draws count. Each generated map is compared
 with every training map (one less the mean Dice of its structures, shift and scale of each axis taken out); beside that
 stands how far each training map is from the nearest one of another person. Sizes are asked for at random, without the
 change that `--anatomy` makes afterwards: what is told is the network's own obedience. Pictures of all maps go to
@@ -21,10 +22,13 @@ import torch
 from maisi.anatomy.likeness import Likeness
 from maisi.anatomy.regions import BodyRegion
 from maisi.anatomy.slots import ABSENT, measured_sizes
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, load_bundle
 from maisi.compute.compute import Compute
+from maisi.pipelines.label_codec import channels_of
 from maisi.pipelines.label_generator import GeneratedLabels, generator_info
 from maisi.pipelines.preview import write_png
+from maisi.recipes.label_maps import in_channels
 from maisi.runs.tasks.labels_generate import labels_preview
 from maisi.space.grid import Grid
 from maisi.space.label_files import read_labels
@@ -43,7 +47,11 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle, paths = load_bundle(arguments.run / "bundle"), sorted((arguments.run / "maps").glob("*.nii.gz"))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    learned = {path.name.removesuffix(".nii.gz"): Likeness.of(read_labels(path)) for path in paths}
+    channels, vocabulary = channels_of(bundle), load_vocabulary()
+    learned = {
+        path.name.removesuffix(".nii.gz"): Likeness.of(in_channels(read_labels(path), channels, vocabulary))
+        for path in paths
+    }
     drawn = [draw(bundle, index, arguments.steps, arguments.out) for index in range(arguments.count)]
     nearest = [to_nearest(Likeness.of(labels), learned) for labels, _, _ in drawn]
     between = between_people(learned)
@@ -90,7 +98,7 @@ def between_people(learned: dict[str, Likeness], most: int = 24) -> list[float]:
 
 def person(name: str) -> str:
     """Whose map it is: a case in several variations, or a phantom."""
-    return name.split("__")[0]
+    return name.rsplit("__", 2)[0]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

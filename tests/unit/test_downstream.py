@@ -388,7 +388,9 @@ def stored_limbs(manifest: Path, folder: Path) -> list[StoredCase]:
 def test_nnunet_gets_its_data_set_and_split_and_what_it_finds_is_read(manifest: Path, tmp_path: Path) -> None:
     cases, bin = stored_limbs(manifest, tmp_path / "cases"), tmp_path / "env" / "bin"
     script(bin / "nnUNetv2_plan_and_preprocess", "#!/bin/sh\ntest -f $nnUNet_raw/Dataset001_maisi/dataset.json\n")
-    script(bin / "nnUNetv2_train", "#!/bin/sh\ntest -f $nnUNet_preprocessed/Dataset001_maisi/splits_final.json\n")
+    own = f"test $OMP_NUM_THREADS = {torch.get_num_threads()}"
+    split = "test -f $nnUNet_preprocessed/Dataset001_maisi/splits_final.json"
+    script(bin / "nnUNetv2_train", f"#!/bin/sh\n{split} && {own}\n")
     predict = "\n".join(
         (
             "#!/bin/sh",
@@ -469,7 +471,7 @@ def fake_auto3dseg(python: Path, cases: Path) -> Path:
     asked = python.parent / "asked"
     script(
         python,
-        f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {asked}\n"
+        f"#!/bin/sh\ntest $OMP_NUM_THREADS = {torch.get_num_threads()} || exit 1\nprintf '%s\\n' \"$@\" > {asked}\n"
         f"out=$(sed -n 's/^--work_dir=//p' {asked})/ensemble_output\nmkdir -p $out\n"
         f"for n in limb5 limb6; do cp {cases}/${{n}}_labels.nii.gz $out/${{n}}_ct_ensemble.nii.gz; done\n",
     )

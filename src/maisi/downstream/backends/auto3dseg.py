@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from maisi.downstream.backends.backend import Exercise, OnStep
-from maisi.downstream.backends.outside import command_in, complete_cases, found_in, link
+from maisi.downstream.backends.outside import command_in, complete_cases, found_in, link, same_threads
 from maisi.downstream.experiment import TrainingSettings
 from maisi.downstream.store import StoredCase
 from maisi.errors import InvalidRequestError
@@ -48,7 +48,7 @@ class Auto3DSeg:
             link(scratch, Path(elsewhere) / "scratch")
             command = self.command(Path(elsewhere) / "scratch", self.epochs(training))
             beside = Path(command[0]).parent  # its scripts look for `python` on the path
-            run_command(command, environment={"PATH": f"{beside}:/usr/bin:/bin"})
+            run_command(command, environment={"PATH": f"{beside}:/usr/bin:/bin", **same_threads()})
         on_step(1, 1)
         yield from found_in(scratch / "work" / "ensemble_output", exercise, "_ct_ensemble.nii.gz")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maisi.downstream.backends.backend import Exercise, OnStep
-from maisi.downstream.backends.outside import command_in, complete_cases, found_in, link
+from maisi.downstream.backends.outside import command_in, complete_cases, found_in, link, same_threads
 from maisi.downstream.experiment import TrainingSettings
 from maisi.downstream.store import StoredCase
 from maisi.pipelines.prepare.segmenter import run_command
@@ -31,7 +31,7 @@ class NNUNet:
     def segment(self, exercise: Exercise, scratch: Path, on_step: OnStep) -> Iterator[tuple[StoredCase, LabelMap]]:
         places = {name: scratch / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         write_dataset(exercise, places["nnUNet_raw"] / DATASET)
-        variables = {**_QUIET, **{name: str(path) for name, path in places.items()}}
+        variables = {**_QUIET, **same_threads(), **{name: str(path) for name, path in places.items()}}
         commands = self.commands(scratch)
         for done, command in enumerate(commands):
             if done == 1:  # after planning

@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
+from maisi.compute.threads import NUM_THREADS
 from maisi.downstream.backends.backend import Exercise
 from maisi.downstream.store import StoredCase
 from maisi.errors import InvalidRequestError, RunError
@@ -26,6 +29,11 @@ def command_in(environment: Path | None, name: str, what: str, install: str) -> 
         where = f"in {environment}" if environment is not None else "on the path"
         raise InvalidRequestError(f"{what} is not installed: there is no {name} {where}; install it by: {install}")
     return found
+
+
+def same_threads() -> dict[str, str]:
+    """The variables that give a framework as many threads as this process has."""
+    return dict.fromkeys(NUM_THREADS, str(torch.get_num_threads()))
 
 
 def complete_cases(cases: tuple[StoredCase, ...], exercise: Exercise) -> list[StoredCase]:
