@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +350,31 @@ def test_a_bad_case_stops_no_other_and_what_is_encoded_stays(
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
     assert maisi(*given).code == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")} == times
+
+    other = load_bundle(autoencoder)  # trained on, and saved in the same place: its latents are others
+    next(other.autoencoder.parameters()).data += 0.01
+    moved = save_bundle(other, tmp_path / "moved")
+    first = read_entries(tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "again")
+    settings = (tmp_path / "again" / "run.yaml").read_text().replace(str(autoencoder), str(moved))
+    (tmp_path / "again" / "run.yaml").write_text(settings)
+    given = ("encode", "--manifest", tmp_path / "m.json", "--bundle", moved, "--out", tmp_path / "again")
+    assert maisi(*given).code == 0
+    later = read_entries(tmp_path / "again")
+    assert all(a.sha256 != b.sha256 and a.autoencoder != b.autoencoder for a, b in zip(first, later, strict=True))
+
+
+def test_options_of_one_file_are_refused_for_a_manifest_and_those_of_many_for_one_file(
+    maisi: Maisi, manifest: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    many = ("encode", "--manifest", manifest, "--bundle", autoencoder, "--out", tmp_path / "out")
+    for more in (("--spacing", 2, 2, 2), ("--hu-offset", -1024), ("--overwrite",)):
+        answer = maisi(*many, *more)
+        assert (answer.code, "encoded as they are stored" in answer.err) == (2, True), answer.err
+    one = ("encode", manifest.parent / "0.nii.gz", "--bundle", autoencoder, "--out", tmp_path / "one.safetensors")
+    answer = maisi(*one, "--workers", 2)
+    assert (answer.code, "share out the cases of a --manifest" in answer.err) == (2, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_networks_learn_from_stored_latents_of_their_own_autoencoder_only(

@@ -406,3 +406,14 @@ def test_labels_of_another_grid_and_without_structures_are_not_written(written: 
     for write in (write_seg, write_rtstruct):
         with pytest.raises(InvalidRequestError, match="one structure or more"):
             write(empty, made_segments(), slices, tmp_path / "empty.dcm", study)
+
+
+def test_labels_are_laid_onto_a_series_with_a_scout_that_says_nothing_of_it(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path / "case")
+    first = sorted((tmp_path / "case" / "ct").iterdir())[0]
+    scout = pydicom.dcmread(first)
+    scout.SOPInstanceUID = scout.file_meta.MediaStorageSOPInstanceUID = "1.2.3.99"
+    scout.ImageOrientationPatient, scout.ImagePositionPatient = [1, 0, 0, 0, 0, -1], [0, 0, 99]
+    scout.save_as(tmp_path / "case" / "ct" / "scout.dcm")
+    labels, _ = open_labels(tmp_path / "case" / "rtstruct.dcm")
+    assert labels.grid.is_close(GRID, 1e-6)

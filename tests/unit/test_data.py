@@ -12,7 +12,7 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.augment import on_grid, vary_grid
 from maisi.data.cases import case_span, own_labels, read_case
 from maisi.data.dataset import NamedVolumes, at_spacings, patch_source
-from maisi.data.manifest import Case, check_cases, read_manifest
+from maisi.data.manifest import Case, check_cases, read_manifest, write_manifest
 from maisi.errors import InvalidConfigError, InvalidLabelsError, InvalidRequestError
 from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
@@ -46,7 +46,7 @@ def test_paths_of_a_manifest_are_relative_to_it(tmp_path: Path) -> None:
         ([{"id": "a", "imege": "x"}], "imege"),
         ([{"id": "a"}, {"id": "a"}], "used twice: a"),
         ([{}], "id"),
-        ([{"id": "a/b"}, {"id": "a__b"}], "the cases a/b and a__b would have one name"),
+        ([{"id": "a/b"}, {"id": "A__b"}], "the cases a/b and A__b would have one name"),
     ],
 )
 def test_a_manifest_that_is_wrong_says_where(tmp_path: Path, cases: list[dict], said: str) -> None:
@@ -200,3 +200,9 @@ def test_a_patient_on_two_sides_of_a_split_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="patient P is on two sides of the split: a in training, b in valid"):
         check_cases(sides)
     check_cases([Case(id="a"), Case(id="b", split="validation")])  # of patients that nobody named nothing is known
+
+
+def test_a_manifest_may_hold_any_character(tmp_path: Path) -> None:
+    told = "one\u2028line, another\u0085line"
+    write_manifest([Case(id="a", image=Path("a.nii"), notes=told), Case(id="b")], tmp_path / "manifest.jsonl")
+    assert [case.notes for case in read_manifest(tmp_path / "manifest.jsonl")] == [told, ""]

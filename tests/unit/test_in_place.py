@@ -108,3 +108,18 @@ def test_an_oblique_file_has_no_voxels_to_change(tmp_path: Path) -> None:
     write_changed(volume, volume, original, tmp_path / "new.nii")
     again, _ = read_image(tmp_path / "new.nii", TRUST)
     assert again.grid.is_close(volume.grid)
+
+
+def test_bytes_before_the_voxels_that_are_of_no_extension_are_left_out(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 1000, (7, 9, 11)).astype(np.int16)
+    content = bytearray(nib.Nifti1Image(array, TURNED).to_bytes())
+    content[108:112] = np.float32(352 + 640).tobytes()  # vox_offset
+    (tmp_path / "ct.nii").write_bytes(bytes(content[:352]) + b"junk" * 160 + bytes(content[352:]))
+    before, _ = read_image(tmp_path / "ct.nii", TRUST)
+    after = before.array.copy()
+    after[2, 3, 4] += 5
+    original = open_original(tmp_path / "ct.nii", before, TRUST)
+    write_changed(before, Volume(after, before.grid), original, tmp_path / "new.nii", 0, made_provenance())
+    again, _ = read_image(tmp_path / "new.nii", TRUST)
+    np.testing.assert_array_equal(again.array, after)
+    assert read_provenance(tmp_path / "new.nii") == made_provenance()

@@ -12,6 +12,7 @@ from maisi.anatomy.likeness import Likeness
 from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.data import library as library_of
 from maisi.data.label_maps import find_maps
 from maisi.data.library import INDEX, PEOPLE, Library, Wanted, add_map, entry_of, matching, sum_of, write_index
 from maisi.errors import InvalidAnatomyError, InvalidConfigError, InvalidRequestError
@@ -173,3 +174,16 @@ def test_the_packaged_people_are_licensed_and_none_was_held_out() -> None:
     assert all(entry.licence and entry.source and entry.patient for entry in library.entries)
     assert {entry.split for entry in library.entries} == {"training"}
     assert all(sum_of(library.labels(entry)) == entry.sum for entry in library.entries)
+
+
+def test_a_map_whose_name_ends_in_small_is_no_likeness_of_another(tmp_path: Path) -> None:
+    for name, seed in (("p_small", 0), ("p", 1)):
+        labels = draw_phantom("abdomen", GRID, np.random.default_rng(seed))
+        add_map(tmp_path, labels, entry_of(labels, name, RegionSpan.named("abdomen"), split="training"))
+    write_index(tmp_path)
+    library = Library.read(tmp_path)
+    assert [sum_of(library.labels(entry)) for entry in library.entries] == [entry.sum for entry in library.entries]
+    write_labels(library.labels(library.entries[0]), tmp_path / "maps" / "p_small.nii.gz")
+    library_of._kept_map.cache_clear()
+    with pytest.raises(InvalidConfigError, match="is not the map that the index tells of"):
+        library.labels(library.entries[1])

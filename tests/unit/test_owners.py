@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from maisi.storage import owners
 from maisi.storage.owners import is_abandoned, is_owned, owner_mark, remove_abandoned
 
 PREFIX = ".partial-"
@@ -61,3 +62,12 @@ def test_files_and_folders_of_dead_processes_go_and_foreign_names_stay(tmp_path:
         (tmp_path / name).write_text("")
     remove_abandoned(tmp_path, PREFIX)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_process_of_another_user_whose_facts_are_hidden_is_alive(
+    tmp_path: Path, dead_mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living, dead = tmp_path / (PREFIX + owner_mark()), tmp_path / (PREFIX + dead_mark)
+    monkeypatch.setattr(owners, "_start_of", lambda pid: None)
+    assert not is_abandoned(living, PREFIX)
+    assert is_abandoned(dead, PREFIX)

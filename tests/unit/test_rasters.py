@@ -9,11 +9,12 @@ import pytest
 from made_clinical import GRID, made_labels, made_provenance, made_segments, made_volume
 
 from maisi.data.door import open_labels, open_volume
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, InvalidVolumeError
 from maisi.space.files import write_labels, write_volume
 from maisi.space.label_files import read_stored_labels
 from maisi.space.origin import read_provenance
-from maisi.space.volume import LabelMap
+from maisi.space.reading import ReadOptions
+from maisi.space.volume import LabelMap, Volume
 
 VOLUMES = ("ct.nrrd", "ct.mha", "ct.nii.gz")
 LABELS = ("l.nrrd", "l.seg.nrrd", "l.mha", "l.nii")
@@ -179,3 +180,42 @@ def test_an_id_without_a_segment_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="ids without a segment to write"):
         write_labels(made_labels(), tmp_path / "l.seg.nrrd", None, made_segments()[:2])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["adc.nrrd", "adc.mha", "adc.nii.gz"])
+def test_values_of_an_mr_that_whole_numbers_would_lose_are_kept(name: str, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).uniform(0, 0.003, GRID.shape).astype(np.float32)
+    write_volume(Volume(array, GRID, "mr"), tmp_path / name)
+    again, _ = open_volume(tmp_path / name, ReadOptions(modality="mr"))
+    assert np.array_equal(again.array, array)
+    whole = np.round(array * 1e6)
+    write_volume(Volume(whole, GRID, "mr"), tmp_path / f"whole_{name}")
+    again, _ = open_volume(tmp_path / f"whole_{name}", ReadOptions(modality="mr"))
+    assert np.array_equal(again.array, whole)
+    assert (tmp_path / f"whole_{name}").stat().st_size < (tmp_path / name).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("ct.nrrd", b'space units: "mm" "mm" "mm"', b'space units: "cm" "cm" "cm"'),
+        ("ct.mha", b"CenterOfRotation", b"DistanceUnits = cm\nCenterOfRotation"),
+    ],
+)
+def test_lengths_in_another_unit_are_refused(name: str, old: bytes, new: bytes, tmp_path: Path) -> None:
+    write_volume(made_volume(), tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert old in content
+    (tmp_path / name).write_bytes(content.replace(old, new))
+    with pytest.raises(InvalidVolumeError, match="lengths in 'cm'; accepted: mm"):
+        open_volume(tmp_path / name)
+
+
+def test_a_header_may_name_a_data_file_with_a_space_and_hold_any_character(tmp_path: Path) -> None:
+    write_volume(made_volume(), tmp_path / "ct.nrrd")
+    head, _, voxels = (tmp_path / "ct.nrrd").read_bytes().partition(b"\n\n")
+    (tmp_path / "my scan.raw.gz").write_bytes(voxels)
+    told = "\nnote:=one\u2028line\ndata file: my scan.raw.gz\n".encode()
+    (tmp_path / "my scan.nhdr").write_bytes(head + told)
+    again, _ = open_volume(tmp_path / "my scan.nhdr")
+    assert np.array_equal(again.array, made_volume().array)

@@ -273,3 +273,23 @@ def test_a_datalist_takes_a_label_in_a_list_passes_over_several_and_refuses_what
     write_json(path, {"training": [{"image": "a.nii.gz"}], "test": 5})
     with pytest.raises(InvalidConfigError, match="accepted: a list of cases"):
         find_cases(path)
+
+
+def test_files_of_one_name_in_the_folders_of_a_datalist_are_of_several_patients(tmp_path: Path) -> None:
+    entries = [{"image": image(tmp_path / f"s{k}" / "ct.nii.gz").relative_to(tmp_path).as_posix()} for k in range(3)]
+    listed = [*entries[:2], entries[2] | {"patient": None}, {"image": ""}]
+    found = find_cases(write_json(tmp_path / "list.json", {"training": listed}))
+    assert [(case.id, case.patient) for case in found.cases] == [("s0", "s0"), ("s1", "s1"), ("s2", "s2")]
+    assert len(found.passed_over) == 1
+
+
+def test_scans_whose_names_are_alike_as_ids_stay_apart(tmp_path: Path) -> None:
+    for name in ("case 1", "case_1"):
+        image(tmp_path / f"{name}.nii.gz"), labels(tmp_path / f"{name}_seg.nii.gz")
+    image(tmp_path / "p1.nii.gz"), image(tmp_path / "p1" / "ct.nii.gz")
+    found = find_cases(tmp_path)
+    pairs = {case.image.name: [each.path.name for each in case.labels] for case in found.cases}
+    assert pairs["case 1.nii.gz"] == ["case 1_seg.nii.gz"]
+    assert pairs["case_1.nii.gz"] == ["case_1_seg.nii.gz"]
+    assert {"p1.nii.gz", "ct.nii.gz"} <= set(pairs)
+    assert found.passed_over == ()

@@ -139,6 +139,8 @@ def test_a_server_that_is_not_there_is_told(series: Path, capsys: pytest.Capture
     [
         ("ftp://127.0.0.1/x", None, "no address of a DICOMweb server"),
         ("127.0.0.1:8042", None, "no address of a DICOMweb server"),
+        ("http://[::1/x", None, "is no address"),
+        ("http://127.0.0.1/p\u00e4th", None, "not written as addresses are sent"),
         ("http://pacs.example/dicom-web", "secret", "a token sent over http"),
         ("https://me:secret@pacs.example/", None, "accepted: --token"),
         ("https://pacs.example/", "a\r\nX: y", "characters that no header may hold"),

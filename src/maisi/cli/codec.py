@@ -29,16 +29,30 @@ def encode(
     labels, for training; each process takes one thread unless --threads says more, and what is there stays.
     """
     if manifest is None:
+        if workers != 1 or shard is not None or ray is not None:
+            raise typer.BadParameter("--workers, --shard and --ray share out the cases of a --manifest")
         run_task("encode", request, out, overwrite)
         return
+    _check_of_cases(request, overwrite)
     _encode_cases(request, manifest, out, {"workers": workers, "shard": shard, "ray": ray})
+
+
+def _check_of_cases(request: EncodeRequest, overwrite: bool) -> None:
+    """Nothing, or the refusal of options that would be passed over for the cases of a manifest."""
+    if request.source is not None:
+        raise typer.BadParameter(f"either {request.source} or --manifest")
+    plain = EncodeRequest(bundle=request.bundle, compute=request.compute)
+    asked = [name for name in type(request).model_fields if getattr(request, name) != getattr(plain, name)]
+    if asked or overwrite:
+        what = f"options of a single file ({', '.join(asked)})" if asked else "--overwrite"
+        raise typer.BadParameter(
+            f"cases of a manifest are encoded as they are stored, and what is there stays; without: {what}"
+        )
 
 
 def _encode_cases(request: EncodeRequest, manifest: Path, out: Path, across: dict[str, Any]) -> None:
     from maisi.storage.settings import check_settings
 
-    if request.source is not None:
-        raise typer.BadParameter(f"either {request.source} or --manifest")
     compute = request.compute.model_copy(update={"threads": request.compute.threads or 1})
     asked = {"manifest": manifest, "bundle": request.bundle, "across": across, "compute": compute.model_dump()}
     record = run_task("encode cases", check_settings(EncodeCasesRequest, asked), out, quiet=True)

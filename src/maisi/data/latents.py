@@ -138,6 +138,11 @@ def read_group(path: Path) -> str:
     return _read(path, lambda file, facts: str(facts.get("group", "default")))
 
 
+def read_origin(path: Path) -> str:
+    """The `Latent.made_from` of a stored latent, without reading its tensors."""
+    return _read(path, lambda file, facts: str(facts.get("made_from", "")))
+
+
 def read_extent(path: Path) -> Size3:
     """The `Latent.extent` of a stored latent, without reading its tensors."""
     return _read(path, _extent)
@@ -223,7 +228,7 @@ def read_entries(folder: Path) -> tuple[LatentEntry, ...]:
     if not path.is_file():
         raise InvalidRequestError(f"{folder} has no {LATENTS}; accepted: the folder of `maisi encode --manifest`")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = filter(None, path.read_text(encoding="utf-8").split("\n"))
         return tuple(LatentEntry.model_validate_json(line) for line in lines)
     except (UnicodeDecodeError, ValidationError) as error:
         raise InvalidRequestError(f"{path} is no index of latents: {str(error).splitlines()[0]}") from error

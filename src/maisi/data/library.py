@@ -28,6 +28,7 @@ from maisi.space.volume import LabelMap
 from maisi.storage.atomic import write_atomically
 
 INDEX, MAPS = "library.jsonl", "maps"
+SMALL = "small"  # in the folder of maps, the same as they are compared
 KEPT_MAPS, KEPT_LIKENESSES = 8, 512
 PEOPLE = Path(__file__).parent / "people"
 """The library that ships with the package."""
@@ -107,7 +108,7 @@ class Library:
         if not index.is_file():
             raise InvalidRequestError(f"no library in {folder}: it has no {INDEX}; maisi labels library add makes one")
         entries = []
-        for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(filter(None, index.read_text(encoding="utf-8").split("\n")), start=1):
             try:
                 entries.append(LibraryEntry.model_validate_json(line))
             except ValidationError as error:
@@ -122,7 +123,7 @@ class Library:
 
     def likeness(self, entry: LibraryEntry) -> Likeness:
         """The map of an entry as maps are compared."""
-        return _kept_likeness(self.folder / MAPS / f"{entry.id}_small.nii.gz", entry.sum)
+        return _kept_likeness(self.folder / MAPS / SMALL / f"{entry.id}.nii.gz", entry.sum)
 
     def nearest(self, labels: LabelMap, own: LibraryEntry) -> tuple[float, LibraryEntry]:
         """The distance to the nearest map of the library, and that map; `own` is the one that `labels` come from.
@@ -148,7 +149,10 @@ def _volumes(entry: LibraryEntry) -> dict[int, float]:
 
 @lru_cache(maxsize=KEPT_MAPS)
 def _kept_map(path: Path, sum: str) -> LabelMap:
-    return read_labels(path)
+    labels = read_labels(path)
+    if sum_of(labels) != sum:
+        raise InvalidConfigError(f"{path} is not the map that the index tells of; accepted: the library as it was made")
+    return labels
 
 
 @lru_cache(maxsize=KEPT_LIKENESSES)
@@ -162,9 +166,9 @@ def _kept_likeness(path: Path, sum: str) -> Likeness:
 def add_map(folder: Path, labels: LabelMap, entry: LibraryEntry) -> None:
     """Write a map, the small one, and its line; the line comes last, and `write_index` makes the index of all lines."""
     maps = folder / MAPS
-    maps.mkdir(parents=True, exist_ok=True)
+    (maps / SMALL).mkdir(parents=True, exist_ok=True)
     write_labels(labels, maps / f"{entry.id}.nii.gz")
-    write_labels(Likeness.of(labels).labels, maps / f"{entry.id}_small.nii.gz")
+    write_labels(Likeness.of(labels).labels, maps / SMALL / f"{entry.id}.nii.gz")
     with write_atomically(maps / f"{entry.id}.json") as temporary:
         temporary.write_text(entry.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -175,12 +179,18 @@ def lines_of(folder: Path) -> tuple[LibraryEntry, ...]:
     return tuple(LibraryEntry.model_validate_json(line.read_text(encoding="utf-8")) for line in lines)
 
 
+def ids_of(folder: Path) -> set[str]:
+    """The ids of all maps that were added, in small letters: some disks do not tell A from a."""
+    return {line.name.removesuffix(".json").casefold() for line in (folder / MAPS).glob("*.json")}
+
+
 def write_index(folder: Path) -> Path:
-    """Write the index of all maps that were added."""
-    index = folder / INDEX
-    with write_atomically(index) as temporary:
-        lines = (json.dumps(entry.model_dump(mode="json"), ensure_ascii=False) for entry in lines_of(folder))
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    """Write the index of all maps that were added, by another process at the same time too."""
+    index, entries = folder / INDEX, None
+    while entries != (entries := lines_of(folder)):
+        with write_atomically(index) as temporary:
+            lines = (json.dumps(entry.model_dump(mode="json"), ensure_ascii=False) for entry in entries)
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return index
 
 

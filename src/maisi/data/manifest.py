@@ -74,9 +74,9 @@ def read_manifest(path: Path) -> tuple[Case, ...]:
         raise InvalidConfigError(f"{path}: case ids must be unique; used twice: {', '.join(twice)}")
     stems: dict[str, str] = {}
     for case in cases:
-        if stems.setdefault(case.stem, case.id) != case.id:
+        if (other := stems.setdefault(case.stem.casefold(), case.id)) != case.id:  # some disks do not tell A from a
             raise InvalidConfigError(
-                f"{path}: files of the cases {stems[case.stem]} and {case.id} would have one name; rename one of them"
+                f"{path}: files of the cases {other} and {case.id} would have one name; rename one of them"
             )
     return tuple(_resolve(case, path.parent) for case in cases)
 
@@ -104,7 +104,7 @@ def check_cases(cases: Sequence[Case]) -> None:
 def _entries(path: Path) -> list[Any]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     entries: list[Any] = json.loads(text)["cases"]
     return entries
 

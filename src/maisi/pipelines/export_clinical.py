@@ -121,7 +121,7 @@ def _pairs(folder: Path) -> tuple[Source, ...]:
     found = []
     for path in sorted(folder.iterdir()):
         matched = _VOLUME.match(path.name)
-        if matched is None or path.is_dir() != (matched[3] is None):
+        if matched is None or path.name.startswith(".") or path.is_dir() != (matched[3] is None):
             continue
         labels = next((p for end in _LABELS if (p := folder / f"{matched[1]}{end}").is_file()), None)
         found.append(Source(matched[1], path, labels))

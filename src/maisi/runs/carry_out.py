@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.runs.meter import StageMeter
@@ -183,6 +183,11 @@ class Destination:
     def _check_file(self, overwrite: bool) -> None:
         if self.path.is_dir() or (self.path.exists() and not overwrite):
             raise InvalidRequestError(f"{self.path} exists; accepted: another name, or --overwrite")
+        record = self.folder / self.record
+        if not overwrite and record.is_file() and self.path.name not in (made := _made_in(record)):
+            raise InvalidRequestError(
+                f"{record} is the record of {', '.join(made) or 'another run'}; accepted: another name, or --overwrite"
+            )
         if not self.folder.is_dir():
             raise InvalidRequestError(f"there is no folder {self.folder} to write {self.path.name} into")
 
@@ -292,6 +297,14 @@ def name_in(path: Path, run: Run) -> str:
     """What a record calls a file: its path within the folder of the run, or within what is to become that folder."""
     base = run.folder if path.is_relative_to(run.folder) else run.partial
     return path.relative_to(base).as_posix()
+
+
+def _made_in(record: Path) -> tuple[str, ...]:
+    """The files that a record tells of; none where it cannot be read."""
+    try:
+        return tuple(RunRecord.model_validate_json(record.read_text(encoding="utf-8")).outputs)
+    except (OSError, UnicodeDecodeError, ValidationError):
+        return ()
 
 
 def _suffix(task: Task[Any], out: Path) -> str:

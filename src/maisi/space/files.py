@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SEGMENTATION = ".seg.nrrd"
 WRITTEN = (*SUFFIXES, ".nrrd", ".mha")
+LEAST_STEPS = 500.0  # in a range of MR values that are stored as whole numbers
 COMMENT = 6  # NIfTI's code for extensions that are a text
 
 
@@ -89,10 +90,18 @@ def log_findings(path: str | Path, findings: Iterable[Finding]) -> None:
 def write_volume(volume: Volume, path: str | Path, provenance: Provenance | None = None) -> None:
     """A NIfTI, NRRD or MetaImage file of int16 values (HU, rounded), RAS, mm, with what made it; whole or not at all.
 
-    Raises `InvalidVolumeError` for values that int16 cannot hold and `StorageError` for a disk that is full or locked.
+    Of an MR whose values int16 would coarsen or cannot hold it is of float32. Raises `InvalidVolumeError` for a CT that
+    int16 cannot hold and `StorageError` for a disk that is full or locked.
     """
     path = _writable(Path(path), bad_volume)
-    _write(rounded(volume, path), volume.grid, path, provenance, {})
+    array = rounded(volume, path) if volume.modality == "ct" or _is_whole(volume.array) else volume.array
+    _write(array, volume.grid, path, provenance, {})
+
+
+def _is_whole(values: np.ndarray) -> bool:
+    """Whether rounding to int16 loses no more than a thousandth of the range of values, which have no unit."""
+    low, high = float(values.min()), float(values.max())
+    return -32768 <= low <= high <= 32767 and (high - low >= LEAST_STEPS or bool((values == np.rint(values)).all()))
 
 
 def rounded(volume: Volume, path: Path) -> np.ndarray:

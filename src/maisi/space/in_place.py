@@ -92,14 +92,14 @@ def _extended(content: np.ndarray, image: Any, provenance: Provenance) -> bytes:
     comment(provenance).write_to(told, source.endianness == ">")
     at = int(source["sizeof_hdr"]) + 4 + sum(each.get_sizeondisk() for each in source.extensions)
     header = type(source)(content[: int(source["sizeof_hdr"])].tobytes(), endianness=source.endianness, check=False)
-    header["vox_offset"] = int(image.dataobj.offset) + len(told.getvalue())
+    header["vox_offset"] = at + len(told.getvalue())
     return b"".join(
         [
             header.binaryblock,
             b"\1\0\0\0",
             content[len(header.binaryblock) + 4 : at].tobytes(),
             told.getvalue(),
-            content[at:].tobytes(),
+            content[int(image.dataobj.offset) :].tobytes(),  # what lay between is of no extension
         ]
     )
 

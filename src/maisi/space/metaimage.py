@@ -12,6 +12,7 @@ from maisi.space.raster import (
     LPS,
     ZLIB,
     Raster,
+    check_millimetres,
     checked_shape,
     content_of,
     decimal,
@@ -59,6 +60,7 @@ def read_metaimage(path: Path, refuse: Refusal) -> Raster:
     shape = whole_numbers(fields.get("DimSize", ""), 3, "DimSize", path, refuse)
     dtype = _dtype(fields, path, refuse)
     voxels = _voxels(fields, rest, checked_shape(shape, dtype, path, refuse), path, refuse)
+    check_millimetres([fields.get("DistanceUnits", "")], path, refuse)
     grid = grid_of(shape, _axes(fields, path, refuse), _origin(fields, path, refuse), LPS, path, refuse)
     told = {key: value for key, value in fields.items() if key not in _OF_FORMAT}
     return Raster(placed_layers(voxels, shape, None, dtype, path, refuse), grid, told, "MetaImage")

@@ -13,6 +13,7 @@ from maisi.space.raster import (
     GZIP,
     LPS,
     Raster,
+    check_millimetres,
     checked_shape,
     content_of,
     decimal,
@@ -60,6 +61,7 @@ def read_nrrd(path: Path, refuse: Refusal) -> Raster:
     layer_axis, axes = _axes(fields, dimension, path, refuse)
     dtype = _dtype(fields, path, refuse)
     voxels = _voxels(fields, rest, checked_shape(shape, dtype, path, refuse), path, refuse)
+    check_millimetres(re.findall(r'"([^"]*)"', fields.get("space units", "")), path, refuse)
     sizes = [n for axis, n in enumerate(shape) if axis != layer_axis]
     grid = grid_of(sizes, axes, _origin(fields, path, refuse), _to_ras(fields, path, refuse), path, refuse)
     return Raster(placed_layers(voxels, shape, layer_axis, dtype, path, refuse), grid, keys, "NRRD")
@@ -73,7 +75,7 @@ def _header(content: bytes, path: Path, refuse: Refusal) -> tuple[dict[str, str]
     head, rest = (content, b"") if end is None else (content[: end.start()], content[end.end() :])
     fields: dict[str, str] = {}
     keys: dict[str, str] = {}
-    for line in head.decode("utf-8", "replace").splitlines()[1:]:
+    for line in re.split(r"\r?\n", head.decode("utf-8", "replace"))[1:]:
         if line.startswith("#") or not line.strip():
             continue
         key, assigned, value = line.partition(":=")
@@ -136,7 +138,7 @@ def _voxels(fields: Mapping[str, str], rest: bytes, num_bytes: int, path: Path, 
         raise refuse(path, "voxels after lines or bytes to skip", "an NRRD whose voxels follow its header")
     named = fields.get("data file", fields.get("datafile"))
     if named is not None:
-        if Path(named).name != named or len(named.split()) != 1 or "%" in named:
+        if Path(named).name != named or named.upper().startswith("LIST") or "%" in named:
             raise refuse(path, f"voxels in {named[:60]!r}", "one data file beside the header")
         rest = content_of(path.with_name(named), refuse)
     encoding = _field(fields, "encoding", path, refuse).lower()

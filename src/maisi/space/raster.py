@@ -15,6 +15,7 @@ from maisi.space.grid import Grid
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From RAS to LPS and back."""
 
+MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "?", "none", "unknown"}
 LARGEST_BYTES = 64 * 2**30  # of voxels that a header may speak of
 GZIP, ZLIB = 31, 15  # zlib's window bits for the two wrappings
 
@@ -139,6 +140,13 @@ def reader_of(path: Path) -> ReadRaster | None:
 
         return read_metaimage
     return None
+
+
+def check_millimetres(units: Sequence[str], path: Path, refuse: Refusal) -> None:
+    """Nothing, or the refusal of lengths in another unit; what tells none is in mm, as both formats have it."""
+    other = [unit for unit in units if unit.strip().lower() not in MILLIMETRES]
+    if other:
+        raise refuse(path, f"lengths in {other[0][:20]!r}", "mm")
 
 
 def checked_shape(shape: Sequence[int], dtype: np.dtype, path: Path, refuse: Refusal) -> int:

@@ -52,8 +52,24 @@ def is_abandoned(path: Path, prefix: str) -> bool:
         return time.time() - _last_change(path) > _FORGOTTEN_S
     if match["space"] != _namespace():
         return False
-    start = _start_of(int(match["pid"]))
-    return start is None or start != int(match["start"])
+    pid = int(match["pid"])
+    start = _start_of(pid)
+    if start is None:  # gone, or of another user whose processes are hidden
+        return not _is_there(pid)
+    return start != int(match["start"])
+
+
+def _is_there(pid: int) -> bool:
+    """Whether there is a process of that id, of anybody."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def remove_abandoned(folder: Path, prefix: str) -> None:
@@ -104,5 +120,5 @@ def _start_of(pid: int) -> int | None:
         if _BOOT_ID.exists():
             return int(stat.read_text().rpartition(")")[2].split()[_START_FIELD - 3])
         return int(psutil.Process(pid).create_time())
-    except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+    except (FileNotFoundError, ProcessLookupError, PermissionError, psutil.NoSuchProcess, psutil.AccessDenied):
         return None

@@ -3,12 +3,15 @@
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from maisi.data.sources.names import case_key, images_below, is_label, patient_of
+from maisi.data.sources.names import case_key, case_parts, images_below, is_label, patient_of
 from maisi.data.sources.raw import Found, PassedOver, RawCase, RawLabels
 from maisi.space.endings import ending_of, stem_of
 
 MASK_FOLDERS = ("segmentations", "segmentation", "masks", "structures")
 OUR_LABELS = "labels_maisi"
+
+Key = tuple[tuple[str, ...], str]
+"""What an image and its labels have in common: folders and name."""
 
 
 def is_image_folder(path: Path) -> bool:
@@ -30,27 +33,28 @@ def read_image_folder(path: Path) -> Found:
         file.parent for file in images_below(path) if file.parent.name.lower() in MASK_FOLDERS and file.parent != path
     }
     files = [file for file in images_below(path) if file.parent not in masks]
-    images: dict[str, list[Path]] = defaultdict(list)
-    labels: dict[str, list[RawLabels]] = defaultdict(list)
+    images: dict[Key, list[Path]] = defaultdict(list)
+    labels: dict[Key, list[RawLabels]] = defaultdict(list)
     for file in files:
         if is_label(file, path):
             ours = "maisi" if stem_of(file).endswith(OUR_LABELS) else None
-            labels[case_key(file, path)].append(RawLabels(file, numbering=ours))
+            labels[case_parts(file, path)].append(RawLabels(file, numbering=ours))
         else:
-            images[case_key(file, path)].append(file)
+            images[case_parts(file, path)].append(file)
     for folder in sorted(masks):
-        labels[case_key(folder.parent / "labels.nii.gz", path)].append(RawLabels(folder))
+        labels[case_parts(folder.parent / "labels.nii.gz", path)].append(RawLabels(folder))
     return _paired(path, images, labels)
 
 
-def _paired(path: Path, images: dict[str, list[Path]], labels: dict[str, list[RawLabels]]) -> Found:
+def _paired(path: Path, images: dict[Key, list[Path]], labels: dict[Key, list[RawLabels]]) -> Found:
     cases, passed = [], []
     beside = Counter(files[0].parent for files in images.values())
     for key in sorted(images):
         first, *others = images[key]
-        passed += [PassedOver(other, f"another image of case {key}, which {first.name} is of too") for other in others]
-        patient = patient_of(first, path, key, beside[first.parent])
-        cases.append(RawCase(id=key, image=first, labels=tuple(labels[key]), patient=patient, dataset=path.name))
+        id = case_key(first, path)
+        passed += [PassedOver(other, f"another image of case {id}, which {first.name} is of too") for other in others]
+        patient = patient_of(first, path, id, beside[first.parent])
+        cases.append(RawCase(id=id, image=first, labels=tuple(labels[key]), patient=patient, dataset=path.name))
     for key in sorted(set(labels) - set(images)):
         passed += [PassedOver(each.path, "labels without an image of the same name") for each in labels[key]]
     return Found("image folder", tuple(cases), tuple(passed))

@@ -117,7 +117,7 @@ def _entry(
     image = entry.get("image")
     if isinstance(image, list) and len(image) == 1:
         image = image[0]
-    if not isinstance(image, str):
+    if not isinstance(image, str) or not image:
         what = "several channels" if isinstance(image, list) else f"the image {image!r}"
         return PassedOver(path, f"an entry with {what}; expected the path of one image")
     file = (path.parent / image).absolute()
@@ -130,13 +130,16 @@ def _entry(
     fold = entry.get("fold")
     if split is None and isinstance(fold, int):
         split = "validation" if fold == HELD_OUT_FOLD else "training"
-    key = case_key(file, file.parent)
+    home = path.parent.absolute()
+    key = case_key(file, home if file.is_relative_to(home) else file.parent.parent)
+    said_of = (entry.get(name) for name in ("patient", "subject"))
+    patient = next((str(each) for each in said_of if each not in (None, "")), key)
     said = entry.get("modality")
     return RawCase(
         id=key if key else safe_id(stem_of(file)),
         image=file,
         labels=labels,
-        patient=str(entry.get("patient", entry.get("subject", key))),
+        patient=patient,
         modality=as_modality(said) if isinstance(said, str) else modality,
         split=split,
         region=str(entry.get("region", entry.get("body_region", ""))),

@@ -52,17 +52,28 @@ def is_label(path: Path, root: Path) -> bool:
 
 
 def case_key(path: Path, root: Path) -> str:
-    """What a file's image and labels have in common: its path without what tells the two apart, parts joined by "_"."""
-    stem = stem_of(path)
+    """What a file's image and labels have in common as an id, parts joined by "_", see `case_parts`."""
+    folders, own = case_parts(path, root)
+    return safe_id("_".join([*folders, own] if own else folders)) or safe_id(_plain(stem_of(path)))
+
+
+def case_parts(path: Path, root: Path) -> tuple[tuple[str, ...], str]:
+    """What a file's image and labels have in common: the folders and the name, without what tells the two apart."""
+    stem = _plain(stem_of(path))
+    own = "" if _LABEL_NAME.match(stem) or _GENERIC.match(stem) else stem
+    folders = (p for p in path.relative_to(root).parts[:-1] if not (_LABEL_FOLDER.match(p) or _IMAGE_FOLDER.match(p)))
+    return tuple(folders), own
+
+
+def _plain(stem: str) -> str:
+    """A name without the words that tell images from labels."""
     for pattern in (_LABEL_SUFFIX, _IMAGE_SUFFIX):
         matched = pattern.match(stem)
         stem = matched[1] if matched and matched[1] else stem
     for pattern in (_LABEL_PREFIX, _IMAGE_PREFIX):
         matched = pattern.match(stem)
         stem = matched[2] if matched else stem
-    own = "" if _LABEL_NAME.match(stem) or _GENERIC.match(stem) else stem
-    folders = [p for p in path.relative_to(root).parts[:-1] if not (_LABEL_FOLDER.match(p) or _IMAGE_FOLDER.match(p))]
-    return safe_id("_".join([*folders, own] if own else folders)) or safe_id(stem)
+    return stem
 
 
 def safe_id(text: str) -> str:

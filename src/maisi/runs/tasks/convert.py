@@ -1,5 +1,6 @@
 """`maisi convert`: upstream's checkpoints made into a bundle, its embeddings into latents."""
 
+from collections import Counter
 from pathlib import Path
 
 from maisi.bundle.bundle import fill_bundle
@@ -44,8 +45,8 @@ def check_latents(request: ConvertLatentsRequest) -> Checked[ConvertLatentsReque
     found = [path for folder in folders for path in embeddings_in(folder)]
     if not found:
         raise InvalidRequestError(f"no {SUFFIX} in {', '.join(map(str, folders))}; accepted: folders of embeddings")
-    names = [path.name for path in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    counts = Counter(path.name.casefold() for path in found)  # some disks do not tell A from a
+    twice = sorted({path.name for path in found if counts[path.name.casefold()] > 1})
     if twice:
         raise InvalidRequestError(f"two embeddings are called {twice[0]}; accepted: one folder at a time")
     return Checked(request.model_copy(update={"folders": folders}), found)

@@ -1,5 +1,6 @@
 """`maisi encode --manifest`: the cases of a manifest as latents that training takes, a file a case."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -10,7 +11,7 @@ from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute
 from maisi.compute.fit import fit
 from maisi.data.cases import case_span, read_case
-from maisi.data.latents import LATENTS, LatentEntry, write_entries, write_latent
+from maisi.data.latents import LATENTS, LatentEntry, read_origin, write_entries, write_latent
 from maisi.data.manifest import Case, read_manifest
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.codec import rehearse_encode
@@ -30,7 +31,17 @@ class EncodeWork:
     bundle: str
     compute: Compute
     folder: Path
-    autoencoder: str  # sum of its weights
+    made_from: str  # what the latent is to say of its making
+
+    @property
+    def file(self) -> Path:
+        """Where the latent lies."""
+        return self.folder / f"{self.case.stem}.safetensors"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether an earlier run has made it, of the same case with the same weights."""
+        return self.file.is_file() and read_origin(self.file) == self.made_from
 
 
 def check(request: EncodeCasesRequest) -> Checked[EncodeCasesRequest]:
@@ -70,8 +81,12 @@ def work(checked: Checked[EncodeCasesRequest], run: Run) -> None:
     request, cases, folder = checked.request, checked.subject, run.folder
     assert checked.bundle is not None
     weights = weights_digest(checked.bundle.autoencoder.state_dict())
-    own = [EncodeWork(case, request.bundle, request.compute, folder, weights) for case in request.across.own(cases)]
-    items = [item for item in own if not _file(folder, item.case).is_file()]
+    everything = [
+        EncodeWork(case, request.bundle, request.compute, folder, made_from(case, checked.bundle, weights))
+        for case in cases
+    ]
+    own = request.across.own(everything)
+    items = [item for item in own if not item.is_done]
     _, threads = cluster_of(request)
     for done, outcome in enumerate(
         spread(encode_case, items, request.across, threads), start=1 + len(own) - len(items)
@@ -80,22 +95,25 @@ def work(checked: Checked[EncodeCasesRequest], run: Run) -> None:
             id = items[outcome.place].case.id
             run.warnings.append(f"case {id}: {outcome.error.removeprefix(f'case {id}: ')}")
         run.on_stage("encode", done, len(own))
-    there = [case for case in cases if _file(folder, case).is_file()]
+    there = [item for item in everything if item.is_done]
     index = folder / LATENTS
-    write_entries(_entries(there, folder, weights), index)
-    run.outputs |= {index, *(_file(folder, case) for case in there)}
+    write_entries(_entries(there, weights), index)
+    run.outputs |= {index, *(item.file for item in there)}
     if not there:
         raise InvalidRequestError(f"no case could be encoded; first: {run.warnings[0] if run.warnings else 'none'}")
 
 
-def _entries(cases: Iterable[Case], folder: Path, weights: str) -> Iterable[LatentEntry]:
-    for case in cases:
-        file = _file(folder, case)
-        yield LatentEntry(id=case.id, file=file.name, sha256=sha256(file), split=case.split, autoencoder=weights)
+def _entries(made: Iterable[EncodeWork], weights: str) -> Iterable[LatentEntry]:
+    for each in made:
+        case, sum = each.case, sha256(each.file)
+        yield LatentEntry(id=case.id, file=each.file.name, sha256=sum, split=case.split, autoencoder=weights)
 
 
-def _file(folder: Path, case: Case) -> Path:
-    return folder / f"{case.stem}.safetensors"
+def made_from(case: Case, bundle: Bundle, weights: str) -> str:
+    """What a latent says of its making: case, bundle, weights, and a sum of what the manifest says of the case."""
+    said = case.model_dump_json(exclude={"image", "labels", "labels_maisi", "notes"})
+    told = hashlib.sha256(said.encode()).hexdigest()
+    return f"case {case.id} {told[:8]}, bundle {bundle.name} {bundle.info.version}, autoencoder {weights[:12]}"
 
 
 def encode_case(work: EncodeWork) -> str:
@@ -104,10 +122,9 @@ def encode_case(work: EncodeWork) -> str:
     volume, labels = read_case(work.case, vocabulary=bundle_vocabulary(whole))
     span = case_span(work.case, labels)
     bundle = fit(whole, work.compute, partial(rehearse_encode, volume.grid.shape))
-    name = f"case {work.case.id}, bundle {bundle.name} {bundle.info.version}, autoencoder {work.autoencoder[:12]}"
-    modality = work.case.modality
-    latent = encode_labelled(bundle.autoencoder, volume, labels, span, modality, work.case.group, name)
-    write_latent(latent, _file(work.folder, work.case))
+    modality, group = work.case.modality, work.case.group
+    latent = encode_labelled(bundle.autoencoder, volume, labels, span, modality, group, work.made_from)
+    write_latent(latent, work.file)
     return work.case.id
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Limits
-from maisi.data.library import INDEX, Library, LibraryEntry, add_map, entry_of, lines_of, sum_of, write_index
+from maisi.data.library import INDEX, Library, LibraryEntry, add_map, entry_of, ids_of, lines_of, sum_of, write_index
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.asked import asked
@@ -54,7 +54,7 @@ def work_add(checked: Checked[LibraryAddRequest], run: Run) -> None:
             continue
         entry = entry_of(
             labels,
-            found.id if found.id not in entries else f"{found.id}_{sum[:8]}",
+            found.id if found.id.casefold() not in ids_of(folder) else f"{found.id}_{sum[:8]}",
             span,
             patient=told.patient,
             licence=told.licence or request.licence,

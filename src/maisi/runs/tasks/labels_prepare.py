@@ -1,5 +1,6 @@
 """`maisi labels prepare`: label maps of any vocabulary made ours, with a manifest."""
 
+from collections import Counter
 from pathlib import Path
 
 from maisi.anatomy.regions import RegionSpan
@@ -21,8 +22,8 @@ def check(request: PrepareLabelsRequest) -> Checked[PrepareLabelsRequest]:
         raise InvalidRequestError("nothing to prepare; accepted: label maps, folders of them, manifests")
     resolved = tuple(source.expanduser().resolve() for source in request.sources)
     found = [each for source in resolved for each in find_maps(source)]
-    ids = [each.id for each in found]
-    twice = sorted({id for id in ids if ids.count(id) > 1})
+    counts = Counter(each.id.casefold() for each in found)  # some disks do not tell A from a
+    twice = sorted({each.id for each in found if counts[each.id.casefold()] > 1})
     if twice:
         raise InvalidRequestError(
             f"two label maps are called {twice[0]}; accepted: names that differ, or one at a time"

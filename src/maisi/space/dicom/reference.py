@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maisi.space.checks import bad_labels
+from maisi.space.dicom.alike import without_scouts
 from maisi.space.dicom.opening import broken_refused, syntax_of
 from maisi.space.dicom.place import placed
 from maisi.space.dicom.plane import Plane, planes_of
@@ -38,5 +39,6 @@ def series_beside(path: Path, series: str) -> Drawn | None:
                 planes += planes_of(file.header, file.path, str(syntax_of(file.header)))
     if not planes:
         return None
-    planes, grid, _ = placed(list({plane.uid + str(plane.frame): plane for plane in planes}.values()), folder)
+    planes, _ = without_scouts(list({plane.uid + str(plane.frame): plane for plane in planes}.values()))
+    planes, grid, _ = placed(planes, folder)
     return Drawn(planes, grid, planes[0].keys.get("frame", ""))

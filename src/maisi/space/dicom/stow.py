@@ -18,6 +18,7 @@ from maisi.space.dicom.opening import BROKEN, is_dicom, read_header
 
 MOST_BYTES = 64 * 2**20  # of files that go together in one request
 TIMEOUT_S = 300.0
+DIRECTORY = "DICOMDIR"  # what a medium's table of contents is called
 _SHOWN = 300  # characters of what a server says
 _REFERENCED, _FAILED, _INSTANCE, _REASON = "00081199", "00081198", "00081155", "00081197"
 
@@ -31,7 +32,12 @@ class Server:
     timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError as error:
+            raise InvalidRequestError(f"{self.url!r} is no address ({error}); accepted: https://HOST/PATH") from error
+        if not self.url.isascii():
+            raise InvalidRequestError(f"{self.url!r} is not written as addresses are sent; accepted: ASCII, with %XX")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidRequestError(f"{self.url!r} is no address of a DICOMweb server; accepted: https://HOST/PATH")
         if parts.username or parts.password:
@@ -68,7 +74,7 @@ def dicom_files(paths: Sequence[Path]) -> list[Instance]:
         if not path.exists():
             raise InvalidRequestError(f"no file or folder {path}")
         inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        files = [file for file in inside if is_dicom(file)]
+        files = [file for file in inside if is_dicom(file) and (file.name.upper() != DIRECTORY or file == path)]
         if not files:
             what = "a folder without DICOM files" if path.is_dir() else "no DICOM file"
             raise InvalidRequestError(f"{path} is {what}; accepted: DICOM files; maisi export --to dicom makes them")
