@@ -167,6 +167,21 @@ def test_what_cannot_be_exported_is_refused(
     assert files_in(tmp_path) == []
 
 
+def test_what_no_run_has_left_and_what_is_read_is_not_written_over(maisi: Maisi, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    answer = maisi("export", store, "--to", "monai", "--out", tmp_path / "mine", "--overwrite")
+    assert (answer.code, "holds what no run of maisi left (thesis.txt)" in answer.err) == (2, True), answer.err
+    assert files_in(tmp_path / "mine") == ["thesis.txt"]
+    shutil.copytree(store, tmp_path / "store")
+    (tmp_path / "store" / "run.json").write_text("{}")
+    answer = maisi("export", tmp_path / "store", "--to", "monai", "--out", tmp_path / "store", "--overwrite")
+    assert (answer.code, "is read; accepted: another place" in answer.err) == (2, True), answer.err
+    out = exported(maisi, store, "monai", tmp_path)
+    again = maisi("export", store, "--to", "monai", "--out", out, "--overwrite")
+    assert again.code == 0, again.err
+
+
 def test_a_folder_without_labels_or_of_two_modalities_is_refused(maisi: Maisi, store: Path, tmp_path: Path) -> None:
     image = store / "c0_ct.nii.gz"
     write_manifest([Case(id="a", image=image)], tmp_path / "none.jsonl")

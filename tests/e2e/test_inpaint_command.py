@@ -68,8 +68,16 @@ def test_cases_of_a_manifest_are_done_but_for_those_that_cannot(
     assert case["labels_maisi"] == "p1__whole_labels.nii.gz"
     assert "put in by maisi inpaint" in case["notes"]
 
+    again = maisi("inpaint", "--manifest", out / "manifest.jsonl", "-b", tiny_bundle, *LESION, "-o", out, "--overwrite")
+    assert (again.code, "of the run in" in again.err) == (2, True)
+    assert (out / names[0]).is_file()
     healed = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, "--remove", "-o", out, "--overwrite")
     assert (healed.code, "no case could be inpainted" in healed.err) == (2, True)  # what was made before is not listed
+    assert (out / names[0]).is_file()  # it stays until there is another in its place
+    manifest.write_text(json.dumps(cases[0] | {"id": "other"}) + "\n")
+    other = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, *LESION, "-o", out, "--overwrite")
+    assert other.code == 0, other.err
+    assert not (out / names[0]).exists()  # nothing is left for a later run to take over
     shifted = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, *LESION, "--hu-offset", -1024, "-o", out)
     assert (shifted.code, "of a manifest are read as they are" in shifted.err) == (2, True)
 

@@ -84,6 +84,8 @@ def test_wrong_settings_are_told_as_the_command_line_tells_them(client: TestClie
         ("generate-many", {"count": 2, "labels": "/etc/passwd"}, "path of the server"),
         ("generate-many", {"count": 2, "labels": {"choice": ["/etc/passwd"]}}, "is not accepted"),
         ("generate-many", {"count": 2, "across": {"ray": "local"}}, "for the server to say"),
+        ("generate-many", {"count": 2, "steps": {"file_of": "/etc"}}, "a folder of the server"),
+        ("generate-many", {"count": 2, "groups": {"a": {"labels": {"file_of": "x" * 300}}}}, "a folder of the server"),
         ("generate", [], "no settings"),
     ],
 )
@@ -266,6 +268,27 @@ def test_models_and_labels_are_told(client: TestClient) -> None:
     tumour = next(each for each in labels if each["name"] == "hepatic tumor")
     assert (tumour["tumour"], tumour["host"], tumour["colour"]) == (True, ["liver"], "#28dc8c")
     assert not any(each["name"].startswith("dummy") for each in labels)
+
+
+def test_methods_that_clients_invent_are_counted_as_one(client: TestClient) -> None:
+    for k in range(3):
+        client.request(f"XX{k}", "/v1/health/live")
+    told = client.get("/metrics").text
+    assert 'method="other"' in told
+    assert "XX" not in told
+
+
+@pytest.mark.parametrize("headers", [{"Host": "["}, {"Origin": "http://["}])
+def test_addresses_that_are_none_are_refused(client: TestClient, headers: dict[str, str]) -> None:
+    assert client.post("/v1/jobs", json={"kind": "generate"}, headers=headers).status_code in (400, 403, 421)
+
+
+def test_events_after_the_end_are_none(client: TestClient) -> None:
+    place = client.post("/v1/jobs", json={"kind": "generate", "request": {}}).headers["location"]
+    client.delete(place)
+    last = max(int(line[4:]) for line in client.get(f"{place}/events").text.splitlines() if line.startswith("id: "))
+    for number in (last, 10**19):
+        assert "event:" not in client.get(f"{place}/events", headers={"Last-Event-ID": str(number)}).text
 
 
 def test_metrics_count_answers_by_route(client: TestClient) -> None:

@@ -14,7 +14,8 @@ from made_clinical import made_labels, made_provenance, made_volume
 from made_service import client_of, made_service
 
 from maisi.data.door import open_labels, open_volume
-from maisi.service.archive import FORMATS
+from maisi.errors import StoppedError
+from maisi.service.archive import FORMATS, write_zip
 from maisi.service.service import Service
 from maisi.space.files import write_labels, write_volume
 from maisi.space.origin import read_provenance
@@ -151,3 +152,18 @@ def test_what_a_killed_service_has_left_is_removed(tmp_path: Path, monkeypatch: 
         (folder / "half.zip").touch()
     with service.working():
         assert not any(folder.exists() for folder in left)
+
+
+def test_an_archive_goes_whatever_is_asked_of_it(client: TestClient, place: str, service: Service) -> None:
+    for asked in ("bytes=0-9", "bytes=999999999-", "bytes=x"):
+        client.get(f"{place}/archive", headers={"Range": asked})
+        assert list((service.settings.data / "archives").iterdir()) == []
+
+
+def test_an_archive_that_is_packed_while_the_service_ends_is_not_waited_for(tmp_path: Path) -> None:
+    service = made_service(tmp_path)
+    (tmp_path / "large").write_bytes(bytes(5 << 20))
+    service.ending.set()
+    with pytest.raises(StoppedError):
+        write_zip(tmp_path / "x.zip", [("large", tmp_path / "large")], service.ending)
+    assert not (tmp_path / "x.zip").exists()

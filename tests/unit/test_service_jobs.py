@@ -132,6 +132,16 @@ def test_a_job_that_kills_its_workers_fails_but_not_one_that_gets_on(tmp_path: P
     assert (store.get(good).state, store.get(good).tries) == ("queued", 4)
 
 
+def test_records_of_a_run_that_has_made_nothing_yet_do_not_count_as_getting_on(tmp_path: Path):
+    store = JobStore(tmp_path, Limits(tries=3))
+    id = store.submit("generate-many", {}).id
+    for _ in range(3):
+        store.claim("w")
+        store.published(id, "w", [artifact(store, id, "run.yaml")], is_sample=False)
+        store.release(lambda worker: True)
+    assert store.get(id).state == "failed"
+
+
 def test_a_worker_that_was_stopped_has_not_died(tmp_path: Path):
     store = JobStore(tmp_path, Limits(tries=1))
     id = store.submit("generate", {}).id

@@ -98,6 +98,19 @@ def test_a_zip_of_a_dicom_series_is_read(client: TestClient, tmp_path: Path) -> 
     assert (code, told.get("kind"), told.get("shape")) == (201, "image", [12, 10, 8])
 
 
+def test_lists_of_files_that_come_with_a_series_are_not_kept(client: TestClient, tmp_path: Path) -> None:
+    """A manifest could name any file of the server, which a job would then read."""
+    lists = {
+        f"study/{name}": b'{"id": "x", "image": "/etc/scan.nii"}\n' for name in ("manifest.jsonl", "manifest.json")
+    }
+    code, told = sent(client, "study.zip", zipped(series(tmp_path, "1.2.3") | lists | {"manifest.jsonl": b"{}"}))
+    assert code == 201, told
+    kept = sorted(
+        path.name for path in (tmp_path / "data" / "uploads" / told["id"] / "study").rglob("*") if path.is_file()
+    )
+    assert kept == [f"{k:03}" for k in range(SLICES)]
+
+
 def test_of_two_series_in_a_zip_one_is_to_be_named(client: TestClient, tmp_path: Path) -> None:
     content = zipped(series(tmp_path, "1.2.3", "1.2.4"))
     code, told = sent(client, "study.zip", content)
@@ -133,6 +146,7 @@ def test_of_two_series_in_a_zip_one_is_to_be_named(client: TestClient, tmp_path:
         ("a.zip", zipped({"bomb.dcm": bytes(50_000_000)}), 413, "unpacks to more than"),
         ("a.zip", zipped({str(k): b"x" for k in range(21)}), 413, "holds 21 files; accepted: up to 20"),
         ("a.zip", zipped({"readme.txt": b"x"}), 422, "accepted:"),
+        ("a.zip", zipped({"a/" * 900 + "b.dcm": b"x"}), 422, "holds folders 901 deep; accepted: up to 20"),
         ("a.zip", zipped({"a.dcm": bytes(100_000)})[:150], 422, "is a broken zip"),
     ],
 )

@@ -34,6 +34,7 @@ from maisi.storage.folders import (
     entries_of,
     open_beside,
     open_folder,
+    outputs_of,
     staged_in,
     storage_errors,
 )
@@ -134,8 +135,8 @@ class Destination:
             self._check_file(overwrite)
             return frozenset()
         if task.output is Output.WHOLE:
-            if self.path.exists() and not overwrite:
-                raise InvalidRequestError(f"{self.path} exists already; accepted: another place, or --overwrite")
+            if self.path.exists():
+                self._check_whole(overwrite)
             return frozenset()
         if task.output is Output.SHARED:
             self.check_shared(task, request)
@@ -143,6 +144,7 @@ class Destination:
         names = entries_of(self.folder)
         if overwrite or RUN_SETTINGS not in names or RUN_RECORD in names:
             check_free(self.folder, overwrite)
+            self._check_kept(task, request)
             return frozenset()
         different = settings_that_differ(task, request, self.folder / RUN_SETTINGS, FREE)
         if different:
@@ -180,6 +182,27 @@ class Destination:
                     "accepted: the same settings, or another folder"
                 )
 
+    def _check_kept(self, task: Task[Any], request: BaseModel) -> None:
+        """Nothing, or the refusal to begin anew where what is read is of the run that would go."""
+        going = {(self.folder / name).resolve() for name in outputs_of(self.folder / RUN_RECORD)}
+        read = [path for path in task.inputs(request) if path.resolve() in going]
+        if read:
+            raise InvalidRequestError(
+                f"{read[0]} is read, and is of the run in {self.folder} that would go; accepted: another folder"
+            )
+
+    def _check_whole(self, overwrite: bool) -> None:
+        """Nothing, or the refusal to replace a folder that is not to be, or is of nobody's run."""
+        if not overwrite:
+            raise InvalidRequestError(f"{self.path} exists already; accepted: another place, or --overwrite")
+        names = entries_of(self.path)
+        if names and not {RUN_RECORD, BUNDLE} & set(names):
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise InvalidRequestError(
+                f"{self.path} would be replaced as a whole, and holds what no run of maisi left ({shown}); accepted: "
+                "another place"
+            )
+
     def _check_file(self, overwrite: bool) -> None:
         if self.path.is_dir() or (self.path.exists() and not overwrite):
             raise InvalidRequestError(f"{self.path} exists; accepted: another name, or --overwrite")
@@ -204,6 +227,10 @@ class Destination:
         else:
             with open_folder(self.folder, overwrite, task.state(request)) as folder:
                 yield folder
+
+
+BUNDLE = "bundle.yaml"
+"""In a folder that is a bundle."""
 
 
 def settings_that_differ(task: Task[Any], request: BaseModel, path: Path, free: Sequence[str] = ()) -> list[str]:

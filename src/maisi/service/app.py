@@ -1,6 +1,7 @@
 """The web application of `maisi serve`. Its process imports no torch."""
 
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -76,9 +77,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _expire(service: Service) -> None:
     while True:
-        removed = await to_thread.run_sync(service.expire)
-        if removed:
-            logger.info("removed %d uploads that nobody has used", len(removed))
+        try:
+            removed = await to_thread.run_sync(service.expire)
+            if removed:
+                logger.info("removed %d uploads that nobody has used", len(removed))
+        except (OSError, RecursionError, sqlite3.Error):  # one folder or one moment: the next time may go well
+            logger.exception("old uploads were not removed")
         await sleep(EXPIRED_EVERY_S)
 
 

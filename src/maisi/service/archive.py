@@ -2,12 +2,14 @@
 
 import secrets
 import shutil
+import threading
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maisi.service.helper import ask
+from maisi.errors import StoppedError
+from maisi.service.helper import ENDING, ask
 from maisi.service.job import Job
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def pack(service: "Service", job: Job, format: str) -> Path:
     source = service.jobs.folder_of(job.id)
     if format == "zip":
         path = _place(service).with_suffix(".zip")
-        write_zip(path, ((name, source / name) for name in job.artifacts))
+        write_zip(path, ((name, source / name) for name in job.artifacts), service.ending)
         return path
     return made(service, "maisi.service.exporting", {"source": str(source), "to": format})
 
@@ -36,7 +38,7 @@ def made(service: "Service", helper: str, question: dict[str, Any]) -> Path:
     try:
         told = ask(helper, question, cwd=folder, seconds=LONGEST_S)
         path = folder.with_suffix(".zip")
-        write_zip(path, ((name, folder / name) for name in told["files"]))
+        write_zip(path, ((name, folder / name) for name in told["files"]), service.ending)
         return path
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -53,23 +55,28 @@ def _place(service: "Service") -> Path:
     return folder / secrets.token_hex(12)
 
 
-def write_zip(path: Path, files: Iterable[tuple[str, Path]]) -> None:
-    """A zip of files by the names that they have in it; nothing is packed again that is packed already."""
+def write_zip(path: Path, files: Iterable[tuple[str, Path]], ending: threading.Event) -> None:
+    """A zip of files by the names that they have in it; nothing is packed again that is packed already.
+
+    Raises `StoppedError` where the service ends meanwhile.
+    """
     try:
         with zipfile.ZipFile(path, "w") as archive:
             for name, file in files:
                 if file.is_file():
-                    _add(archive, name, file)
+                    _add(archive, name, file, ending)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
-def _add(archive: zipfile.ZipFile, name: str, file: Path) -> None:
+def _add(archive: zipfile.ZipFile, name: str, file: Path, ending: threading.Event) -> None:
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.external_attr = 0o644 << 16
     entry.file_size = file.stat().st_size
     entry.compress_type = zipfile.ZIP_STORED if name.endswith((".gz", ".png", ".zip")) else zipfile.ZIP_DEFLATED
     with file.open("rb") as source, archive.open(entry, "w") as target:
         while chunk := source.read(1 << 20):
+            if ending.is_set():
+                raise StoppedError(ENDING)
             target.write(chunk)

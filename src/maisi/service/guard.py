@@ -4,7 +4,7 @@ import hmac
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -104,7 +104,15 @@ class Guard:
         return self.settings.upload_bytes if scope["path"] == UPLOADS else JSON_BYTES
 
     def _is_welcome(self, origin: str, host: str) -> bool:
-        return origin in self.settings.allow_origin or urlsplit(origin).netloc == host
+        return origin in self.settings.allow_origin or _split(origin).netloc == host
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address; none of what is no address."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _shows(authorization: str, token: str) -> bool:
@@ -115,7 +123,7 @@ def _shows(authorization: str, token: str) -> bool:
 
 def _is_own_name(host: str, settings: ServeSettings) -> bool:
     """Whether a page reached this service by a name of its own, and not by one that was pointed here (rebinding)."""
-    name = urlsplit(f"//{host}").hostname or ""
+    name = _split(f"//{host}").hostname or ""
     return is_loopback(name) or name == settings.host.lower()
 
 

@@ -189,12 +189,14 @@ class JobStore:
             self._happened(connection, id, "stage", {**data, "seconds_left": seconds_left}, stage)
 
     def published(self, id: str, worker: str, files: Sequence[Path], *, is_sample: bool = True) -> None:
-        """Files of the result are in place, together; a worker that dies from here on has not died over nothing."""
+        """Files of the result are in place, together; after a sample, a worker that dies has not died over nothing."""
         with self._database.transaction() as connection:
             self._claimed(connection, id, worker)
             self._add_artifacts(connection, id, files)
             connection.execute(
-                "UPDATE job SET samples_done = samples_done + ?, deaths = 0 WHERE id = ?", (int(is_sample), id)
+                "UPDATE job SET samples_done = samples_done + ?, deaths = CASE WHEN ? THEN 0 ELSE deaths END "
+                "WHERE id = ?",
+                (int(is_sample), is_sample, id),
             )
 
     def finish(

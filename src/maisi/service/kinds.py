@@ -61,11 +61,25 @@ def check_request(kind: str, given: Any) -> BaseModel:
         raise InvalidRequestError(f"unknown kind of job {kind!r}; {hint}accepted: {', '.join(KINDS)}")
     if not isinstance(given, Mapping):
         raise InvalidConfigError('request: no settings; accepted: an object such as {"seed": 7}')
+    _check_folders(given, "")
     request = check_settings(KINDS[kind], given)
     texts = list(_mistyped(given, request.model_dump(), ""))
     if texts:
         raise InvalidConfigError("\n".join(texts))
     return request
+
+
+def _check_folders(given: Any, where: str) -> None:
+    """Nothing, or the refusal of a distribution over the files of a folder, which would be one of the server."""
+    if isinstance(given, Mapping):
+        for name, value in given.items():
+            here = f"{where}.{name}" if where else str(name)
+            if name == "file_of":
+                raise InvalidConfigError(f"{here}: a folder of the server; accepted: labels: upload:ID")
+            _check_folders(value, here)
+    elif isinstance(given, list):
+        for index, value in enumerate(given):
+            _check_folders(value, f"{where}.{index}")
 
 
 def _mistyped(given: Any, understood: Any, where: str) -> Any:

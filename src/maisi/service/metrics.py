@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 STREAMS = "/events"  # these last as long as their jobs
 
 Sample = tuple[Mapping[str, str], float]
@@ -30,7 +31,8 @@ class Metrics:
         """Count an answer, by its route and not by its path: ids are no labels."""
         route = getattr(scope.get("route"), "path", "other")
         with self._lock:
-            self._answers[scope["method"] if route != "other" else "", route, status] += 1
+            method = scope["method"] if scope["method"] in METHODS else "other"  # clients may invent some
+            self._answers[method if route != "other" else "", route, status] += 1
             if not route.endswith(STREAMS):
                 self._buckets[sum(seconds > bound for bound in BOUNDS_S)] += 1
                 self._seconds += seconds

@@ -26,6 +26,7 @@ from maisi.space.volume import LabelMap, Volume
 SHOWN = "volume.nii.gz"
 BYTES_A_VOXEL = 24  # the stored values, as float32, turned, and packed
 HEADER_BYTES = 1 << 16
+LISTS = (".json", ".jsonl", ".yaml", ".yml")  # files that name others
 _SIZES = re.compile(rb"^(?:sizes:|DimSize\s*=)((?:\s*\d{1,18})+)\s*$", re.MULTILINE | re.IGNORECASE)
 
 
@@ -37,7 +38,7 @@ def read(question: Mapping[str, Any]) -> dict[str, Any]:
     options = ReadOptions(series=question.get("series"), numbering=question.get("numbering"))
     _check_voxels(path, int(limits["voxels"]))
     content, report = _understood(path, options, question.get("kind"))
-    if options.series is not None and path.is_dir():
+    if path.is_dir():
         _leave_out_others(path, options.series)
     write = write_labels if isinstance(content, LabelMap) else write_volume
     write(content, Path(SHOWN))  # type: ignore[arg-type]  # each takes its own
@@ -103,18 +104,27 @@ def _dicom_voxels(path: Path) -> int:
     return total
 
 
-def _leave_out_others(folder: Path, series: str) -> None:
-    """Remove the files of other series, so that whoever reads the folder later finds the one that was chosen."""
+def _leave_out_others(folder: Path, series: str | None) -> None:
+    """Remove the files of other series than the chosen one, and all that is no DICOM file.
+
+    Whoever reads the folder later finds a series and nothing else: a manifest in it could name any file of the machine.
+    """
+    for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+        found = None if file.suffix.lower() in LISTS else _series_of(file)
+        if found is None or series not in (None, found):
+            file.unlink()
+
+
+def _series_of(file: Path) -> str | None:
+    """The UID of the series of a DICOM file, "" where it has none; None for other files."""
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
-    for file in sorted(each for each in folder.rglob("*") if each.is_file()):
-        try:
-            found = dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]).get("SeriesInstanceUID")
-        except InvalidDicomError:
-            continue
-        if found != series:
-            file.unlink()
+    try:
+        header: Any = dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        return str(header.get("SeriesInstanceUID") or "")
+    except (InvalidDicomError, ValueError, OSError, LookupError, TypeError, AttributeError, EOFError):
+        return None
 
 
 def _understood(path: Path, options: ReadOptions, kind: str | None) -> tuple[Volume | LabelMap, FileReport]:

@@ -120,8 +120,12 @@ class Places:
         if self.inputs is None:
             raise InvalidRequestError(f"{where}: {name!r} is a path of the server; {accepted}")
         root = self.inputs.resolve()
-        found = (root / name).resolve() if "\0" not in name else root.parent
-        if PurePosixPath(name).is_absolute() or not found.is_relative_to(root) or not found.exists():
+        try:
+            found = (root / name).resolve() if "\0" not in name else root.parent
+            is_there = found.exists()
+        except OSError:  # a name that no disk takes
+            is_there = False
+        if not is_there or PurePosixPath(name).is_absolute() or not found.is_relative_to(root):
             raise InvalidRequestError(f"{where}: there is no {name!r} below the folder of inputs; {accepted}")
         return found
 

@@ -7,6 +7,7 @@ the server and its workers together, so that a server that starts after a kill w
 import fcntl
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -152,7 +153,7 @@ class Supervisor:
         while not self._stopping.wait(WATCH_S):
             try:
                 self._look()
-            except (RunError, OSError) as error:  # a full disk: later it may be free again
+            except (RunError, OSError, sqlite3.Error) as error:  # a full disk: later it may be free again
                 logger.error("%s", error)
                 self._stopping.wait(TROUBLE_S)
 

@@ -11,6 +11,7 @@ from maisi.errors import InvalidRequestError, TooLargeError
 
 CHUNK = 1 << 20
 LONGEST_NAME = 100
+DEEPEST = 20  # folders within each other
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -> None:
@@ -21,7 +22,8 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -> No
             _check(entries, archive, max_bytes, max_files)
             left = max_bytes
             for entry in entries:
-                target = folder.joinpath(*(plain_name(part) for part in PurePosixPath(entry.filename).parts))
+                parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
+                target = folder.joinpath(*(plain_name(part) for part in parts))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 left -= _write(content, entry, target, left)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
@@ -43,6 +45,8 @@ def _check(entries: list[zipfile.ZipInfo], archive: Path, max_bytes: int, max_fi
             raise InvalidRequestError(
                 f"{archive.name} holds {entry.filename!r}, which lies outside of it; accepted: names within the zip"
             )
+        if len(path.parts) > DEEPEST:
+            raise InvalidRequestError(f"{archive.name} holds folders {len(path.parts)} deep; accepted: up to {DEEPEST}")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise InvalidRequestError(f"{archive.name} holds the link {entry.filename!r}; accepted: files")
         if entry.flag_bits & 1:

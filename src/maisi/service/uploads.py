@@ -25,6 +25,7 @@ from maisi.storage.atomic import write_atomically
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".zip")
 FACTS, UNFINISHED = "facts.json", ".new-"
 LONGEST_UNFINISHED_S = 3600.0
+CHECKED_EVERY = 64 << 20  # bytes of an upload
 _ID = re.compile(r"[0-9a-f]{24}")
 
 
@@ -92,12 +93,15 @@ class UploadStore:
             await to_thread.run_sync(lambda: shutil.rmtree(draft, ignore_errors=True))
 
     async def _write(self, chunks: AsyncIterator[bytes], file: Path) -> int:
-        total, most = 0, self.settings.upload_bytes
+        total, most, checked = 0, self.settings.upload_bytes, 0
         with file.open("wb") as target:
             async for chunk in chunks:
                 total += len(chunk)
                 if total > most:
                     raise TooLargeError(f"{file.name} is larger than {most} bytes; accepted: up to that")
+                if total - checked > CHECKED_EVERY:  # others are received at the same time
+                    checked = total
+                    await to_thread.run_sync(self._check_room)
                 await to_thread.run_sync(target.write, chunk)
         if total == 0:
             raise InvalidRequestError(f"{file.name} is empty; accepted: the bytes of the file as the body")
@@ -149,8 +153,8 @@ class UploadStore:
         for folder in self.folder.iterdir():
             unfinished = folder.name.startswith(UNFINISHED)
             longest = LONGEST_UNFINISHED_S if unfinished else self.settings.retention * 86400
-            used = folder if unfinished else folder / FACTS
-            if folder.name not in in_use and used.exists() and now - used.stat().st_mtime > longest:
+            used = _last_change(folder) if unfinished else _last_change(folder / FACTS)
+            if folder.name not in in_use and used is not None and now - used > longest:
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(folder.name)
         return removed
@@ -179,6 +183,15 @@ class UploadStore:
             raise UnknownUploadError(f"there is no upload {id!r}; accepted: the id that POST /v1/uploads gave")
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return stored
+
+
+def _last_change(path: Path) -> float | None:
+    """When a file, or one right in a folder, was last written; None where it is gone."""
+    try:
+        inside = [each.stat().st_mtime for each in path.iterdir()] if path.is_dir() else []
+        return max([path.stat().st_mtime, *inside])
+    except FileNotFoundError:
+        return None
 
 
 def check_ending(name: str) -> str:

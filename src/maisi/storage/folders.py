@@ -1,16 +1,18 @@
 """Where the files of a run go: a folder, or a file beside others, that is filled piece by piece, whole pieces only."""
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from maisi.errors import InvalidRequestError, StorageError
 from maisi.storage.owners import is_abandoned, is_owned, owner_mark, remove_abandoned
 
 PARTIAL = ".partial-"
+RECORD = "run.json"
 FAILED = "failed"  # the folder in the folder of a run for what came out, but is not good
 _OURS = re.compile(
     r"^(.*\.)?run\.(yaml|json)$|^(metrics\.json|(sample_\d{3,}|reconstruction)(_[a-z]+)?\.(nii|nii\.gz|(seg\.)?nrrd|mha|dcm|png|json)"
@@ -129,12 +131,24 @@ def _move(source: Path, target: Path) -> list[Path]:
 
 
 def _remove_earlier(path: Path, state: tuple[str, ...]) -> None:
+    for name in () if state else outputs_of(path / RECORD):
+        (path / name).unlink(missing_ok=True)
     for folder in (path, path / FAILED):
         for name in [entry.name for entry in folder.iterdir() if _OURS.match(entry.name)] if folder.is_dir() else ():
             _remove(folder / name)
     for name in state:
         _remove(path / name)
     _remove_empty([path / FAILED])
+
+
+def outputs_of(record: Path) -> list[str]:
+    """The files in a folder that its record says a run has left there."""
+    try:
+        outputs = json.loads(record.read_text(encoding="utf-8"))["outputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    names = [PurePosixPath(str(name)) for name in outputs] if isinstance(outputs, dict) else []
+    return [str(name) for name in names if not name.is_absolute() and ".." not in name.parts]
 
 
 def _remove(entry: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import cast
 
+from maisi.errors import InvalidRequestError
 from maisi.pipelines.export import Export, Layout, checked_export, write_export
 from maisi.pipelines.export_clinical import Clinical, ClinicalExport, checked_clinical, write_clinical
 from maisi.runs.requests import ExportRequest
@@ -28,6 +29,15 @@ def inputs(request: ExportRequest) -> tuple[Path, ...]:
     return tuple(path for path in (request.source, request.labels) if path is not None)
 
 
+def check_place(request: ExportRequest, out: Path) -> None:
+    """Nothing, or the refusal of a place that would be replaced with what is read in it."""
+    for path in (request.source, request.labels):
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise InvalidRequestError(
+                f"{out} would be replaced as a whole, and {path} is read; accepted: another place"
+            )
+
+
 def work(checked: Checked[ExportRequest], run: Run) -> None:
     """Write the data set, or the files."""
     export: Export | ClinicalExport = checked.subject
@@ -38,4 +48,4 @@ def work(checked: Checked[ExportRequest], run: Run) -> None:
     run.publish()
 
 
-EXPORT = Task("export", ExportRequest, check, work, inputs, Output.WHOLE)
+EXPORT = Task("export", ExportRequest, check, work, inputs, Output.WHOLE, check_place=check_place)

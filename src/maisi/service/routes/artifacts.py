@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from maisi.errors import JobConflictError
 from maisi.service.archive import FORMATS, pack
@@ -126,6 +126,14 @@ async def packed(service: Service, job: Job, format: str) -> FileResponse:
     path = await answered(pack, service, job, format)
     name = f"maisi-{job.kind}-{job.id}{'' if format == 'zip' else '-' + format}.zip"
     headers = {"Cache-Control": "no-store"}
-    return FileResponse(
-        path, media_type="application/zip", filename=name, headers=headers, background=BackgroundTask(path.unlink, True)
-    )
+    return SentOnce(path, media_type="application/zip", filename=name, headers=headers)
+
+
+class SentOnce(FileResponse):
+    """A file that is removed once it was sent, or was not: a client that left, a range that it does not have."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            FilePath(self.path).unlink(missing_ok=True)

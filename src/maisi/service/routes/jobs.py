@@ -11,11 +11,13 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from maisi.errors import InvalidConfigError, UnknownJobError
 from maisi.service.bodies import json_body, object_of
-from maisi.service.job import Job, State
+from maisi.service.job import ENDED, Job, State
 from maisi.service.kinds import check_request
 from maisi.service.problems import responses
 from maisi.service.service import Ours, Service
 from maisi.service.told import JobsTold
+
+MOST_EVENTS = 2**63 - 1  # a number that the store can hold
 
 router = APIRouter(tags=["jobs"])
 
@@ -100,7 +102,7 @@ async def events(
 
     They also stop where the service ends: clients ask again, with `Last-Event-ID`.
     """
-    after = int(last) if last is not None and last.isascii() and last.isdigit() else 0
+    after = min(int(last), MOST_EVENTS) if last is not None and last.isascii() and last.isdigit() else 0
     await to_thread.run_sync(service.jobs.get, id)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_stream(service, id, after), media_type="text/event-stream", headers=headers)
@@ -111,6 +113,7 @@ async def _stream(service: Service, id: str, after: int) -> AsyncIterator[str]:
     yield ": watching\n\n"
     while not service.ending.is_set():
         try:
+            has_ended = (await to_thread.run_sync(service.jobs.get, id)).state in ENDED
             found = await to_thread.run_sync(service.jobs.events, id, after)
         except UnknownJobError:  # removed while it was watched
             return
@@ -120,6 +123,8 @@ async def _stream(service: Service, id: str, after: int) -> AsyncIterator[str]:
             yield f"id: {event.number}\nevent: {event.event}\ndata: {data}\n\n"
             if event.event == "end":
                 return
+        if has_ended and not found:  # and its end was seen before
+            return
         if time.monotonic() - said > COMMENT_EVERY_S:
             said = time.monotonic()
             yield ": waiting\n\n"

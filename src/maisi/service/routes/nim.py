@@ -8,7 +8,6 @@ from typing import Any
 from anyio import sleep, to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from maisi import __version__
@@ -20,6 +19,7 @@ from maisi.service.job import Job
 from maisi.service.nim_request import NimRequest, generate_settings
 from maisi.service.nim_results import check_folder, deliver, packed
 from maisi.service.problems import problem, respond, responses
+from maisi.service.routes.artifacts import SentOnce
 from maisi.service.routes.jobs import submit_job
 from maisi.service.sending import Target, check_target, send
 from maisi.service.service import Ours, Service
@@ -105,13 +105,7 @@ async def _ended(request: Request, service: Service, job: Job) -> Job:
 def _answer(path: Path, folder: Path | None, target: Target | None, headers: dict[str, str]) -> Response:
     """The zip itself, or a message of where it went."""
     if folder is None and target is None:
-        return FileResponse(
-            path,
-            media_type="application/zip",
-            filename="output.zip",
-            headers=headers,
-            background=BackgroundTask(path.unlink, True),
-        )
+        return SentOnce(path, media_type="application/zip", filename="output.zip", headers=headers)
     try:
         if target is not None:
             send(path, target)
