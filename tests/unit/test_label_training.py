@@ -251,12 +251,25 @@ def test_bending_moves_borders_a_little_and_invents_nothing() -> None:
     assert np.array_equal(bent(ids, (10.0, 10.0, 10.0), 0.0, np.random.default_rng(0)), ids)
 
 
+def changed(**more: object) -> BundleRecipe:
+    """The recipe with other settings of its U-Net."""
+    told = recipe().model_dump(mode="json")
+    told["labels"]["diffusion"] |= more
+    return BundleRecipe.model_validate(told)
+
+
 @pytest.mark.parametrize(
     ("request_", "error", "message"),
     [
         ({"recipe": recipe(num_phantoms=0)}, InvalidRequestError, "nothing to learn from; accepted: --manifest"),
         ({"recipe": recipe(), "latents": Path("x")}, InvalidRequestError, "learns from label maps"),
         ({"recipe": load_recipe("ct-small")}, InvalidConfigError, "says nothing of labels"),
+        (
+            {"recipe": changed(start_from="ct-small")},
+            InvalidRequestError,
+            r"diffusion\.start_from is not heeded",
+        ),
+        ({"recipe": changed(loop={"num_steps": 2, "validate_every": 1})}, InvalidRequestError, "is not heeded"),
     ],
 )
 def test_a_training_that_cannot_begin_is_refused(request_: dict, error: type[Exception], message: str) -> None:
@@ -317,3 +330,10 @@ def test_an_autoencoder_that_starts_at_bits_reads_the_mean_of_each_bit_as_the_ne
     assert float(mean[:, 8:].abs().max()) < 1e-4
     with pytest.raises(InvalidConfigError, match="start: bits needs at least 16 channels"):
         start_at_bits(Autoencoder(config.model_copy(update={"latent_channels": 4})), channels)
+
+
+def test_slabs_are_refused_where_nothing_is_divided_by_them() -> None:
+    told = recipe().model_dump(mode="json")
+    told["labels"]["autoencoder"]["optimization"] |= {"slabs": 2, "precision": "float32"}
+    with pytest.raises(ValueError, match="an autoencoder of label maps is not divided by slabs"):
+        BundleRecipe.model_validate(told)

@@ -124,6 +124,14 @@ def test_stored_latents_are_drawn_like_those_in_memory(tmp_path: Path, kept_byte
     assert latent_scale(LatentStore(paths)) == latent_scale(latents)
 
 
+def test_of_groups_without_a_weight_no_latent_is_left(tmp_path: Path) -> None:
+    store = LatentStore(write(tmp_path, [latent(0), latent(1, group="made"), latent(2)]))
+    assert [each.made_from for each in store.of_groups({"real": 1.0, "made": 0.0})] == ["case 0", "case 2"]
+    assert len(store.of_groups({})) == len(store.of_groups({"nobody": 1.0})) == 3
+    drawn_ = LatentSource(store.of_groups({"made": 0.5}), {"made": 0.5}, 1)
+    assert drawn_.num_cases == 1
+
+
 def test_stored_latents_are_changed_when_they_are_read(tmp_path: Path) -> None:
     store = LatentStore(write(tmp_path, [latent(0), latent(1)]))
     doubled = store.with_change(lambda each: dataclasses.replace(each, mean=2 * each.mean))

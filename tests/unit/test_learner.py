@@ -289,3 +289,36 @@ def test_what_is_taken_in_float32_after_float16_failed_changes_the_weights() -> 
     assert "skipped" not in of.update(0, [MicroBatch(losses)])
     assert not torch.equal(weights(of), before)
     assert of.scaler.get_scale() < scale
+
+
+def in_float16(of: Learner) -> Learner:
+    """A learner that scales its losses as on a GPU, and computes on the CPU."""
+    of.config = of.config.model_copy(update={"precision": "float16", "most_skipped": 2})
+    of.scaler = torch.amp.GradScaler("cpu")
+    return of
+
+
+def test_bad_data_in_float16_are_skipped_as_often_as_may_be_and_then_told() -> None:
+    of = in_float16(learner())
+    nan = MicroBatch(lambda precision: {"loss": of.networks["net"](torch.full((3,), math.nan)).mean()}, ("case 7",))
+    before = weights(of)
+    for step in range(2):
+        assert of.update(step, [nan])["skipped"] == 1.0
+    with pytest.raises(RunError, match="3 steps in a row were not finite"):
+        of.update(2, [nan])
+    assert torch.equal(weights(of), before)
+
+
+def test_a_network_that_takes_no_part_in_a_step_stays_in_float16_too() -> None:
+    torch.manual_seed(0)
+    of = in_float16(Learner({"net": nn.Linear(3, 2), "other": nn.Linear(3, 2)}, PLAIN, num_steps=10))
+    before = [p.detach().clone() for p in of.networks["other"].parameters()]
+    mine = weights(of)
+    assert "skipped" not in of.update(0, [batch(of, torch.ones(3))])
+    assert not torch.equal(weights(of), mine)
+    assert all(torch.equal(p, b) for p, b in zip(of.networks["other"].parameters(), before, strict=True))
+
+
+def test_patience_without_validation_is_refused() -> None:
+    with pytest.raises(ValueError, match="accepted: with validate_every, or without patience"):
+        LoopConfig(num_steps=10, patience=2)

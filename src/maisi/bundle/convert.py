@@ -55,7 +55,7 @@ _TUMOURS = ("lung tumor", "pancreatic tumor", "hepatic tumor", "colon cancer pri
 _MASK_LIMITS = Limits(min_spacing_mm=(1.5, 1.5, 1.5), max_spacing_mm=(1.5, 1.5, 1.5), max_size=(256, 256, 256))
 
 MODELS = {
-    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS, dropped=_DROPPED, tumours=_TUMOURS),
+    "ddpm-ct": Model(scheduler=DDPMSpec(), limits=_CT_LIMITS, dropped=("labels",), tumours=_TUMOURS),
     "rflow-ct": Model(scheduler=RectifiedFlowSpec(), limits=_CT_LIMITS, dropped=_DROPPED, tumours=_TUMOURS),
     "mask": Model(scheduler=DDPMSpec(), limits=_MASK_LIMITS),
 }

@@ -259,6 +259,11 @@ class LatentStore(LazySequence[Latent]):
             self.paths, change if before is None else (lambda latent: change(before(latent))), self.kept_bytes
         )
 
+    def of_groups(self, weights: Mapping[str, float]) -> "LatentStore":
+        """The latents of groups that have a weight; all where there are no weights, or none of these groups."""
+        drawn = [path for path, group in zip(self.paths, self.groups, strict=True) if weights.get(group, 0) > 0]
+        return LatentStore(drawn, self.change, self.kept_bytes) if drawn and len(drawn) < len(self) else self
+
     @property
     def groups(self) -> tuple[str, ...]:
         """The group of each latent, told by the heads of the files."""

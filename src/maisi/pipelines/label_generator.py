@@ -159,7 +159,8 @@ def draw_latent(source: GeneratedLabels, steps: int, generator: torch.Generator)
     device, dtype = next(unet.parameters()).device, dtype_of(source.compute)
 
     def denoise(conditions: Mapping[str, Tensor]) -> Denoise:
-        return denoiser(unet, conditions={name: value.to(device, dtype) for name, value in conditions.items()})
+        told = {name: x.to(device, dtype if x.is_floating_point() else x.dtype) for name, x in conditions.items()}
+        return denoiser(unet, conditions=told)
 
     guided = denoise(source.conditions)
     if source.guidance != 1:

@@ -142,6 +142,11 @@ class Encoded:
     training: LatentStore
     validation: LatentStore | None = None
 
+    def drawn(self, weights: Mapping[str, float]) -> "Encoded":
+        """Those of the groups that are drawn; others count neither in epochs nor in what is measured."""
+        held_out = None if self.validation is None else self.validation.of_groups(weights)
+        return Encoded(self.training.of_groups(weights), held_out)
+
 
 def encoded(lesson: Lesson, bundle: Bundle, folder: Path) -> Encoded:
     """Latents of variations of the cases, made with the bundle's autoencoder; files that are there stay.
@@ -189,6 +194,7 @@ def unet_stage(lesson: Lesson, bundle: Bundle, latents: Encoded, folder: Path, o
     start = starting_bundle(recipe, config, bundle, "unet")
     spec = recipe.scheduler or RectifiedFlowSpec() if start is None else start.info.scheduler
     assert spec is not None, "a bundle with a U-Net has a schedule"
+    latents = latents.drawn(recipe.latents.weights)
     scale_factor = latent_scale(latents.training) if start is None else start.scale_factor
     multiple, labelled = _multiple(lesson, bundle), bool(config.structure_weights)
     source = LatentSource(latents.training, recipe.latents.weights, multiple, labelled)
@@ -222,6 +228,7 @@ def controlnet_stage(
     not say.
     """
     recipe, config = lesson.recipe, lesson.recipe.for_controlnet()
+    latents = latents.drawn(recipe.latents.weights)
     assert bundle.info.scheduler is not None
     start, multiple = starting_bundle(recipe, config, bundle, "controlnet"), bundle.unet.config.size_multiple
     if start is None and config.controlnet is None:

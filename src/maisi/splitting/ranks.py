@@ -60,6 +60,8 @@ class Ranks(Shares):
             raise InvalidPlanError("not started by torchrun: there is no RANK in the environment")
         if not dist.is_initialized():
             with failing_together():
+                if torch.cuda.is_available():  # what is put "on the GPU" without a number is on this process's
+                    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
                 dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return cls(timeout_s)
 
@@ -181,7 +183,7 @@ class Ranks(Shares):
         with failing_together():
             for tensor in tensors:
                 if tensor.grad is None:
-                    tensor.grad = torch.zeros_like(tensor)
+                    tensor.grad = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
                 dist.all_reduce(tensor.grad, group=self._collectives)
 
 

@@ -48,6 +48,7 @@ class LabelAutoencoderTraining(Frozen):
 
     @model_validator(mode="after")
     def _can_start(self) -> "LabelAutoencoderTraining":
+        self.optimization.check_whole("an autoencoder of label maps")
         if self.start == "bits":
             check_bits_start(self.network)
         return self

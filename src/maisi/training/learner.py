@@ -89,6 +89,7 @@ class Learner:
         )
         self.optimizers = {name: _optimizer(network, config) for name, network in networks.items()}
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        self._unscaled = False  # whether gradients were since the scale was brought up to date
         self.skipped = 0  # steps in a row
 
     def join(self, state: TrainingState) -> None:
@@ -132,8 +133,8 @@ class Learner:
                 told = {name: round(value, 6) for name, value in losses.items()}
                 return {**told, "grad_norm": round(norm, 4), "learning_rate": rate}
             if self.scaler.is_enabled() and all(math.isfinite(value) for value in losses.values()):
-                self.scaler.update()  # the scale was too large, which is no fault of the data
-                break
+                break  # the scale was too large, which is no fault of the data
+        self._update_scale()
         self.skipped += 1
         self._zero()
         if self.skipped > self.config.most_skipped:
@@ -156,8 +157,9 @@ class Learner:
         learning = [p for network in self.networks.values() for p in network.parameters() if p.requires_grad]
         self.slabs.sum_gradients(learning)
         if precision == "float16":
-            for optimizer in self.optimizers.values():
+            for optimizer in self._learning_now():
                 self.scaler.unscale_(optimizer)
+                self._unscaled = True
         parameters = [p for p in learning if p.grad is not None]
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or math.inf))
         return self._mean({name: float(value) for name, value in sums.items()}), float(norm)
@@ -175,16 +177,29 @@ class Learner:
         return self._losses_of.no_sync()
 
     def _apply(self, step: int, precision: str) -> None:
-        for optimizer in self.optimizers.values():
+        for optimizer in self._learning_now():
             if precision == "float16":
                 self.scaler.step(optimizer)
             else:
                 optimizer.step()
-        if self.scaler.is_enabled():
-            self.scaler.update()
+        self._update_scale()
         for name, average in self.averages.items():
             weights = [whole(parameter.detach()) for parameter in self.networks[name].parameters()]
             update_average(average, weights, self.config.average_decay, step)
+
+    def _learning_now(self) -> list[torch.optim.Optimizer]:
+        """The optimizers of networks that took part in this step: without labels, a ControlNet does not."""
+        return [
+            optimizer
+            for optimizer in self.optimizers.values()
+            if any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+        ]
+
+    def _update_scale(self) -> None:
+        """Bring the scale of losses up to date after gradients were unscaled by it, once."""
+        if self._unscaled:
+            self.scaler.update()
+            self._unscaled = False
 
     def _zero(self) -> None:
         for network in self.networks.values():

@@ -50,6 +50,8 @@ class LoopConfig(Frozen):
     def _one_length(self) -> "LoopConfig":
         if (self.num_steps is None) == (self.epochs is None):
             raise ValueError("a run has either num_steps or epochs")
+        if self.patience is not None and not self.validate_every:
+            raise ValueError("patience counts validations; accepted: with validate_every, or without patience")
         return self
 
     def counted(self, num_cases: int, cases_per_step: int) -> "LoopConfig":

@@ -35,6 +35,11 @@ class Optimization(Frozen):
             raise ValueError("slabs learn with precision float32, without sharded and without checkpoint_activations")
         return self
 
+    def check_whole(self, what: str) -> None:
+        """Nothing, or the refusal of slabs for what is not divided by them."""
+        if self.slabs > 1:
+            raise ValueError(f"{what} is not divided by slabs; accepted: slabs 1")
+
     def rate(self, step: int, num_steps: int) -> float:
         """The learning rate of a step (from 0): linear warm-up, then constant, half a cosine, or polynomial decay."""
         if step < self.warmup:

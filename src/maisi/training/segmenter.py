@@ -49,6 +49,7 @@ class SegmenterTraining(Frozen):
     @model_validator(mode="after")
     def _possible(self) -> "SegmenterTraining":
         self.network(load_vocabulary())
+        self.optimization.check_whole("a segmenter")
         return self
 
     def network(self, vocabulary: Vocabulary) -> SegmenterConfig:

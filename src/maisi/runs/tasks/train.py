@@ -1,5 +1,6 @@
 """`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -49,6 +50,8 @@ from maisi.training.pace import PACE, STEPS, spelled
 
 LABEL_STEPS = ("label_autoencoder", "label_diffusion")
 """What `recipes.memory` calls the trainings of a label generator."""
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[str, int, Mapping[str, float]], None]
 Stage = Callable[[Checked["TrainRequest"], Lesson, Path, OnStep | None], Bundle]
@@ -311,7 +314,9 @@ def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path
     if request.latents is None:
         return encoded(lesson, bundle, folder / "latents")
     entries, weights = read_entries(request.latents), weights_digest(bundle.autoencoder.state_dict())
-    foreign = [entry.id for entry in entries if entry.autoencoder != weights]
+    foreign = [entry.id for entry in entries if entry.autoencoder not in (weights, "")]
+    if any(not entry.autoencoder for entry in entries):
+        logger.warning("%s: some latents do not say which autoencoder made them; taken as this one's", request.latents)
     if foreign:
         raise InvalidRequestError(
             f"{request.latents} holds latents of another autoencoder than that of bundle {bundle.name}, such as "
@@ -361,6 +366,12 @@ def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("a label generator is trained by one process; start it without torchrun")
     if request.latents is not None:
         raise InvalidRequestError("a label generator learns from label maps; give --manifest")
+    unheeded = {
+        "start_from": recipe.diffusion.start_from,
+        "loop.validate_every": recipe.diffusion.loop.validate_every,
+    }
+    for name in (name for name, value in unheeded.items() if value):
+        raise InvalidRequestError(f"labels.diffusion.{name} is not heeded by a label generator; leave it out")
     network, num_slots = recipe.diffusion.network, len(full_volumes())
     if network is None or network.context_channels != num_slots:
         raise InvalidRequestError(
