@@ -42,16 +42,16 @@ def evaluate(outputs: Sequence[Node], settings: SplitSettings) -> list[Tensor]:
         run = Execution(schedule, settings, arithmetic, folder)
         stack.callback(run.close)
         if settings.ranks is not None:
-            stack.enter_context(together(settings.ranks))
+            stack.enter_context(together(settings.ranks, run.device))
         carry_out(schedule, settings, run)
         found = {node: run.result(node) for node in dict.fromkeys(fused)}
         return [found[node] for node in fused]
 
 
 @contextlib.contextmanager
-def together(ranks: Shares) -> Iterator[None]:
-    """A run in which a rank that fails makes the others fail too, at once."""
-    ranks.begin()
+def together(ranks: Shares, device: torch.device) -> Iterator[None]:
+    """A run on a device in which a rank that fails makes the others fail too, at once."""
+    ranks.begin(device)
     try:
         yield
     except BaseException:

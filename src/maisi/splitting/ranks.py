@@ -52,6 +52,7 @@ class Ranks(Shares):
         self._halos, self._collectives = dist.new_group(timeout=wait), dist.new_group(timeout=wait)
         self._patient: Any = None
         self._thread: Tensor | None = None
+        self._device = torch.device("cpu")
 
     @classmethod
     def join(cls, timeout_s: float = TIMEOUT_S) -> "Ranks":
@@ -80,9 +81,10 @@ class Ranks(Shares):
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def begin(self) -> None:
-        """Starts a new order of communication."""
-        self._thread = torch.zeros((), requires_grad=True) if torch.is_grad_enabled() else None
+    def begin(self, device: torch.device) -> None:
+        """Starts a new order of communication, of tensors on a device."""
+        self._device = device
+        self._thread = torch.zeros((), device=device, requires_grad=True) if torch.is_grad_enabled() else None
 
     def abort(self) -> None:
         """Leaves the run, so that the others fail at once instead of waiting."""
@@ -118,7 +120,7 @@ class Ranks(Shares):
         halo = MemoryStore(source.layout)
         parts = [rows(*span) for _, span in sends]
         shapes = [source.layout.local_shape(stop - start) for _, (start, stop) in receives]
-        plan = Halo([r for r, _ in sends], [r for r, _ in receives], shapes, self._halos, source.dtype)
+        plan = Halo([r for r, _ in sends], [r for r, _ in receives], shapes, self._halos, source.dtype, self._device)
         if self._thread is None:
             got = plan.swap(parts, plan.to, plan.source, shapes)
         else:
@@ -138,7 +140,7 @@ class Ranks(Shares):
         if contributions:
             own = merge(contributions)
         else:
-            zero = torch.zeros(shape, dtype=torch.float64)
+            zero = torch.zeros(shape, dtype=torch.float64, device=self._device)
             own = Moments(0, zero, zero)
         packed = torch.stack([torch.full_like(own.mean, own.count).detach(), own.mean, own.m2])
         return [Moments(int(each[0].flatten()[0].item()), each[1], each[2]) for each in self._all_gather(packed)]
@@ -152,7 +154,8 @@ class Ranks(Shares):
         spans = [self.owned(node.cuts, rank) for rank in range(self.size)]
         counts = [stop - start for start, stop in spans]
         most = max(counts)
-        own = layout.join(slabs) if slabs else torch.zeros(layout.local_shape(0), dtype=node.dtype)
+        nothing = torch.zeros(layout.local_shape(0), dtype=node.dtype, device=self._device)
+        own = layout.join(slabs) if slabs else nothing
         missing = most - counts[self.rank]
         if missing:
             own = layout.join([own, own.new_zeros(layout.local_shape(missing))])
@@ -191,23 +194,29 @@ class Halo:
     """Who sends what to whom in one exchange."""
 
     def __init__(
-        self, to: list[int], source: list[int], shapes: Sequence[Sequence[int]], group: Any, dtype: torch.dtype
+        self,
+        to: list[int],
+        source: list[int],
+        shapes: Sequence[Sequence[int]],
+        group: Any,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.to, self.source, self.shapes, self.group, self.dtype = to, source, shapes, group, dtype
+        self.device = device
 
     def swap(
         self, parts: Sequence[Tensor], to: Sequence[int], source: Sequence[int], shapes: Sequence[Sequence[int]]
     ) -> list[Tensor]:
         """Sends the parts and receives tensors of the given shapes."""
         parts = [part.contiguous() for part in parts]
-        device = parts[0].device if parts else torch.device("cpu")
-        got = [torch.empty(tuple(shape), dtype=self.dtype, device=device) for shape in shapes]
+        got = [torch.empty(tuple(shape), dtype=self.dtype, device=self.device) for shape in shapes]
+        sends = [dist.P2POp(dist.isend, as_bytes(part), rank, self.group) for part, rank in zip(parts, to, strict=True)]
+        receives = [dist.P2POp(dist.irecv, as_bytes(x), rank, self.group) for x, rank in zip(got, source, strict=True)]
         with failing_together():
-            jobs = [dist.isend(as_bytes(part), rank, self.group) for part, rank in zip(parts, to, strict=True)]
-            jobs += [dist.irecv(as_bytes(slab), rank, self.group) for slab, rank in zip(got, source, strict=True)]
-            for job in jobs:
-                if job is not None:
-                    job.wait()
+            # together: one after the other, two ranks that send first would wait for each other with NCCL
+            for job in dist.batch_isend_irecv([*sends, *receives]) if sends or receives else ():
+                job.wait()
         return got
 
 

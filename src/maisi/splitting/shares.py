@@ -30,8 +30,8 @@ class Shares(ABC):
         return cuts[first], cuts[last]
 
     @abstractmethod
-    def begin(self) -> None:
-        """Starts a new order of communication."""
+    def begin(self, device: torch.device) -> None:
+        """Starts a new order of communication, of tensors on a device: ranks without rows know it by this alone."""
 
     @abstractmethod
     def abort(self) -> None:
@@ -70,7 +70,7 @@ class SupposedShares(Shares):
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
-    def begin(self) -> None:
+    def begin(self, device: torch.device) -> None:
         """Nothing: nothing is sent."""
 
     def abort(self) -> None:
