@@ -186,3 +186,17 @@ def test_processes_that_share_no_slabs_keep_their_gradients_from_step_to_step() 
 def test_parts_are_counted_alone() -> None:
     whole = load_recipe("tiny")
     assert training_memory(whole, parts=("diffusion",)) == {"diffusion": training_memory(whole)["diffusion"]}
+
+
+@pytest.mark.parametrize("part", ["diffusion", "controlnet"])
+def test_all_samples_of_a_batch_are_counted_and_a_second_answer_too(part: str) -> None:
+    def made(**more: object) -> int:
+        settings = load_recipe("tiny").model_dump(mode="json")
+        settings[part] |= more
+        return training_memory(BundleRecipe.model_validate(settings), 1, (part,))[part].activations
+
+    one = made()
+    assert made(batch_size=4) > 3 * one
+    if part == "controlnet":
+        contrast = {"structures": ["tumours"], "weight": 0.1}
+        assert made(contrast=contrast) > 1.5 * made(contrast=None)

@@ -100,27 +100,27 @@ def _largest(recipe: BundleRecipe, config: DiffusionTraining) -> Size3:
     return x, y, z
 
 
-def _conditions(unet: UNetConfig) -> dict[str, Tensor]:
+def _conditions(unet: UNetConfig, batch: int) -> dict[str, Tensor]:
     given: dict[str, Tensor] = {}
     if unet.regions:
-        given |= {name: torch.empty((1, 4)) for name in ("top_region", "bottom_region")}
+        given |= {name: torch.empty((batch, 4)) for name in ("top_region", "bottom_region")}
     if unet.spacing:
-        given["spacing"] = torch.empty((1, 3))
+        given["spacing"] = torch.empty((batch, 3))
     if unet.num_modalities is not None:
-        given["modality"] = torch.zeros(1, dtype=torch.long)
+        given["modality"] = torch.zeros(batch, dtype=torch.long)
     if unet.context_channels is not None:
-        given["context"] = torch.empty((1, 1, unet.context_channels))
+        given["context"] = torch.empty((batch, 1, unet.context_channels))
     return given
 
 
 def _of_denoiser(config: DiffusionTraining, size: Size3, processes: int | None = None) -> StepMemory:
     """That of a U-Net on latents of a size, alone."""
-    unet = DenoisingUNet(config.network or UNetConfig())
+    unet, batch = DenoisingUNet(config.network or UNetConfig()), config.batch_size
 
     def loss(slabs: Slabs) -> Tensor:
-        noisy = torch.empty((1, unet.config.in_channels, *size))
-        conditions = _conditions(unet.config)
-        return gathered(predict(unet, None, slabs.split(noisy), torch.empty(1), conditions=conditions))[0].abs().mean()
+        noisy, times = torch.empty((batch, unet.config.in_channels, *size)), torch.empty(batch)
+        told = _conditions(unet.config, batch)
+        return gathered(predict(unet, None, slabs.split(noisy), times, conditions=told))[0].abs().mean()
 
     return step_memory([unet], [unet], [loss], config.optimization, processes)
 
@@ -132,16 +132,20 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: 
     like: ControlNetConfig = config.controlnet or controlnet_like(unet.config, factor)
     controlnet = ControlNet(like)
     unet.requires_grad_(config.train_unet)
-    size = _largest(recipe, config)
+    size, batch = _largest(recipe, config), config.batch_size
 
-    def loss(slabs: Slabs) -> Tensor:
-        noisy = torch.empty((1, unet.config.in_channels, *size))
-        bits = torch.empty((1, like.condition_channels, *(n * like.condition_factor for n in size)))
+    def answered(slabs: Slabs) -> Tensor:
+        noisy = torch.empty((batch, unet.config.in_channels, *size))
+        bits = torch.empty((batch, like.condition_channels, *(n * like.condition_factor for n in size)))
         (seen,) = gathered(controlnet.embed_condition(slabs.split(bits)))
         noised, embedding = slabs.split(noisy), slabs.split(seen)
-        told = _conditions(unet.config)
-        found = predict(unet, controlnet, noised, torch.empty(1), conditions=told, embedding=embedding)
-        return gathered(found)[0].abs().mean()
+        told = _conditions(unet.config, batch)
+        found = predict(unet, controlnet, noised, torch.empty(batch), conditions=told, embedding=embedding)
+        return gathered(found)[0]
+
+    def loss(slabs: Slabs) -> Tensor:
+        answers = [answered(slabs) for _ in range(1 if config.contrast is None else 2)]  # with its lesions, and without
+        return torch.stack([each.abs().mean() for each in answers]).sum()
 
     learning = [controlnet, *([unet] if config.train_unet else [])]
     before = [DenoisingUNet(unet.config)] if config.train_unet else []  # that of the bundle, which stays as it was
