@@ -20,7 +20,7 @@ from maisi.errors import InvalidRequestError, RunError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.training.learner import Learner, MicroBatch, checkpoint_activations
-from maisi.training.loop import LoopConfig, fit
+from maisi.training.loop import LoopConfig, fit, training_device
 from maisi.training.optimization import Optimization
 from maisi.training.state import TrainingState
 
@@ -230,7 +230,7 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from maisi.training.learner import Learner, MicroBatch
-from maisi.training.loop import LoopConfig, fit
+from maisi.training.loop import LoopConfig, fit, training_device
 from maisi.training.optimization import Optimization
 from maisi.training.state import TrainingState
 
@@ -322,3 +322,17 @@ def test_a_network_that_takes_no_part_in_a_step_stays_in_float16_too() -> None:
 def test_patience_without_validation_is_refused() -> None:
     with pytest.raises(ValueError, match="accepted: with validate_every, or without patience"):
         LoopConfig(num_steps=10, patience=2)
+
+
+def test_a_gpu_is_told_to_multiply_in_float32_what_is_learned_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        training_device("cpu")
+        assert torch.backends.cudnn.allow_tf32
+        training_device("cuda:0")
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -19,7 +19,10 @@ def process_for(compute: Compute) -> Iterator[Ranks | None]:
     that fails makes the others fail.
     """
     set_threads(compute)
-    set_exact(compute)
+    if compute.device != "cpu":
+        from maisi.compute.machine import multiply_exactly
+
+        multiply_exactly()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield None
         return
@@ -53,14 +56,6 @@ def _as_told(error: BaseException, first: Failure, rank: int) -> BaseException:
     if first.rank == rank or first.message != str(error):
         complain(str(error))
     return SystemExit(ASKED_WRONGLY)
-
-
-def set_exact(compute: Compute) -> None:
-    """Let float32 mean float32 on a GPU too: by default torch convolves with three digits there (TF32)."""
-    import torch
-
-    if compute.device != "cpu":
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def set_threads(compute: Compute) -> None:

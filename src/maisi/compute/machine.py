@@ -63,3 +63,8 @@ def device_of(compute: Compute) -> torch.device:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
         raise InvalidRequestError(f"there is no device cuda:{index} here; accepted: {there}")
     return torch.device("cuda", index)
+
+
+def multiply_exactly() -> None:
+    """Let float32 mean float32 on a GPU too: by default torch convolves with three digits there (TF32)."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

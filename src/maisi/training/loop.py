@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from maisi.compute.machine import multiply_exactly
 from maisi.errors import InvalidRequestError, RunError
 from maisi.shapes import Frozen
 from maisi.splitting.cpu.heap import are_given_back, freed_slabs
@@ -258,4 +259,6 @@ def training_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
         raise InvalidRequestError(f"there is no device {name} here to train on; accepted: {there}")
+    if device.type == "cuda":
+        multiply_exactly()  # what is to be learned in float32 is
     return device
