@@ -71,6 +71,8 @@ def test_cases_of_a_manifest_are_done_but_for_those_that_cannot(
     again = maisi("inpaint", "--manifest", out / "manifest.jsonl", "-b", tiny_bundle, *LESION, "-o", out, "--overwrite")
     assert (again.code, "of the run in" in again.err) == (2, True)
     assert (out / names[0]).is_file()
+    shown = maisi("labels", "prepare", out / names[1], "--out", out, "--overwrite")
+    assert (shown.code, "is read; accepted: another place" in shown.err) == (2, True), shown.err
     healed = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, "--remove", "-o", out, "--overwrite")
     assert (healed.code, "no case could be inpainted" in healed.err) == (2, True)  # what was made before is not listed
     assert (out / names[0]).is_file()  # it stays until there is another in its place

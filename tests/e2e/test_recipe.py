@@ -181,6 +181,17 @@ def test_a_training_that_is_written_over_begins_anew(maisi: Maisi, manifest: Pat
     assert all(torch.equal(again[name], first[name]) for name in first)
 
 
+def test_what_another_command_has_left_stays_where_its_folder_is_written_over(maisi: Maisi, tmp_path: Path) -> None:
+    save_bundle(fresh(), tmp_path / "run" / "bundle")
+    files = {path.relative_to(tmp_path / "run").as_posix(): "" for path in (tmp_path / "run").rglob("*.safetensors")}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"command": "train recipe", "outputs": files}))
+    asked = ("generate", "--bundle", tmp_path / "run" / "bundle", "--size", 16, 16, 16, "--spacing", 16, 16, 16)
+    done = maisi(*asked, "--steps", 1, "--force", "--out", tmp_path / "run", "--overwrite")
+    assert done.code == 0, done.err
+    assert files
+    assert all((tmp_path / "run" / name).is_file() for name in files)
+
+
 def test_a_bundle_is_trained_on_with_adapters_and_gains_classes(maisi: Maisi, manifest: Path, tmp_path: Path) -> None:
     base = save_bundle(fresh(), tmp_path / "base")
     before = load_bundle(base)

@@ -46,7 +46,7 @@ def test_paths_of_a_manifest_are_relative_to_it(tmp_path: Path) -> None:
         ([{"id": "a", "imege": "x"}], "imege"),
         ([{"id": "a"}, {"id": "a"}], "used twice: a"),
         ([{}], "id"),
-        ([{"id": "a/b"}, {"id": "A__b"}], "the cases a/b and A__b would have one name"),
+        ([{"id": "a/b"}, {"id": "a__b"}], "the cases a/b and a__b would have one name"),
     ],
 )
 def test_a_manifest_that_is_wrong_says_where(tmp_path: Path, cases: list[dict], said: str) -> None:

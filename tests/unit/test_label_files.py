@@ -197,6 +197,12 @@ def test_masks_may_be_nrrd_and_metaimage(tmp_path: Path) -> None:
     assert stored.labels.grid.is_close(grid)
 
 
+def test_what_lies_beside_masks_in_another_format_is_no_mask(tmp_path: Path) -> None:
+    folder = masks(tmp_path / "segmentations", some_ids(), liver=1)
+    write_labels(LabelMap(some_ids().astype(np.uint8), Grid.centered(SHAPE, (2.0, 2.0, 2.0))), folder / "liver.nrrd")
+    assert set(read_stored_labels(folder).names.values()) == {"liver"}
+
+
 def test_of_masks_that_overlap_the_smaller_structure_is_kept_and_the_count_told(tmp_path: Path) -> None:
     folder = masks(tmp_path / "segmentations", some_ids(), liver=1, heart=200)
     vessel = np.zeros(SHAPE, np.uint8)

@@ -211,6 +211,14 @@ def test_lengths_in_another_unit_are_refused(name: str, old: bytes, new: bytes, 
         open_volume(tmp_path / name)
 
 
+def test_values_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    array = np.zeros(GRID.shape, np.float32)
+    array[0, 0, 0] = np.nan
+    with pytest.raises(InvalidVolumeError, match="not finite"):
+        write_volume(Volume(array, GRID, "mr"), tmp_path / "mr.nii.gz")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_header_may_name_a_data_file_with_a_space_and_hold_any_character(tmp_path: Path) -> None:
     write_volume(made_volume(), tmp_path / "ct.nrrd")
     head, _, voxels = (tmp_path / "ct.nrrd").read_bytes().partition(b"\n\n")

@@ -111,6 +111,19 @@ def test_lists_of_files_that_come_with_a_series_are_not_kept(client: TestClient,
     assert kept == [f"{k:03}" for k in range(SLICES)]
 
 
+def test_slices_without_a_preamble_are_kept_and_a_zip_without_dicom_is_refused(
+    client: TestClient, tmp_path: Path
+) -> None:
+    bare = {name: content[132:] for name, content in series(tmp_path, "1.2.3").items()}
+    code, told = sent(client, "study.zip", zipped(bare))
+    assert code == 201, told
+    folder = tmp_path / "data" / "uploads" / told["id"] / "study"
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == SLICES
+    masks = zipped({"segmentations/liver.nii.gz": nifti((trunk() > 0).astype(np.uint8))})
+    code, told = sent(client, "masks.zip", masks, kind="labels")
+    assert (code, "accepted:" in told["detail"]) == (422, True)
+
+
 def test_of_two_series_in_a_zip_one_is_to_be_named(client: TestClient, tmp_path: Path) -> None:
     content = zipped(series(tmp_path, "1.2.3", "1.2.4"))
     code, told = sent(client, "study.zip", content)

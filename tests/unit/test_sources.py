@@ -283,6 +283,22 @@ def test_files_of_one_name_in_the_folders_of_a_datalist_are_of_several_patients(
     assert len(found.passed_over) == 1
 
 
+def test_a_dicom_tree_stays_one_beside_files_of_slicer(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan")
+    image(tmp_path / "scan" / "volume.nrrd"), segments(tmp_path / "scan" / "volume.seg.nrrd")
+    found = find_cases(tmp_path)
+    assert (found.layout, len(found.cases)) == ("DICOM tree", 1)
+    assert {each.path.name for each in found.passed_over} >= {"volume.nrrd", "volume.seg.nrrd"}
+
+
+def test_masks_in_a_folder_that_is_called_after_an_image_are_of_it(tmp_path: Path) -> None:
+    image(tmp_path / "p1.nii.gz"), labels(tmp_path / "p1" / "segmentations" / "liver.nii.gz")
+    image(tmp_path / "images" / "p2.nii.gz"), labels(tmp_path / "labels" / "p2" / "seg.nii.gz")
+    found = find_cases(tmp_path)
+    assert {case.id: len(case.labels) for case in found.cases} == {"p1": 1, "p2": 1}
+    assert found.passed_over == ()
+
+
 def test_scans_whose_names_are_alike_as_ids_stay_apart(tmp_path: Path) -> None:
     for name in ("case 1", "case_1"):
         image(tmp_path / f"{name}.nii.gz"), labels(tmp_path / f"{name}_seg.nii.gz")

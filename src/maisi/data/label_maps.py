@@ -9,7 +9,7 @@ from maisi.data.cases import own_labels
 from maisi.data.door import open_labels
 from maisi.data.manifest import STORED, Case, read_manifest
 from maisi.errors import InvalidLabelsError, InvalidRequestError
-from maisi.space.endings import IMAGES, SEGMENTS, image_files
+from maisi.space.endings import IMAGES, SEGMENTS, image_files, mask_files
 from maisi.space.endings import stem_of as image_stem
 from maisi.space.files import log_findings
 from maisi.space.reading import ReadOptions
@@ -84,7 +84,7 @@ def _in_folders(source: Path) -> list[FoundMap]:
 
 def is_one_map(folder: Path) -> bool:
     """Whether a folder holds one label map, a binary file for each structure, and not a map in each file."""
-    names = [stem_of(path) for path in image_files(folder)]
+    names = [stem_of(path) for path in mask_files(folder)]
     return bool(names) and all(load_vocabulary().knows(name) for name in names)
 
 

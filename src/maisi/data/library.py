@@ -123,7 +123,8 @@ class Library:
 
     def likeness(self, entry: LibraryEntry) -> Likeness:
         """The map of an entry as maps are compared."""
-        return _kept_likeness(self.folder / MAPS / SMALL / f"{entry.id}.nii.gz", entry.sum)
+        small = self.folder / MAPS / SMALL / f"{entry.id}.nii.gz"
+        return _kept_likeness(small if small.is_file() else self.folder / MAPS / f"{entry.id}.nii.gz", entry.sum)
 
     def nearest(self, labels: LabelMap, own: LibraryEntry) -> tuple[float, LibraryEntry]:
         """The distance to the nearest map of the library, and that map; `own` is the one that `labels` come from.

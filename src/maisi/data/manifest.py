@@ -74,7 +74,7 @@ def read_manifest(path: Path) -> tuple[Case, ...]:
         raise InvalidConfigError(f"{path}: case ids must be unique; used twice: {', '.join(twice)}")
     stems: dict[str, str] = {}
     for case in cases:
-        if (other := stems.setdefault(case.stem.casefold(), case.id)) != case.id:  # some disks do not tell A from a
+        if (other := stems.setdefault(case.stem, case.id)) != case.id:
             raise InvalidConfigError(
                 f"{path}: files of the cases {other} and {case.id} would have one name; rename one of them"
             )

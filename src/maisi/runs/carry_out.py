@@ -184,8 +184,8 @@ class Destination:
 
     def _check_kept(self, task: Task[Any], request: BaseModel) -> None:
         """Nothing, or the refusal to begin anew where what is read is of the run that would go."""
-        going = {(self.folder / name).resolve() for name in outputs_of(self.folder / RUN_RECORD)}
-        read = [path for path in task.inputs(request) if path.resolve() in going]
+        going = [(self.folder / name).resolve() for name in outputs_of(self.folder / RUN_RECORD, task.name)]
+        read = [path for path in task.inputs(request) if any(each.is_relative_to(path.resolve()) for each in going)]
         if read:
             raise InvalidRequestError(
                 f"{read[0]} is read, and is of the run in {self.folder} that would go; accepted: another folder"
@@ -225,7 +225,7 @@ class Destination:
             with open_beside(self.folder) as folder:
                 yield folder
         else:
-            with open_folder(self.folder, overwrite, task.state(request)) as folder:
+            with open_folder(self.folder, overwrite, task.state(request), task.name) as folder:
                 yield folder
 
 

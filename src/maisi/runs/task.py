@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from maisi.bundle.bundle import Bundle
+from maisi.errors import InvalidRequestError
 from maisi.runs.meter import StageMeter
 from maisi.space.reading import FileReport
 from maisi.splitting.ranks import Ranks
@@ -109,6 +110,13 @@ def no_inputs(request: Any) -> tuple[Path, ...]:
 
 def anywhere(request: Any, out: Path) -> None:
     """Nothing: a request whose files may lie wherever there is room."""
+
+
+def check_not_within(out: Path, paths: Iterable[Path | None]) -> None:
+    """Nothing, or the refusal of a place that would be replaced with what is read in it."""
+    for path in paths:
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise InvalidRequestError(f"{out} would be replaced, and {path} is read; accepted: another place")
 
 
 def no_shard(request: Any) -> str | None:

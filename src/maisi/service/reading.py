@@ -113,17 +113,20 @@ def _leave_out_others(folder: Path, series: str | None) -> None:
         found = None if file.suffix.lower() in LISTS else _series_of(file)
         if found is None or series not in (None, found):
             file.unlink()
+    if not any(each.is_file() for each in folder.rglob("*")):
+        raise InvalidRequestError(f"{folder.name} holds no DICOM file; accepted: a zip of a DICOM series")
 
 
 def _series_of(file: Path) -> str | None:
     """The UID of the series of a DICOM file, "" where it has none; None for other files."""
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+    from maisi.space.dicom.opening import BROKEN, is_dicom, read_header
 
+    if not is_dicom(file):
+        return None
     try:
-        header: Any = dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        header, _ = read_header(file, ["SeriesInstanceUID"])
         return str(header.get("SeriesInstanceUID") or "")
-    except (InvalidDicomError, ValueError, OSError, LookupError, TypeError, AttributeError, EOFError):
+    except BROKEN:
         return None
 
 

@@ -1,6 +1,7 @@
 """Files that clients have sent: kept by random ids, with what was found in them. Imports no torch."""
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -166,7 +167,7 @@ class UploadStore:
 
     def bytes_used(self) -> int:
         """Bytes of all uploads on the disk."""
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        return sum(_size(Path(root, name)) for root, _, names in os.walk(self.folder) for name in names)
 
     def _check_room(self) -> None:
         quota = self.settings.quota
@@ -190,8 +191,16 @@ def _last_change(path: Path) -> float | None:
     try:
         inside = [each.stat().st_mtime for each in path.iterdir()] if path.is_dir() else []
         return max([path.stat().st_mtime, *inside])
-    except FileNotFoundError:
+    except OSError:
         return None
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file; none of one that is gone meanwhile."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def check_ending(name: str) -> str:

@@ -22,6 +22,13 @@ def stem_of(path: Path) -> str:
     return path.name[: -len(ending)] if ending else path.stem
 
 
+def mask_files(folder: Path) -> list[Path]:
+    """The files of a folder of masks: its NIfTI files, and where it has none its other image files."""
+    files = image_files(folder)
+    nifti = [path for path in files if str(ending_of(path)).lower().startswith(".nii")]
+    return nifti or files
+
+
 def image_files(folder: Path) -> list[Path]:
     """The image files right in a folder, hidden ones not, in the order of names."""
     return sorted(p for p in folder.iterdir() if ending_of(p) and not p.name.startswith(".") and p.is_file())

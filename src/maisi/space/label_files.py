@@ -15,7 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from maisi.space.checks import bad_labels
 from maisi.space.dicom.opening import is_dicom
-from maisi.space.endings import ending_of, stem_of
+from maisi.space.endings import ending_of, mask_files, stem_of
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.nifti import check_bytes, open_nifti, suffix_of
@@ -85,7 +85,7 @@ def _dicom_labels(folder: Path) -> Path | None:
     from maisi.space.dicom.labels import is_label_file
 
     entries = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    if any(_stem(path) is not None for path in entries):
+    if any(suffix_of(path) is not None for path in entries):
         return None
     found = [path for path in entries if is_label_file(path)]
     if len(found) > 1:
@@ -237,7 +237,7 @@ def _mask(values: np.ndarray, path: Path, what: str, largest: float | None = Non
 
 def _read_folder(folder: Path, affine: Form | None) -> StoredLabels:
     """The structures of a folder of masks, numbered by name; where they overlap the smaller one is kept."""
-    paths = [path for path in sorted(folder.iterdir()) if _stem(path) is not None]
+    paths = mask_files(folder)
     if not paths:
         inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and any(map(_stem, path.iterdir()))]
         hint = f"; its folder {inner[0]} has some" if inner else ""

@@ -138,7 +138,7 @@ def _voxels(fields: Mapping[str, str], rest: bytes, num_bytes: int, path: Path, 
         raise refuse(path, "voxels after lines or bytes to skip", "an NRRD whose voxels follow its header")
     named = fields.get("data file", fields.get("datafile"))
     if named is not None:
-        if Path(named).name != named or named.upper().startswith("LIST") or "%" in named:
+        if Path(named).name != named or named.split()[:1] == ["LIST"] or "%" in named:
             raise refuse(path, f"voxels in {named[:60]!r}", "one data file beside the header")
         rest = content_of(path.with_name(named), refuse)
     encoding = _field(fields, "encoding", path, refuse).lower()

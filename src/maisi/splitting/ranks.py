@@ -61,8 +61,6 @@ class Ranks(Shares):
             raise InvalidPlanError("not started by torchrun: there is no RANK in the environment")
         if not dist.is_initialized():
             with failing_together():
-                if torch.cuda.is_available():  # what is put "on the GPU" without a number is on this process's
-                    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
                 dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return cls(timeout_s)
 
@@ -83,6 +81,9 @@ class Ranks(Shares):
 
     def begin(self, device: torch.device) -> None:
         """Starts a new order of communication, of tensors on a device."""
+        if device.type == "cuda" and self._device.type != "cuda":
+            with failing_together():  # NCCL wants all ranks in the first exchange of a group
+                dist.all_reduce(torch.zeros(1, device=device), group=self._halos)
         self._device = device
         self._thread = torch.zeros((), device=device, requires_grad=True) if torch.is_grad_enabled() else None
 

@@ -23,8 +23,8 @@ _OURS = re.compile(
 class OutputFolder:
     """A folder that files enter whole: they are written under `partial` and moved by `publish`."""
 
-    def __init__(self, path: Path, partial: Path, clears: bool, state: tuple[str, ...] = ()) -> None:
-        self.path, self.partial, self._clears, self._state = path, partial, clears, state
+    def __init__(self, path: Path, partial: Path, clears: bool, state: tuple[str, ...] = (), command: str = "") -> None:
+        self.path, self.partial, self._clears, self._state, self._command = path, partial, clears, state, command
         self.published: list[Path] = []
 
     def publish(self) -> list[Path]:
@@ -32,7 +32,7 @@ class OutputFolder:
         staged = sorted(self.partial.iterdir())
         with storage_errors(self.path):
             if self._clears and not self.published:
-                _remove_earlier(self.path, self._state)
+                _remove_earlier(self.path, self._state, self._command)
             moved = [path for entry in staged for path in _move(entry, self.path / entry.name)]
         self.published += moved
         return moved
@@ -77,16 +77,18 @@ def check_free(path: Path, overwrite: bool = False, shared: bool = False) -> Non
 
 
 @contextmanager
-def open_folder(path: Path, overwrite: bool = False, state: tuple[str, ...] = ()) -> Iterator[OutputFolder]:
+def open_folder(
+    path: Path, overwrite: bool = False, state: tuple[str, ...] = (), command: str = ""
+) -> Iterator[OutputFolder]:
     """A folder to fill. Ended by an error it keeps what was published; with nothing published it is as it was before.
 
     A killed process leaves at most a hidden folder `.partial-...`, which the next one removes. With `overwrite`, files
-    of an earlier run, and `state` by these names, give way to the first that are published; files that maisi did not
-    write stay.
+    of an earlier run of `command`, and `state` by these names, give way to the first that are published; files that
+    maisi did not write stay.
     """
     entries_of(path)
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    folder = OutputFolder(path, path / f"{PARTIAL}{owner_mark()}", overwrite, state)
+    folder = OutputFolder(path, path / f"{PARTIAL}{owner_mark()}", overwrite, state, command)
     try:
         with storage_errors(path):
             folder.partial.mkdir(parents=True)
@@ -130,8 +132,8 @@ def _move(source: Path, target: Path) -> list[Path]:
     return moved
 
 
-def _remove_earlier(path: Path, state: tuple[str, ...]) -> None:
-    for name in () if state else outputs_of(path / RECORD):
+def _remove_earlier(path: Path, state: tuple[str, ...], command: str) -> None:
+    for name in outputs_of(path / RECORD, command) if command and not state else ():
         (path / name).unlink(missing_ok=True)
     for folder in (path, path / FAILED):
         for name in [entry.name for entry in folder.iterdir() if _OURS.match(entry.name)] if folder.is_dir() else ():
@@ -141,10 +143,11 @@ def _remove_earlier(path: Path, state: tuple[str, ...]) -> None:
     _remove_empty([path / FAILED])
 
 
-def outputs_of(record: Path) -> list[str]:
-    """The files in a folder that its record says a run has left there."""
+def outputs_of(record: Path, command: str) -> list[str]:
+    """The files in a folder that its record says a run of a command has left there; none where it is of another."""
     try:
-        outputs = json.loads(record.read_text(encoding="utf-8"))["outputs"]
+        told = json.loads(record.read_text(encoding="utf-8"))
+        outputs = told["outputs"] if told["command"] == command else {}
     except (OSError, ValueError, KeyError, TypeError):
         return []
     names = [PurePosixPath(str(name)) for name in outputs] if isinstance(outputs, dict) else []

@@ -259,6 +259,8 @@ def training_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
         raise InvalidRequestError(f"there is no device {name} here to train on; accepted: {there}")
+    if device.type == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(device)  # what is put "on the GPU" without a number is on this one
     if device.type == "cuda":
         multiply_exactly()  # what is to be learned in float32 is
     return device

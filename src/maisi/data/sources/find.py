@@ -7,7 +7,7 @@ from pathlib import Path
 from maisi.data.sources.dicom_tree import is_dicom_tree, read_dicom_tree
 from maisi.data.sources.image_folder import is_image_folder, read_image_folder
 from maisi.data.sources.lists import is_datalist, is_manifest, read_datalist, read_our_manifest
-from maisi.data.sources.names import files_below
+from maisi.data.sources.names import files_below, images_below
 from maisi.data.sources.nnunet import is_nnunet, read_nnunet
 from maisi.data.sources.raw import Found, PassedOver
 from maisi.data.sources.totalsegmentator import is_totalsegmentator, read_totalsegmentator
@@ -55,11 +55,14 @@ def find_cases(path: Path, layout: str | None = None) -> Found:
     for name, (has, read) in LAYOUTS.items():
         if name == layout or (layout is None and _asked(has, path)):
             found = _with_unread(read(path), path)
+            if name == "dicom" and path.is_dir():
+                beside = (PassedOver(file, "an image file among DICOM series") for file in images_below(path))
+                found = replace(found, passed_over=(*found.passed_over, *beside))
             if found.cases:
                 return found
             passed = [f"{each.path.name} ({each.why})" for each in found.passed_over[:3]]
             why = f"; passed over: {', '.join(passed)}" if passed else ""
-            raise InvalidRequestError(f"no case in {path}, a {found.layout}{why}; accepted: {accepted}")
+            raise InvalidRequestError(f"no case in {path} ({found.layout}){why}; accepted: {accepted}")
     unread = unread_in(path)
     if unread:
         raise InvalidRequestError(f"no case in {path}: {unread[0].path.name} is {unread[0].why}")

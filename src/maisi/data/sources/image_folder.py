@@ -3,9 +3,11 @@
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from maisi.data.sources.dicom_tree import is_dicom_tree
 from maisi.data.sources.names import case_key, case_parts, images_below, is_label, patient_of
 from maisi.data.sources.raw import Found, PassedOver, RawCase, RawLabels
 from maisi.space.endings import ending_of, stem_of
+from maisi.space.nifti import suffix_of
 
 MASK_FOLDERS = ("segmentations", "segmentation", "masks", "structures")
 OUR_LABELS = "labels_maisi"
@@ -15,8 +17,11 @@ Key = tuple[tuple[str, ...], str]
 
 
 def is_image_folder(path: Path) -> bool:
-    """Whether there is a NIfTI, NRRD or MetaImage file, or the path is one."""
-    return ending_of(path) is not None if path.is_file() else next(images_below(path), None) is not None
+    """Whether there is a NIfTI file, or an NRRD or MetaImage and no DICOM series beside it, or the path is one."""
+    if path.is_file():
+        return ending_of(path) is not None
+    found = list(images_below(path))
+    return any(map(suffix_of, found)) or (bool(found) and not is_dicom_tree(path))
 
 
 def read_image_folder(path: Path) -> Found:
@@ -47,6 +52,9 @@ def read_image_folder(path: Path) -> Found:
 
 
 def _paired(path: Path, images: dict[Key, list[Path]], labels: dict[Key, list[RawLabels]]) -> Found:
+    for folders, own in [key for key in labels if key not in images]:  # p1.nii.gz, and p1/segmentations
+        if not own and folders and (beside_it := (folders[:-1], folders[-1])) in images:
+            labels[beside_it] += labels.pop((folders, own))
     cases, passed = [], []
     beside = Counter(files[0].parent for files in images.values())
     for key in sorted(images):

@@ -9,7 +9,7 @@ from maisi.data.latents import LATENTS, LatentEntry, write_entries, write_latent
 from maisi.data.upstream_latents import SUFFIX, embeddings_in, read_embedding
 from maisi.errors import InvalidRequestError
 from maisi.runs.requests import ConvertLatentsRequest, ConvertRequest
-from maisi.runs.task import Checked, Output, Run, Task
+from maisi.runs.task import Checked, Output, Run, Task, check_not_within
 from maisi.storage.sums import sha256
 
 
@@ -73,5 +73,22 @@ def work_latents(checked: Checked[ConvertLatentsRequest], run: Run) -> None:
     run.publish()
 
 
-CONVERT_LATENTS = Task("convert latents", ConvertLatentsRequest, check_latents, work_latents, output=Output.WHOLE)
-CONVERT = Task("convert", ConvertRequest, check, work, inputs, Output.WHOLE)
+def check_place(request: ConvertRequest, out: Path) -> None:
+    """Nothing, or the refusal of a place in which a checkpoint lies."""
+    check_not_within(out, request.checkpoints)
+
+
+def check_place_of_latents(request: ConvertLatentsRequest, out: Path) -> None:
+    """Nothing, or the refusal of a place in which embeddings lie."""
+    check_not_within(out, request.folders)
+
+
+CONVERT_LATENTS = Task(
+    "convert latents",
+    ConvertLatentsRequest,
+    check_latents,
+    work_latents,
+    output=Output.WHOLE,
+    check_place=check_place_of_latents,
+)
+CONVERT = Task("convert", ConvertRequest, check, work, inputs, Output.WHOLE, check_place=check_place)

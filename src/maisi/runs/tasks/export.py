@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import cast
 
-from maisi.errors import InvalidRequestError
 from maisi.pipelines.export import Export, Layout, checked_export, write_export
 from maisi.pipelines.export_clinical import Clinical, ClinicalExport, checked_clinical, write_clinical
 from maisi.runs.requests import ExportRequest
-from maisi.runs.task import Checked, Output, Run, Task
+from maisi.runs.task import Checked, Output, Run, Task, check_not_within
 
 
 def check(request: ExportRequest) -> Checked[ExportRequest]:
@@ -30,12 +29,8 @@ def inputs(request: ExportRequest) -> tuple[Path, ...]:
 
 
 def check_place(request: ExportRequest, out: Path) -> None:
-    """Nothing, or the refusal of a place that would be replaced with what is read in it."""
-    for path in (request.source, request.labels):
-        if path is not None and path.resolve().is_relative_to(out.resolve()):
-            raise InvalidRequestError(
-                f"{out} would be replaced as a whole, and {path} is read; accepted: another place"
-            )
+    """Nothing, or the refusal of a place in which something is read."""
+    check_not_within(out, (request.source, request.labels))
 
 
 def work(checked: Checked[ExportRequest], run: Run) -> None:

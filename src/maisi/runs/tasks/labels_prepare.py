@@ -10,7 +10,7 @@ from maisi.data.manifest import STORED, Case, write_manifest
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.label_requests import PrepareLabelsRequest
 from maisi.pipelines.prepare_labels import prepared
-from maisi.runs.task import Checked, Run, Task
+from maisi.runs.task import Checked, Run, Task, check_not_within
 from maisi.space.files import write_labels
 from maisi.space.volume import LabelMap
 from maisi.storage.sums import sha256
@@ -69,4 +69,9 @@ def case_of(found: FoundMap, labels: LabelMap, span: RegionSpan, path: Path) -> 
     )
 
 
-PREPARE_LABELS = Task("labels prepare", PrepareLabelsRequest, check, work)
+def check_place(request: PrepareLabelsRequest, out: Path) -> None:
+    """Nothing, or the refusal of a place in which maps lie that are read."""
+    check_not_within(out, request.sources)
+
+
+PREPARE_LABELS = Task("labels prepare", PrepareLabelsRequest, check, work, check_place=check_place)

@@ -423,7 +423,8 @@ STATES = {
 
 
 def _state(part: str, request: TrainRequest) -> tuple[str, ...]:
-    return (*STATES[part], "latents") if part != "labels" and request.latents is None else STATES[part]
+    encodes = part in ("diffusion", "controlnet", "recipe") and request.latents is None
+    return (*STATES[part], "latents") if encodes else STATES[part]
 
 
 def _task(part: str, check: Check, work: Work, on_ranks: bool = False) -> Task[TrainRequest]:
