@@ -18,6 +18,10 @@ def test_a_plot_begins_right_of_the_longest_name(drawn: str) -> None:
     )
 
 
+def test_bars_of_nothing_are_none() -> None:
+    assert bars([]) == ""
+
+
 def test_points_of_a_strip_begin_right_of_the_longest_name() -> None:
     drawn = strip([(LONG, [0.0, 1.0])], [("mark", 0.5)])
     assert min(float(x) for x in re.findall(r"circle cx='([0-9.]+)'", drawn)) > 6.5 * len(LONG)

@@ -172,6 +172,20 @@ def test_labels_of_a_file_are_covered_at_a_spacing_that_the_bundle_takes(tmp_pat
     assert 0.5 < (drawn.labels.array > 0).mean() <= 1.0
 
 
+def test_structures_too_small_for_the_voxels_of_the_bundle_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vocabulary = load_vocabulary()
+    ids = np.full((120, 100, 90), vocabulary.id("liver"), np.uint8)
+    ids[60, 50, 45] = vocabulary.id("hepatic tumor")
+    write_labels(LabelMap(ids, Grid.centered(ids.shape, (1.0, 1.0, 1.0))), tmp_path / "labels.nii.gz")
+    source = file_source(tmp_path / "labels.nii.gz", LabelRules(GridRules(LIMITS, 4)))
+    drawn = source.draw(np.random.default_rng(), torch.Generator())
+    assert not (drawn.labels.array == vocabulary.id("hepatic tumor")).any()
+    assert "too small for voxels of" in caplog.text
+    assert "hepatic tumor" in caplog.text
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_labels_larger_than_the_bundle_takes_are_refused_or_forced_and_never_cut(tmp_path: Path, force: bool) -> None:
     ids = np.full((8, 8, 41), load_vocabulary().id("liver"), np.uint8)

@@ -176,6 +176,16 @@ def test_the_volume_that_was_asked_for_is_compared(asked: float, check: str | No
     assert [each.level for each in row(report, "liver").findings] == ([] if check is None else [check])
 
 
+def test_an_organ_is_asked_for_with_the_tumours_in_it() -> None:
+    labels = blocks(liver=slice(4, 12))
+    labels.array[5:10, 5:10, 5:10] = TUMOUR
+    report = judge_labels(labels, asked_ml={LIVER: 512.0, TUMOUR: 125.0})
+    assert [each.check for name in ("liver", "hepatic tumor") for each in row(report, name).findings] == []
+    lobes = blocks(left_lung_upper_lobe=slice(4, 9), right_lung_upper_lobe=slice(12, 18))
+    report = judge_labels(lobes, asked_ml={VOCABULARY.id("lungs"): float(5**3 + 6**3)})
+    assert not [reason for reason in report.reasons if "lungs" in reason and "asked" in reason]
+
+
 def test_a_structure_that_was_asked_for_and_is_not_there_has_a_row_that_fails() -> None:
     report = judge_labels(blocks(liver=slice(4, 12)), asked_ml={SPLEEN: 20.0})
     assert failures(report, "spleen") == ["presence"]

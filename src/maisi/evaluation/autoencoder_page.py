@@ -30,6 +30,7 @@ def autoencoder_page(found: AutoencoderReport) -> str:
         (c.id, c.group, f"{c.reconstruction.psnr_db:.2f}", f"{c.blur.psnr_db:.2f}", f"{c.reconstruction.ssim:.4f}")
         for c in sorted(found.cases, key=lambda case: case.reconstruction.psnr_db)
     ]
+    tissues = _tissues(found.groups[0])  # of CTs alone
     parts = [
         f"<h1>The autoencoder of {escape(found.bundle)} on {len(found.cases)} volumes</h1>",
         "<p class='faint'>HU clipped to [-1000, 1000], data range 2000. Beside it the mean of each voxel's 3 x 3 x 3. "
@@ -37,8 +38,7 @@ def autoencoder_page(found: AutoencoderReport) -> str:
         "95 %, over patients.</p>",
         "<h2>PSNR in dB</h2>",
         bars(peaks),
-        "<h2>Mean absolute error in HU by tissue, all volumes</h2>",
-        bars(_tissues(found.groups[0])),
+        *(("<h2>Mean absolute error in HU by tissue, all volumes</h2>", bars(tissues)) if tissues else ()),
         *(part for group in found.groups for part in _group(group)),
         "<h2>Cases, worst first</h2>",
         table(("", "group", "PSNR dB", "of the blur", "SSIM"), cases),

@@ -197,7 +197,7 @@ def _halves(
     for _ in range(DIVISIONS):
         first, second = _divided(real, rng)
         others = _of_others(made, {image.patient for image, is_in in zip(real, first, strict=True) if is_in})
-        chosen = rng.permutation(others)[: max(2, int(first.sum()))]
+        chosen = rng.permutation(others)[: int(first.sum())]
         drawn = np.zeros(len(made), int)
         drawn[chosen] = 1
         if len(chosen) < first.sum():

@@ -34,7 +34,8 @@ def find_copied_labels(
 
 def _neighbour(name: str, labels: LabelMap, others: Sequence[tuple[str, Likeness]]) -> Neighbour:
     own, turned = Likeness.of(labels), Likeness.of(mirrored(labels))
-    bounds = [own.least_distance({id: each.ml for id, each in other.found.items()}) for _, other in others]
+    volumes = [{id: each.ml for id, each in other.found.items()} for _, other in others]
+    bounds = [min(own.least_distance(each), turned.least_distance(each)) for each in volumes]
     order = np.argsort(bounds, kind="stable").tolist()
     best = (np.inf, order[0], False)
     for k in order:

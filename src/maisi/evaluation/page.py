@@ -47,7 +47,9 @@ Bar = tuple[str, float, float, float]
 
 
 def bars(rows: Sequence[Bar]) -> str:
-    """A bar a row, from 0, with its interval as a line."""
+    """A bar a row, from 0, with its interval as a line; nothing without rows."""
+    if not rows:
+        return ""
     most = max(max(value, high) for _, value, _, high in rows) or 1.0
     left, scale, shapes = _left(rows), (_PLOT - 20) / most, []
     for k, (name, *numbers) in enumerate(rows):

@@ -92,6 +92,11 @@ def representation(counts: Mapping[str, float], asked: Asked, least: int, rng: n
     names = list(dict.fromkeys([*counts, *asked.shares]))
     found = np.array([counts.get(name, 0.0) for name in names])
     shares, total = np.array([asked.shares.get(name, 0.0) for name in names]), int(found.sum())
+    if not total:
+        raise InvalidRequestError(
+            f"no generated case is of a group by {asked.by}; accepted: a manifest whose cases have it among their "
+            "attributes"
+        )
     p = _p(found, shares, rng)
     verdict: Verdict = "no difference found"
     if p < LEVEL:

@@ -229,6 +229,10 @@ def _placed(path: Path, rules: LabelRules) -> GivenLabels:
     if not resampled.array.any():
         raise InvalidRequestError(f"no label of {path} lies in a field of view of {size} voxels at {spacing} mm")
     ids = LabelMap(resampled.array.astype(np.uint8), resampled.grid)
+    lost = sorted(_shown(labels, ids.grid) - set(np.unique(ids.array).tolist()))
+    if lost:
+        names = ", ".join(vocabulary.name(id) for id in lost)
+        logger.warning("%s: too small for voxels of %s mm, and not drawn: %s", path, _times(ids.grid.spacing), names)
     if body not in present and rules.enclose:
         ids = enclosed(ids)
     elif body not in present:
@@ -257,6 +261,18 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
         LabelFile(path, rules, source.grid, source.span, name, source.report)
         for path, name, source in zip(paths, names, found, strict=True)
     ]
+
+
+def _shown(labels: LabelMap, grid: Grid) -> set[int]:
+    """The ids that a label map shows in the field of view of a grid."""
+    edges = labels.grid.index(grid.world(np.array([[-0.5] * 3, [n - 0.5 for n in grid.shape]])))
+    low, high = np.ceil(edges[0] - 1e-6).astype(int), np.floor(edges[1] + 1e-6).astype(int)
+    x, y, z = (slice(max(0, a), max(0, b + 1)) for a, b in zip(low, high, strict=True))
+    return set(np.unique(labels.array[x, y, z]).tolist())
+
+
+def _times(lengths: Sequence[float]) -> str:
+    return " x ".join(f"{each:g}" for each in lengths)
 
 
 def check_grid(size: Size3, spacing: Spacing3, rules: GridRules) -> None:

@@ -115,7 +115,7 @@ def _of_labels(
     labels: LabelMap, measured: Measured, asked_ml: Mapping[int, float], is_given: bool, vocabulary: Vocabulary
 ) -> Findings:
     findings = _joined(
-        volume_findings(measured.extents, asked_ml),
+        volume_findings(labels, measured.extents, asked_ml, vocabulary),
         piece_findings(measured.extents, measured.pieces, vocabulary),
         place_findings(labels, measured.extents, vocabulary, vocabulary.id(BODY) in measured.extents),
         host_findings(measured.extents, measured.contacts, vocabulary),

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from maisi.anatomy.measure import Extent, Pieces, pieces
 from maisi.anatomy.places import footprints, middle_of, misplacements
 from maisi.anatomy.references import neighbour_references, piece_references
+from maisi.anatomy.resize import mask_of, volume_ml
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.pipelines.quality.report import Finding, Level
 from maisi.space.volume import LabelMap
@@ -31,11 +32,17 @@ PIECE_INFO, PIECE_FAIL = 0.1, 0.3
 """A largest piece whose share is by more than this below the least in real maps is told, or fails."""
 
 
-def volume_findings(found: Mapping[int, Extent], asked_ml: Mapping[int, float]) -> Findings:
-    """Structures that were asked for and are not there, the reverse, and volumes (ml) other than asked."""
+def volume_findings(
+    labels: LabelMap, found: Mapping[int, Extent], asked_ml: Mapping[int, float], vocabulary: Vocabulary
+) -> Findings:
+    """Structures that were asked for and are not there, the reverse, and volumes (ml) other than asked.
+
+    A volume is that of all that counts to a structure, as it is asked for: an organ with its tumours and vessels, lungs
+    with their lobes.
+    """
     findings: Findings = defaultdict(list)
     for id, asked in asked_ml.items():
-        ml = found[id].ml if id in found else 0.0
+        ml = volume_ml(mask_of(labels, id, vocabulary), labels) if asked else found[id].ml if id in found else 0.0
         if asked == 0 or ml == 0:
             if (asked == 0) != (ml == 0):
                 words = f"not asked for, and {ml:.3g} ml are there" if ml else f"asked for {asked:.3g} ml, not there"

@@ -9,6 +9,7 @@ from PIL import Image
 
 from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.request import AnatomyRequest
+from maisi.anatomy.resize import mask_of, volume_ml
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, LabelGeneratorInfo
 from maisi.compute.fit import fit
@@ -119,7 +120,8 @@ def volumes(anatomy: Anatomy) -> dict[str, dict[str, float]]:
     voxel_ml = float(np.prod(anatomy.grid.spacing)) / 1000
     found = {int(id): {"obtained_ml": round(float(counts[id]) * voxel_ml, 2)} for id in np.flatnonzero(counts) if id}
     for id, ml in anatomy.asked.items():
-        found.setdefault(id, {"obtained_ml": 0.0})["asked_ml"] = round(ml, 2)
+        whole = volume_ml(mask_of(anatomy.labels, id, vocabulary), anatomy.labels)  # as it is asked for
+        found[id] = {"obtained_ml": round(whole, 2), "asked_ml": round(ml, 2)}
     return {vocabulary.name(id): told for id, told in sorted(found.items())}
 
 
