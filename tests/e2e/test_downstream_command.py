@@ -102,13 +102,15 @@ def test_inpainted_and_given_cases_are_sources_too(maisi: Maisi, experiment: Pat
 
 def test_a_case_that_cannot_be_read_is_left_out_and_told(maisi: Maisi, experiment: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "limb3_ct.nii.gz").write_bytes(b"no scan")
-    answer = maisi("downstream", "run", experiment, "--out", tmp_path / "out", "-s", "synthetic.source=inpaint",
-                   "-s", "synthetic.tumour=hepatic tumor", "--json")  # fmt: skip
+    answer = maisi("downstream", "run", experiment, "--out", tmp_path / "out", "--json")
     assert answer.code == 0, answer.err
     assert {case["id"] for cell in answer.json["cells"] for case in cell["tested"]} == {"limb2"}
     notes = " ".join(answer.json["notes"])
     assert "limb3 is left out" in notes
-    assert "limb0_synthetic_0 is left out" in notes  # a limb has no liver
+    liver = maisi("downstream", "run", experiment, "--out", tmp_path / "liver", "-s", "synthetic.source=inpaint",
+                  "-s", "synthetic.tumour=hepatic tumor")  # fmt: skip
+    assert (liver.code, "no synthetic case is left for the training fold_0_real_all_ratio_1" in liver.err) == (1, True)
+    assert "draws places in the liver" in liver.err  # a limb has none
 
 
 def test_trainings_that_fail_are_told_and_can_be_asked_for_again(

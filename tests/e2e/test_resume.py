@@ -131,6 +131,18 @@ def test_encoding_and_decoding_leave_records_and_are_reproduced(
     assert inputs == {str(patient.ct): sha256(patient.ct)}
 
 
+def test_records_of_a_file_stay_where_one_of_another_ending_comes_beside_it(
+    maisi: Maisi, tiny_bundle: Path, patient: Patient, tmp_path: Path
+) -> None:
+    latent, ct = tmp_path / "a.safetensors", tmp_path / "a.nii.gz"
+    assert maisi("encode", patient.ct, "-b", tiny_bundle, "-o", latent).code == 0
+    before = (tmp_path / "a.run.json").read_bytes()
+    for more in ((), ("--overwrite",)):
+        assert maisi("decode", latent, "-b", tiny_bundle, "-o", ct, *more).code == 0
+    assert (tmp_path / "a.run.json").read_bytes() == before
+    assert json.loads((tmp_path / "a.nii.gz.run.json").read_text())["command"] == "decode"
+
+
 @pytest.mark.parametrize("name", HOMES)
 def test_a_task_can_be_sent_to_another_process(name: str) -> None:
     task = task_named(name)

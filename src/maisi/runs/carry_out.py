@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -116,7 +116,10 @@ class Destination:
 
     @classmethod
     def of(cls, task: Task[Any], request: Any, out: Path) -> "Destination":
-        """The place that `--out` names; the records of a part of a shared folder are called after it."""
+        """The place that `--out` names; the records of a part of a shared folder are called after it.
+
+        Those of a file have its name without its ending, and with it where a file of another ending has these already.
+        """
         shard = task.shard(request)
         if shard is not None:
             stem = f"part-{shard.replace('/', '-of-')}"
@@ -124,6 +127,9 @@ class Destination:
         if task.output is not Output.FILE:
             return cls(out, out)
         stem = out.name[: len(out.name) - len(_suffix(task, out))]
+        record = out.parent / f"{stem}.{RUN_RECORD}"
+        if record.is_file() and out.name not in _made_in(record):  # it is of a file of another ending, and stays
+            stem = out.name
         return cls(out, out.parent, f"{stem}.{RUN_SETTINGS}", f"{stem}.{RUN_RECORD}")
 
     def check(self, task: Task[Any], request: BaseModel, overwrite: bool) -> frozenset[str]:
@@ -206,11 +212,6 @@ class Destination:
     def _check_file(self, overwrite: bool) -> None:
         if self.path.is_dir() or (self.path.exists() and not overwrite):
             raise InvalidRequestError(f"{self.path} exists; accepted: another name, or --overwrite")
-        record = self.folder / self.record
-        if not overwrite and record.is_file() and self.path.name not in (made := _made_in(record)):
-            raise InvalidRequestError(
-                f"{record} is the record of {', '.join(made) or 'another run'}; accepted: another name, or --overwrite"
-            )
         if not self.folder.is_dir():
             raise InvalidRequestError(f"there is no folder {self.folder} to write {self.path.name} into")
 
@@ -328,10 +329,9 @@ def name_in(path: Path, run: Run) -> str:
 
 def _made_in(record: Path) -> tuple[str, ...]:
     """The files that a record tells of; none where it cannot be read."""
-    try:
+    with suppress(OSError, UnicodeDecodeError, ValidationError):
         return tuple(RunRecord.model_validate_json(record.read_text(encoding="utf-8")).outputs)
-    except (OSError, UnicodeDecodeError, ValidationError):
-        return ()
+    return ()
 
 
 def _suffix(task: Task[Any], out: Path) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -422,13 +423,19 @@ STATES = {
 """What a training goes on from, by the last word of the command, besides latents that it made itself."""
 
 
-def _state(part: str, request: TrainRequest) -> tuple[str, ...]:
-    encodes = part in ("diffusion", "controlnet", "recipe") and request.latents is None
-    return (*STATES[part], "latents") if encodes else STATES[part]
+@dataclass(frozen=True)
+class StateOf:
+    """What a training leaves, by the last word of its command; it can be sent to another process and is equal there."""
+
+    part: str
+
+    def __call__(self, request: TrainRequest) -> tuple[str, ...]:
+        encodes = self.part in ("diffusion", "controlnet", "recipe") and request.latents is None
+        return (*STATES[self.part], "latents") if encodes else STATES[self.part]
 
 
 def _task(part: str, check: Check, work: Work, on_ranks: bool = False) -> Task[TrainRequest]:
-    state = partial(_state, part)
+    state = StateOf(part)
     return Task(f"train {part}", TrainRequest, check, work, inputs, Output.STATE, on_ranks=on_ranks, state=state)
 
 

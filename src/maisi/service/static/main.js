@@ -44,7 +44,8 @@ function follow() {
 }
 
 function opened(job) {
-  location.hash = `job=${job.id}`;
+  if (location.hash === `#job=${job.id}`) follow(); // it is named already, and something else may be shown
+  else location.hash = `job=${job.id}`;
 }
 
 function listJobs(list) {

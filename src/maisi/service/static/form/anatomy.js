@@ -40,7 +40,8 @@ export function anatomy(name, region, changed) {
 
 function wishRow(name, text, dropped) {
   const label = named(name);
-  const ways = Object.entries(WAYS).filter(([way]) => waysOf(label).includes(way));
+  const { wish, amount } = wishOf(text, label);
+  const ways = Object.entries(WAYS).filter(([way]) => way === wish || waysOf(label).includes(way));
   const way = h("select", { "aria-label": `${name}: how` }, ways.map(([value, { text: shown }]) => h("option", { value }, shown)));
   const value = h("input", { type: "number", "aria-label": `${name}: how much` });
   const turn = (start) => {
@@ -48,7 +49,6 @@ function wishRow(name, text, dropped) {
     value.hidden = usual === undefined;
     Object.assign(value, { min: min ?? "", max: max ?? "", step: step ?? "any", title: hint ?? "", value: start ?? usual ?? "" });
   };
-  const { wish, amount } = wishOf(text, label);
   way.value = wish;
   turn(amount);
   way.addEventListener("input", () => turn());

@@ -64,13 +64,21 @@ export function choice(name, text, options, { hint, empty } = {}) {
 /** One of a few, all of them seen. */
 export function pills(name, text, options, { hint } = {}) {
   const id = fresh();
-  const radios = options.map(({ value, text: shown }, index) =>
-    h("label.pill", {}, h("input", { type: "radio", name: id, value, checked: index === 0 }), h("span", {}, shown)),
-  );
+  const radio = ({ value, text: shown }, index) =>
+    h("label.pill", {}, h("input", { type: "radio", name: id, value, checked: index === 0 }), h("span", {}, shown));
+  const radios = options.map(radio);
   const inputs = radios.map((label) => label.firstChild);
+  const row = h("div.pills", {}, radios);
   const read = () => inputs.find((input) => input.checked)?.value || undefined;
-  const write = (value) => inputs.forEach((input) => (input.checked = input.value === (value ?? options[0].value)));
-  return { name, element: group(name, text, h("div.pills", {}, radios), hint), read, write };
+  const write = (value) => {
+    if (value && !inputs.some((input) => input.value === value)) { // what a program asked for by another name
+      const more = radio({ value, text: value });
+      row.append(more);
+      inputs.push(more.firstChild);
+    }
+    inputs.forEach((input) => (input.checked = input.value === (value ?? options[0].value)));
+  };
+  return { name, element: group(name, text, row, hint), read, write };
 }
 
 export function check(name, text, hint = "") {

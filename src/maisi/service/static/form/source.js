@@ -11,9 +11,13 @@ export function source(name, text, kind, { empty, also = [] } = {}) {
   const missing = empty === undefined ? "drop a file, or choose" : empty;
   const hint = kind === "image" ? "A CT dropped on the page, or the result of a job." : "A label map dropped on the page, or the result of a job.";
   const field = choice(name, text, options(), { empty: missing, hint });
-  const fill = () => field.fill(options());
-  uploads.watch(fill);
-  jobs.watch(fill);
+  let wasShown = false;
+  const fill = () => {
+    if (wasShown && !field.select.isConnected) return stops.forEach((stop) => stop()); // another form is in its place
+    wasShown = field.select.isConnected;
+    return field.fill(options());
+  };
+  const stops = [uploads, jobs].map((store) => store.watch(fill));
   const write = (value) => {
     if (value && ![...field.select.options].some((option) => option.value === value)) {
       field.select.append(h("option", { value }, value));

@@ -63,6 +63,12 @@ export class Stage {
       told([...shares.values()].reduce((sum, each) => sum + each, 0) / views.length);
     }));
     const loaded = await Promise.all(fetching);
+    const turn = (this.turn || Promise.resolve()).catch(() => {}).then(() => this.#present(views, loaded, wanted));
+    this.turn = turn; // one after the other: what is decoded late would else lie under the name of what came after
+    return turn;
+  }
+
+  async #present(views, loaded, wanted) {
     if (this.wanted !== wanted) return false;
     this.leavePlacing();
     while (this.panes.length > views.length) this.#dropPane();
@@ -73,6 +79,7 @@ export class Stage {
       pane.layout = this.layout;
       pane.opacity = this.#opacity();
       await pane.show(loaded[index]);
+      if (this.wanted !== wanted) return false;
       pane.setOutline(this.outline);
       
     }
