@@ -63,12 +63,12 @@ export class Stage {
       told([...shares.values()].reduce((sum, each) => sum + each, 0) / views.length);
     }));
     const loaded = await Promise.all(fetching);
-    const turn = (this.turn || Promise.resolve()).catch(() => {}).then(() => this.#present(views, loaded, wanted));
+    const turn = (this.turn || Promise.resolve()).catch(() => {}).then(() => this.#present(Pane, views, loaded, wanted));
     this.turn = turn; // one after the other: what is decoded late would else lie under the name of what came after
     return turn;
   }
 
-  async #present(views, loaded, wanted) {
+  async #present(Pane, views, loaded, wanted) {
     if (this.wanted !== wanted) return false;
     this.leavePlacing();
     while (this.panes.length > views.length) this.#dropPane();
