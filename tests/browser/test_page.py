@@ -137,6 +137,18 @@ def test_a_job_is_cancelled_and_repeated(page: Any, service: Running) -> None:
     assert service.newest()["request"] == service.ask("GET", f"jobs/{first}")["request"]
 
 
+def test_a_job_that_a_program_asked_for_is_changed_as_it_was(page: Any, service: Running) -> None:
+    asked = {**SMALL, "region": "belly", "anatomy": ["liver tumor=0.5", "spleen=any"]}
+    service.until(service.submit("generate", asked), ("done", "failed"))
+    page.reload()
+    page.get_by_role("tab", name="Jobs").click()
+    page.get_by_role("button", name="Change and start again").first.click()
+    assert page.locator("form .pills input:checked").first.get_attribute("value") == "belly"
+    wishes = page.locator("form li.wish")
+    told = [(each.get_attribute("data-name"), each.locator("select").input_value()) for each in wishes.all()]
+    assert told == [("liver tumor", "size"), ("spleen", "any")]
+
+
 def test_a_failed_job_says_why(page: Any, service: Running) -> None:
     id = service.submit("generate", {**SMALL, "anatomy": ["liver=90000ml"]})
     detail = service.until(id, ("failed",))["problem"]["detail"]
