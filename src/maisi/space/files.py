@@ -94,7 +94,7 @@ def write_volume(volume: Volume, path: str | Path, provenance: Provenance | None
     int16 cannot hold and `StorageError` for a disk that is full or locked.
     """
     path = _writable(Path(path), bad_volume)
-    if not np.isfinite(volume.array).all():
+    if volume.modality != "ct" and not np.isfinite(volume.array).all():
         raise bad_volume(path, "values that are not finite to write", "finite values")
     array = rounded(volume, path) if volume.modality == "ct" or _is_whole(volume.array) else volume.array
     _write(array, volume.grid, path, provenance, {})
