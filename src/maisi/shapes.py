@@ -6,6 +6,7 @@ networks, diffusion and training; elsewhere the names only tell a reader.
 """
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
@@ -43,6 +44,11 @@ else:
 Size3: TypeAlias = tuple[int, int, int]
 Spacing3: TypeAlias = tuple[float, float, float]
 Modality: TypeAlias = Literal["ct", "mr"]
+
+
+def in_words(numbers: Iterable[float], digits: int = 6) -> str:
+    """Voxels or lengths on three axes, as 512 x 512 x 768, to so many significant digits."""
+    return " x ".join(f"{number:.{digits}g}" for number in numbers)
 
 
 class Frozen(BaseModel):

@@ -17,6 +17,7 @@ from maisi.anatomy.morphology import IN_PLANE, close_mask, erode, fill_slices, p
 from maisi.anatomy.sizes import ChangeRules, size_rules
 from maisi.anatomy.vocabulary import BACKGROUND, Vocabulary
 from maisi.errors import InvalidAnatomyError
+from maisi.shapes import in_words
 from maisi.space.volume import LabelMap
 
 Box: TypeAlias = tuple[slice, slice, slice]
@@ -72,7 +73,7 @@ def resized(labels: LabelMap, id: int, ml: float, vocabulary: Vocabulary, keep: 
     wanted = round(ml * 1000 / float(np.prod(labels.grid.spacing)))
     if wanted < ENOUGH_VOXELS:
         raise InvalidAnatomyError(
-            f"{name} of {ml:.3g} ml is {wanted} voxels of {' x '.join(f'{s:g}' for s in labels.grid.spacing)} mm; "
+            f"{name} of {ml:.3g} ml is {wanted} voxels of {in_words(labels.grid.spacing)} mm; "
             f"accepted: at least {ENOUGH_VOXELS} voxels, so a larger size or a finer --spacing"
         )
     change = _Change.around(labels, mask, id, vocabulary, frozenset(keep))

@@ -7,7 +7,7 @@ CT. Others have names of their own, such as label_autoencoder, and `bundle.yaml`
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -38,7 +38,7 @@ from maisi.networks.build import NetworkConfig, build_network
 from maisi.networks.controlnet import ControlNet, ControlNetConfig, check_levels
 from maisi.networks.segmenter import SegmenterConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
-from maisi.shapes import Frozen, Size3, Spacing3
+from maisi.shapes import Frozen, Size3, Spacing3, in_words
 from maisi.splitting.precision import kept_in_float32
 from maisi.storage.atomic import write_directory
 
@@ -61,7 +61,7 @@ Condition = Literal["labels", "region", "spacing", "modality"]
 """What the networks that make CTs are told of one."""
 
 _PACKAGED = Path(__file__).parent / "packaged"
-_INFO, _CARD, _LICENCE = "bundle.yaml", "MODEL_CARD.md", "LICENSE"
+BUNDLE_INFO, _CARD, _LICENCE = "bundle.yaml", "MODEL_CARD.md", "LICENSE"
 _CONFIG, _WEIGHTS = "config.yaml", "model.safetensors"
 
 
@@ -127,14 +127,11 @@ class Limits(Frozen):
             ("field of view", fov_mm, "above", self.max_fov_mm, " mm"),
         )
         return [
-            f"{what} {_times(values)}{unit} is {side} the {_times(limit)}{unit} that the bundle was trained for"
+            f"{what} {in_words(values, 4)}{unit} is {side} the {in_words(limit, 4)}{unit} that the bundle was trained "
+            "for"
             for what, values, side, limit, unit in asked
             if limit is not None and any(_beyond(v, at, side) for v, at in zip(values, limit, strict=True))
         ]
-
-
-def _times(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)
 
 
 def _beyond(value: float, limit: float, side: str) -> bool:
@@ -344,7 +341,7 @@ def kind_of(config: NetworkConfig) -> Kind:
 
 def packaged_names() -> list[str]:
     """Names of the bundles that ship with the package."""
-    return sorted(path.parent.name for path in _PACKAGED.glob(f"*/{_INFO}"))
+    return sorted(path.parent.name for path in _PACKAGED.glob(f"*/{BUNDLE_INFO}"))
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
@@ -357,10 +354,10 @@ def find_bundle(name_or_path: str | Path) -> Path:
     if str(name_or_path) in names:
         return _PACKAGED / str(name_or_path)
     path = Path(name_or_path).expanduser()
-    if (path / _INFO).is_file():
+    if (path / BUNDLE_INFO).is_file():
         return path
     if path.is_dir():
-        raise InvalidBundleError(f"{path} is no bundle: it has no {_INFO}")
+        raise InvalidBundleError(f"{path} is no bundle: it has no {BUNDLE_INFO}")
     if path.is_file():
         raise InvalidBundleError(
             f"{path} is a file, but a bundle is a folder; `maisi convert` makes one from a checkpoint"
@@ -394,7 +391,7 @@ def load_bundle(
 
 def _opened(folder: Path, device: str | torch.device, dtype: torch.dtype, narrow_in_float32: bool) -> Bundle:
     checksums = read_checksums(folder)
-    info = read_yaml(check_sum(folder, _INFO, checksums), BundleInfo)
+    info = read_yaml(check_sum(folder, BUNDLE_INFO, checksums), BundleInfo)
     configs: dict[str, NetworkConfig] = {}
     present: dict[str, Kind] = {kind: kind for kind in KINDS if (folder / kind).is_dir()}
     for name, kind in (present | info.networks).items():
@@ -427,7 +424,7 @@ def save_bundle(
 
 def fill_bundle(bundle: Bundle, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a bundle into an empty folder, weights stored as `dtype`, checksums last."""
-    write_yaml(folder / _INFO, bundle.info)
+    write_yaml(folder / BUNDLE_INFO, bundle.info)
     (folder / _CARD).write_text(bundle.model_card or f"# {bundle.name}\n", encoding="utf-8")
     (folder / _LICENCE).write_text(bundle.licence_text or f"{bundle.info.licence}\n", encoding="utf-8")
     for name in bundle.names:

@@ -46,7 +46,7 @@ def _check_of_cases(request: EncodeRequest, overwrite: bool) -> None:
     if asked or overwrite:
         what = f"options of a single file ({', '.join(asked)})" if asked else "--overwrite"
         raise typer.BadParameter(
-            f"cases of a manifest are encoded as they are stored, and what is there stays; without: {what}"
+            f"cases of a manifest are encoded as they are stored, and what is there stays; accepted: without {what}"
         )
 
 

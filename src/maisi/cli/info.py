@@ -62,14 +62,14 @@ def _show_bundles(as_json: bool) -> None:
 
 def _about(subject: str, reading: ReadOptions) -> dict[str, Any]:
     """What is known of a subject, by the kind of thing that it is."""
-    from maisi.bundle.bundle import load_bundle, packaged_names
+    from maisi.bundle.bundle import BUNDLE_INFO, load_bundle, packaged_names
+    from maisi.storage.folders import RUN_RECORD
 
     path = Path(subject).expanduser()
-    if subject in packaged_names() or (path / "bundle.yaml").is_file():
+    if subject in packaged_names() or (path / BUNDLE_INFO).is_file():
         bundle = load_bundle(subject)
         return {"kind": "bundle", **bundle.describe(), "model_card": bundle.model_card}
-    if (path / "run.json").is_file() or path.name == "run.json":
-        from maisi.runs.carry_out import RUN_RECORD
+    if (path / RUN_RECORD).is_file() or path.name == RUN_RECORD:
         from maisi.runs.record import read_record
 
         record = read_record(path if path.name == RUN_RECORD else path / RUN_RECORD)

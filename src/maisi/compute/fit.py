@@ -14,6 +14,7 @@ from maisi.compute.calls import Work, WrappedNetwork, call_name, calls_of, resul
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.machine import dtype_of
 from maisi.errors import InvalidPlanError, InvalidRequestError
+from maisi.shapes import in_words
 from maisi.splitting.execute import kept_between_calls
 from maisi.splitting.plan import MemoryPlan, plan_memory, run_split
 from maisi.splitting.precision import in_format, kept_in_float32
@@ -70,7 +71,7 @@ def plan(bundle: Bundle, compute: Compute, work: Work) -> dict[str, MemoryPlan]:
         except InvalidPlanError as error:
             if error.least_bytes is None:
                 raise
-            size = " x ".join(map(str, call.shape[2:]))
+            size = in_words(call.shape[2:])
             refused[f"{call.name} of {size} voxels in {told}"] = besides + error.least_bytes
     if refused:
         raise _too_little(refused, compute, fixed)

@@ -9,8 +9,7 @@ from maisi.data.cases import own_labels
 from maisi.data.door import open_labels
 from maisi.data.manifest import STORED, Case, read_manifest
 from maisi.errors import InvalidLabelsError, InvalidRequestError
-from maisi.space.endings import IMAGES, SEGMENTS, image_files, mask_files
-from maisi.space.endings import stem_of as image_stem
+from maisi.space.endings import IMAGES, image_files, mask_files, name_of
 from maisi.space.files import log_findings
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap
@@ -51,11 +50,11 @@ def find_maps(source: Path) -> tuple[FoundMap, ...]:
     if source.suffix in (".json", ".jsonl") or (source / STORED).is_file():
         found = [_of_case(case) for case in read_manifest(source) if case.labels or case.labels_maisi]
     elif source.is_file():
-        found = [FoundMap(stem_of(source), source)]
+        found = [FoundMap(name_of(source), source)]
     elif is_one_map(source):
         found = [FoundMap(source.name, source)]
     else:
-        found = [FoundMap(stem_of(path), path) for path in image_files(source)] or _in_folders(source)
+        found = [FoundMap(name_of(path), path) for path in image_files(source)] or _in_folders(source)
     if not found:
         raise InvalidRequestError(
             f"no label map in {source}; accepted: {', '.join(IMAGES)} files, folders of masks named after "
@@ -84,10 +83,5 @@ def _in_folders(source: Path) -> list[FoundMap]:
 
 def is_one_map(folder: Path) -> bool:
     """Whether a folder holds one label map, a binary file for each structure, and not a map in each file."""
-    names = [stem_of(path) for path in mask_files(folder)]
+    names = [name_of(path) for path in mask_files(folder)]
     return bool(names) and all(load_vocabulary().knows(name) for name in names)
-
-
-def stem_of(path: Path) -> str:
-    """The name of a label map's file without its ending, `.seg.nrrd` as one."""
-    return image_stem(path).removesuffix(SEGMENTS)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maisi.data.manifest import STORED, Case
-from maisi.space.endings import SEGMENTS, ending_of, stem_of
+from maisi.space.endings import ending_of, name_of, stem_of
 from maisi.storage.folders import FAILED
 
 IMAGE, LABELS = "_ct", "_labels"
@@ -23,15 +23,10 @@ def files_in(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def name_in(path: Path) -> str:
-    """The name of an image file without its ending, `.seg.nrrd` as one."""
-    return stem_of(path).removesuffix(SEGMENTS)
-
-
 def pairs_in(folder: Path) -> list[Case]:
     """A case for each CT with labels beside it, the latter in our ids or with names of its own."""
     files = list(files_in(folder))
-    labels = {path.with_name(name_in(path)): path for path in files}
+    labels = {path.with_name(name_of(path)): path for path in files}
     cases = []
     for image in files:
         stem = stem_of(image)

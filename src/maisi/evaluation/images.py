@@ -11,7 +11,7 @@ from maisi.evaluation.comparison import Comparison
 from maisi.evaluation.features import PLANES, PlaneProtocol
 from maisi.evaluation.sets import NamedImage
 from maisi.evaluation.stored import Scaling, StoredPlanes
-from maisi.shapes import Frozen, Spacing3
+from maisi.shapes import Frozen, Spacing3, in_words
 
 DIVISIONS = 10
 FEW_VOLUMES = 10
@@ -281,8 +281,3 @@ def _notes(facts: Sequence[SetFacts], size: int, constant: int) -> list[str]:
 
 def _shown(spacings: Sequence[Spacing3]) -> str:
     return ", ".join(in_words(each) for each in spacings[:3]) + (", ..." if len(spacings) > 3 else "")
-
-
-def in_words(lengths: Spacing3) -> str:
-    """Lengths on three axes."""
-    return " x ".join(f"{mm:g}" for mm in lengths)

@@ -3,8 +3,9 @@
 from html import escape
 
 from maisi.evaluation.features import PLANES
-from maisi.evaluation.images import ImageReport, Interval, SetDistance, SetFacts, in_words
+from maisi.evaluation.images import ImageReport, Interval, SetDistance, SetFacts
 from maisi.evaluation.page import bars, page, table
+from maisi.shapes import in_words
 
 ROWS = (
     ("synthetic against real", "synthetic"),

@@ -22,7 +22,7 @@ from maisi.evaluation.equivalence import Equivalence, paired_equivalence, unpair
 from maisi.evaluation.segmentation import Agreement, Interval, agreement, interval, known_agreement, of_patients
 from maisi.pipelines.quality.segmenter import Segmenter
 from maisi.pipelines.segment import NetworkSegmenter
-from maisi.shapes import Frozen, Spacing3
+from maisi.shapes import Frozen, Spacing3, in_words
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 
@@ -270,7 +270,7 @@ def _notes(
             notes.append(f"in {words} labels alone, so not compared: {', '.join(alone)}")
     spacings = [{tuple(round(mm, 2) for mm in case.spacing_mm) for case in cases} for cases in (real, synthetic)]
     if spacings[0] != spacings[1]:
-        shown = [", ".join(" x ".join(f"{mm:g}" for mm in each) for each in sorted(s)[:3]) for s in spacings]
+        shown = [", ".join(in_words(each) for each in sorted(s)[:3]) for s in spacings]
         notes.append(
             f"spacings differ (mm): real {shown[0]}; synthetic {shown[1]}; nothing was resampled, see --spacing"
         )

@@ -11,10 +11,10 @@ import numpy as np
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.door import open_labels, open_volume
 from maisi.data.manifest import Case, read_manifest
-from maisi.data.pairs import files_in, is_of_files, name_in, pairs_in
+from maisi.data.pairs import files_in, is_of_files, pairs_in
 from maisi.errors import InvalidLabelsError, InvalidRequestError, InvalidVolumeError, MaisiError
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
-from maisi.space.endings import SEGMENTS, stem_of
+from maisi.space.endings import SEGMENTS, name_of, stem_of
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap, Volume
 
@@ -123,7 +123,7 @@ def _files(folder: Path, modality: str) -> list[NamedImage]:
 
 def _whose(path: Path, folder: Path) -> str:
     """A patient for each file: its path in the folder, without the ending."""
-    return (path.parent.relative_to(folder) / name_in(path)).as_posix()
+    return (path.parent.relative_to(folder) / name_of(path)).as_posix()
 
 
 def labelled_set(path: Path, split: str | None = None, least: int = 2) -> list[Case]:
@@ -154,7 +154,7 @@ def label_set(path: Path, split: str | None = None, least: int = 2) -> list[Name
         [
             NamedLabels(file.relative_to(path).as_posix(), partial(_labels, file))
             for file in files_in(path)
-            if name_in(file).endswith("labels")
+            if name_of(file).endswith("labels")
         ]
         if _is_of_files(path, split)
         else [NamedLabels(case.id, partial(_case_labels, case)) for case in _cases(path, split, _has_labels)]

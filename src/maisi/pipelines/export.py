@@ -133,7 +133,9 @@ def write_case(export: Export, case: Case, folder: Path) -> None:
     image.parent.mkdir(exist_ok=True)
     write_volume(volume, image, known_provenance(case.image))
     if has_labels(case):
-        labels = own_labels(case) or LabelMap(np.zeros(volume.grid.shape, np.uint8), volume.grid)  # of a healthy one
+        labels = own_labels(case)
+        if labels is None:  # of a healthy one
+            labels = LabelMap(np.zeros(volume.grid.shape, np.uint8), volume.grid)
         check_same_grid(labels, volume)
         label.parent.mkdir(exist_ok=True)
         write_labels(LabelMap(export.classes.renumbered(labels).array, volume.grid), label)

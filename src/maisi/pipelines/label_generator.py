@@ -33,6 +33,7 @@ from maisi.pipelines.codec import as_weights
 from maisi.pipelines.conditioning import condition_tensors
 from maisi.pipelines.label_codec import channels_of, decode_ids
 from maisi.pipelines.labels import Anatomy, GridRules, region_grid
+from maisi.shapes import in_words
 from maisi.space.grid import Grid
 from maisi.space.smooth_labels import resample_smoothly
 from maisi.space.volume import LabelMap
@@ -222,7 +223,7 @@ def check_asked(told: LabelGeneratorInfo, sizes: Mapping[str, float], grid: Grid
             raise InvalidRequestError(f"this label generator needs a size of {name}; accepted: 0 to 1, or none")
     most = tuple(n * s for n, s in zip(told.size, told.spacing_mm, strict=True))
     if any(asked > there + 1e-3 for asked, there in zip(grid.fov_mm, most, strict=True)):
-        shown = (" x ".join(f"{mm:g}" for mm in fov) for fov in (grid.fov_mm, most))
+        shown = (in_words(fov) for fov in (grid.fov_mm, most))
         raise InvalidGridError(
             "a field of view of {} mm is larger than the {} mm that this label generator draws; accepted: --size and "
             "--spacing within them".format(*shown)

@@ -16,12 +16,11 @@ from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.bundle.bundle import Limits
 from maisi.data.door import open_labels
-from maisi.data.label_maps import stem_of
 from maisi.data.library import Origin
 from maisi.errors import InvalidGridError, InvalidLabelsError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
-from maisi.shapes import Size3, Spacing3
-from maisi.space.endings import IMAGES, image_files
+from maisi.shapes import Size3, Spacing3, in_words
+from maisi.space.endings import IMAGES, image_files, name_of
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.reading import FileReport, ReadOptions
@@ -229,10 +228,10 @@ def _placed(path: Path, rules: LabelRules) -> GivenLabels:
     if not resampled.array.any():
         raise InvalidRequestError(f"no label of {path} lies in a field of view of {size} voxels at {spacing} mm")
     ids = LabelMap(resampled.array.astype(np.uint8), resampled.grid)
-    lost = sorted(_shown(labels, ids.grid) - set(np.unique(ids.array).tolist()))
+    lost = np.setdiff1d(labels.array[labels.grid.within(ids.grid)], ids.array).tolist()
     if lost:
         names = ", ".join(vocabulary.name(id) for id in lost)
-        logger.warning("%s: too small for voxels of %s mm, and not drawn: %s", path, _times(ids.grid.spacing), names)
+        logger.warning("%s: too small for voxels of %s mm, and not drawn: %s", path, in_words(ids.grid.spacing), names)
     if body not in present and rules.enclose:
         ids = enclosed(ids)
     elif body not in present:
@@ -252,7 +251,7 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
     paths = image_files(folder)
     if not paths:
         raise InvalidLabelsError(f"no label map in {folder}; accepted: a folder of {', '.join(IMAGES)} files")
-    names = [stem_of(path) for path in paths]
+    names = [name_of(path) for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidLabelsError(f"two label maps of {folder} have one name: {', '.join(twice)}; rename one of them")
@@ -261,18 +260,6 @@ def folder_sources(folder: Path, rules: LabelRules) -> list[LabelFile]:
         LabelFile(path, rules, source.grid, source.span, name, source.report)
         for path, name, source in zip(paths, names, found, strict=True)
     ]
-
-
-def _shown(labels: LabelMap, grid: Grid) -> set[int]:
-    """The ids that a label map shows in the field of view of a grid."""
-    edges = labels.grid.index(grid.world(np.array([[-0.5] * 3, [n - 0.5 for n in grid.shape]])))
-    low, high = np.ceil(edges[0] - 1e-6).astype(int), np.floor(edges[1] + 1e-6).astype(int)
-    x, y, z = (slice(max(0, a), max(0, b + 1)) for a, b in zip(low, high, strict=True))
-    return set(np.unique(labels.array[x, y, z]).tolist())
-
-
-def _times(lengths: Sequence[float]) -> str:
-    return " x ".join(f"{each:g}" for each in lengths)
 
 
 def check_grid(size: Size3, spacing: Spacing3, rules: GridRules) -> None:
@@ -294,11 +281,11 @@ def check_grid(size: Size3, spacing: Spacing3, rules: GridRules) -> None:
 
 
 def _range(limits: Limits) -> str:
-    low, high = (" x ".join(f"{s:g}" for s in ends) for ends in (limits.min_spacing_mm, limits.max_spacing_mm))
-    taken = f"spacing {low} to {high} mm, size up to {' x '.join(map(str, limits.max_size))}"
+    low, high = (in_words(ends) for ends in (limits.min_spacing_mm, limits.max_spacing_mm))
+    taken = f"spacing {low} to {high} mm, size up to {in_words(limits.max_size)}"
     if limits.min_fov_mm is None or limits.max_fov_mm is None:
         return taken
-    low, high = (" x ".join(f"{s:g}" for s in ends) for ends in (limits.min_fov_mm, limits.max_fov_mm))
+    low, high = (in_words(ends) for ends in (limits.min_fov_mm, limits.max_fov_mm))
     return f"{taken}, field of view {low} to {high} mm"
 
 

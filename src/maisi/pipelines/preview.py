@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from maisi.anatomy.lesions import lesion_ids
 from maisi.anatomy.vocabulary import Structure, Vocabulary, load_vocabulary
 from maisi.errors import InvalidGridError
-from maisi.shapes import Size3
+from maisi.shapes import Size3, in_words
 from maisi.space.grid import Grid
 from maisi.space.intensity import MR_PERCENTILES
 from maisi.space.resample import crop
@@ -334,7 +334,7 @@ def _scale_bar(draw: ImageDraw.ImageDraw, right: int, y: int, scale: float) -> N
 
 
 def _size_caption(grid: Grid) -> str:
-    voxels, spacing = (" x ".join(f"{n:g}" for n in np.round(values, 3)) for values in (grid.shape, grid.spacing))
+    voxels, spacing = (in_words(np.round(values, 3)) for values in (grid.shape, grid.spacing))
     return f"{voxels} voxels, {spacing} mm"
 
 

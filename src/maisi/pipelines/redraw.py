@@ -22,6 +22,7 @@ from maisi.pipelines.labels import Anatomy, NoLabels
 from maisi.pipelines.refine_request import RefineRequest
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.windows import Window
+from maisi.shapes import in_words
 from maisi.space.grid import Grid
 from maisi.space.intensity import to_unit
 from maisi.space.resample import resample
@@ -95,7 +96,7 @@ def fitted_to(grid: Grid, bundle: Bundle, how: GenerateRequest, held_bytes: int)
         if error.least_bytes is None:
             raise
         megabytes = -(-(error.least_bytes + held_bytes) // 10**6)
-        size = " x ".join(map(str, grid.shape))
+        size = in_words(grid.shape)
         raise InvalidPlanError(
             f"drawing {size} voxels does not fit into {format_bytes(memory)}, of which {format_bytes(held_bytes)} go "
             f"to the CT and its labels; accepted: --memory {megabytes}MB or more",

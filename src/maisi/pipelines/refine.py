@@ -26,7 +26,7 @@ from maisi.pipelines.redraw import Redraw, fitted_to, sampling
 from maisi.pipelines.refine_request import RefineRequest
 from maisi.pipelines.validate import bundle_of, bundle_vocabulary, compute_for, lasting_name
 from maisi.pipelines.windows import Window, own_spacing, windows_of
-from maisi.shapes import Frozen, Spacing3
+from maisi.shapes import Frozen, Spacing3, in_words
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.reading import FileReport
@@ -267,17 +267,17 @@ def _ids(request: RefineRequest, labels: LabelMap, vocabulary: Vocabulary) -> tu
 def _zoom(request: RefineRequest, grid: Grid, bundle: Bundle) -> Spacing3:
     """The spacing to draw at; raises `InvalidGridError` where it is no finer than the CT's, or not the bundle's."""
     zoom = request.zoom or bundle.limits.min_spacing_mm
-    told = " x ".join(f"{s:g}" for s in zoom)
+    told = in_words(zoom)
     now = own_spacing(grid, bundle.limits)
     if not any(new < old - 1e-6 for new, old in zip(zoom, now, strict=True)):
         raise InvalidGridError(
-            f"{told} mm is no finer than the CT's {' x '.join(f'{s:g}' for s in now)} mm; accepted: a coarser CT, or a "
+            f"{told} mm is no finer than the CT's {in_words(now)} mm; accepted: a coarser CT, or a "
             "bundle that was trained for finer ones"
         )
     least = bundle.limits.min_spacing_mm
     if any(new < low - 1e-6 for new, low in zip(zoom, least, strict=True)) and not request.force:
         raise InvalidGridError(
-            f"a zoom of {told} mm is below the {' x '.join(f'{s:g}' for s in least)} mm that bundle {bundle.name!r} "
+            f"a zoom of {told} mm is below the {in_words(least)} mm that bundle {bundle.name!r} "
             "was trained for; --force goes on"
         )
     return zoom

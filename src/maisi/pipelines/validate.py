@@ -47,6 +47,7 @@ from maisi.pipelines.requests import (
     GenerateRequest,
     PlanRequest,
 )
+from maisi.shapes import in_words
 from maisi.space.files import log_findings
 from maisi.space.grid import Grid
 from maisi.space.reading import FileReport
@@ -332,17 +333,17 @@ def _wanted_grid(grid: Grid, request: EncodeRequest) -> Grid:
     assert request.spacing is not None
     wanted = with_spacing(grid, request.spacing)
     memory, needed = request.compute.memory, PROCESS_BYTES + 2 * 4 * wanted.num_voxels
-    size = " x ".join(map(str, wanted.shape))
+    size = in_words(wanted.shape)
     if memory is not None and needed > memory:
         megabytes = -(-needed // 10**6)
         raise InvalidPlanError(
-            f"a spacing of {' x '.join(f'{s:g}' for s in request.spacing)} mm makes {size} voxels, which do not fit "
+            f"a spacing of {in_words(request.spacing)} mm makes {size} voxels, which do not fit "
             f"into {format_bytes(memory)}; accepted: a larger spacing, or --memory {megabytes}MB or more",
             megabytes * 10**6,
         )
     if wanted.num_voxels > MOST_VOXELS:
         raise InvalidRequestError(
-            f"a spacing of {' x '.join(f'{s:g}' for s in request.spacing)} mm makes {size} voxels; accepted: a spacing "
+            f"a spacing of {in_words(request.spacing)} mm makes {size} voxels; accepted: a spacing "
             f"that makes at most {MOST_VOXELS:.2g}"
         )
     return wanted

@@ -9,8 +9,8 @@ from scipy import ndimage
 from maisi.anatomy.morphology import parts
 from maisi.bundle.bundle import Limits
 from maisi.errors import InvalidGridError
-from maisi.shapes import Size3, Spacing3
-from maisi.space.grid import Grid
+from maisi.shapes import Size3, Spacing3, in_words
+from maisi.space.grid import EDGE, Grid
 from maisi.space.resample import with_spacing
 
 CONTEXT_MM = 40.0
@@ -18,9 +18,6 @@ CONTEXT_MM = 40.0
 
 NEAR_MM = 24.0
 """How far beyond a lesion the CT is compared with what was drawn."""
-
-EDGE = 1e-6
-"""Of a voxel: what a border may be off by rounding."""
 
 Box = tuple[slice, slice, slice]
 
@@ -65,20 +62,9 @@ def windows_of(
     for number, box in enumerate(boxes, start=1):
         if box is not None:
             window = _window(box, grid, spacing, limits, multiple)
-            outer = _shown(window, grid)
+            outer = grid.within(window)
             windows.append(Window(window, outer, grown_box(box, grid, NEAR_MM, outer), numbers[outer] == number))
     return windows
-
-
-def _shown(window: Grid, grid: Grid) -> Box:
-    """The voxels of a CT whose centres lie in a window, up to the edges of its voxels."""
-    edges = window.world(np.array([[-0.5] * 3, [n - 0.5 for n in window.shape]]))
-    low, high = grid.index(edges) + [[-EDGE], [EDGE]]
-    x, y, z = (
-        slice(max(0, int(np.ceil(a))), min(n, int(np.floor(b)) + 1))
-        for a, b, n in zip(low, high, grid.shape, strict=True)
-    )
-    return x, y, z
 
 
 def _covering(grid: Grid, spacing: Sequence[float]) -> Grid:
@@ -130,8 +116,8 @@ def _window(box: Sequence[slice], grid: Grid, spacing: Spacing3, limits: Limits,
     if any(s > top * (1 + 1e-6) for s, top in zip(coarse, limits.max_spacing_mm, strict=True)):
         told = " x ".join(f"{length:.0f}" for length in lesion_mm)
         raise InvalidGridError(
-            f"a lesion of {told} mm does not fit into what the bundle makes at once, {' x '.join(map(str, most))} "
-            f"voxels of at most {' x '.join(f'{s:g}' for s in limits.max_spacing_mm)} mm; accepted: a smaller lesion"
+            f"a lesion of {told} mm does not fit into what the bundle makes at once, {in_words(most)} "
+            f"voxels of at most {in_words(limits.max_spacing_mm)} mm; accepted: a smaller lesion"
         )
     least = limits.min_fov_mm or (0.0, 0.0, 0.0)
     wanted = [max(length + 2 * CONTEXT_MM, fov) for length, fov in zip(lesion_mm, least, strict=True)]

@@ -23,7 +23,7 @@ from maisi.pipelines.generate import generate, sample_generators
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import label_sources
 from maisi.recipes.realism import Realism, realism_tables
-from maisi.shapes import Frozen
+from maisi.shapes import Frozen, in_words
 from maisi.space.label_files import read_labels
 
 WHOLE_MAP = 20  # structures from which a label map is taken to name all that it shows
@@ -177,7 +177,7 @@ def model_card(bundle: Bundle, quality: BundleQuality, training: Sequence[Case],
     limits = bundle.limits
     low, high = limits.min_spacing_mm[0], limits.max_spacing_mm[0]
     bone_hu = load_vocabulary().tissues["bone"][0]
-    fov = [" x ".join(f"{mm:g}" for mm in ends) for ends in (limits.min_fov_mm, limits.max_fov_mm) if ends]
+    fov = [in_words(ends) for ends in (limits.min_fov_mm, limits.max_fov_mm) if ends]
     parameters = ", ".join(
         f"{kind} {about['num_parameters']:,}" for kind, about in bundle.describe()["networks"].items()
     )
@@ -191,7 +191,7 @@ for the released foundation weights, which `maisi convert` takes.
 | | |
 |---|---|
 | voxel spacing | {low:g} to {high:g} mm |
-| largest size | {" x ".join(map(str, limits.max_size))} voxels |
+| largest size | {in_words(limits.max_size)} voxels |
 | field of view | {" to ".join(fov) or "any"} mm |
 | regions | {", ".join(limits.regions)} |
 | parameters | {parameters} |

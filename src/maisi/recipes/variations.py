@@ -32,6 +32,7 @@ from maisi.pipelines.codec import encode
 from maisi.pipelines.conditioning import MODALITIES, shown_labels
 from maisi.pipelines.labels import DEFAULT_GRIDS
 from maisi.recipes.recipe import PHANTOM, BundleRecipe
+from maisi.shapes import in_words
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 
@@ -95,7 +96,7 @@ def _grid(recipe: BundleRecipe, case: Case, grid: Grid, rng: np.random.Generator
     if not recipe.latents.as_prepared:
         return vary_grid(grid, rng, recipe.latents.spacing_mm, recipe.latents.max_size, multiple)
     if any(n % multiple for n in grid.shape):
-        size = " x ".join(map(str, grid.shape))
+        size = in_words(grid.shape)
         raise InvalidRequestError(
             f"case {case.id} has {size} voxels; latents as prepared need multiples of {multiple}, such as "
             f"`maisi prepare --multiple {multiple}` makes"

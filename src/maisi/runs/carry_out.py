@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from maisi.bundle.bundle import BUNDLE_INFO
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.runs.meter import StageMeter
 from maisi.runs.ray_cluster import connected
@@ -29,6 +30,8 @@ from maisi.splitting.ranks import Ranks
 from maisi.storage.atomic import write_directory
 from maisi.storage.folders import (
     FAILED,
+    RUN_RECORD,
+    RUN_SETTINGS,
     OutputFolder,
     check_free,
     entries_of,
@@ -45,7 +48,6 @@ from maisi.storage.sums import sha256
 logger = logging.getLogger(__name__)
 
 COMMAND = "command"
-RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
 FREE = ("across",)
 """Settings in which an unfinished run and what goes on with it may differ: who does the work."""
 
@@ -202,7 +204,7 @@ class Destination:
         if not overwrite:
             raise InvalidRequestError(f"{self.path} exists already; accepted: another place, or --overwrite")
         names = entries_of(self.path)
-        if names and not {RUN_RECORD, BUNDLE} & set(names):
+        if names and not {RUN_RECORD, BUNDLE_INFO} & set(names):
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise InvalidRequestError(
                 f"{self.path} would be replaced as a whole, and holds what no run of maisi left ({shown}); accepted: "
@@ -228,10 +230,6 @@ class Destination:
         else:
             with open_folder(self.folder, overwrite, task.state(request), task.name) as folder:
                 yield folder
-
-
-BUNDLE = "bundle.yaml"
-"""In a folder that is a bundle."""
 
 
 def settings_that_differ(task: Task[Any], request: BaseModel, path: Path, free: Sequence[str] = ()) -> list[str]:

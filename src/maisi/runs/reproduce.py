@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from maisi.errors import InvalidRequestError
-from maisi.runs.carry_out import RUN_RECORD, RUN_SETTINGS, carry_out, read_run_settings
+from maisi.runs.carry_out import carry_out, read_run_settings
 from maisi.runs.record import RunRecord, read_record
 from maisi.runs.same import same_content
 from maisi.runs.task import Output, Task, Watch
@@ -16,6 +16,7 @@ from maisi.space.dicom.labels import is_label_file
 from maisi.space.dicom.opening import is_dicom
 from maisi.space.origin import read_provenance
 from maisi.splitting.ranks import Ranks
+from maisi.storage.folders import RUN_RECORD, RUN_SETTINGS
 from maisi.storage.provenance import Provenance
 from maisi.storage.settings import check_settings
 

@@ -23,13 +23,13 @@ from maisi.runs.tasks import task_named
 from maisi.service.job import Job, Problem
 from maisi.service.jobs import JobStore
 from maisi.service.pace import Pace
-from maisi.storage.folders import PARTIAL
+from maisi.storage.folders import PARTIAL, RUN_RECORD, RUN_SETTINGS
 from maisi.storage.settings import check_settings
 
 logger = logging.getLogger(__name__)
 
 TOLD_EVERY_S = 0.25
-_RECORDS = ("run.yaml", "run.json")
+_RECORDS = (RUN_SETTINGS, RUN_RECORD)
 _NAMES = {"encode": "latent", "decode": "volume", "segment file": "labels", "labels register": "labels"}
 
 

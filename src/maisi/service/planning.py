@@ -28,6 +28,7 @@ from maisi.service.helper import end_with_parent
 from maisi.service.job import Limits
 from maisi.service.kinds import KINDS
 from maisi.service.worker import WorkerSettings, resolve
+from maisi.shapes import in_words
 from maisi.splitting.plan import MemoryPlan
 from maisi.storage.settings import check_settings
 
@@ -64,7 +65,7 @@ def _told(valid: ValidRequest) -> dict[str, Any]:
     peak = max(each.peak_bytes for each in plans.values())
     taken = fixed_bytes(valid.bundle, dtype_of(compute)) + peak + HELD_BYTES * voxels
     cut = max((each.parts for each in plans.values()), default=1)
-    size = " x ".join(map(str, source.grid.shape))
+    size = in_words(source.grid.shape)
     how = f"{samples} of {size} voxels, {request.steps} steps, {'in one piece' if cut == 1 else f'in {cut} slabs'}"
     if memory:
         how += f", within {format_bytes(memory)}"

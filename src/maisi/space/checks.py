@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from maisi.errors import InvalidLabelsError, InvalidRequestError, InvalidVolumeError
+from maisi.shapes import in_words
 from maisi.space.grid import Grid
 
 Refusal = Callable[[Path, str, str], InvalidRequestError]
@@ -30,7 +31,7 @@ def check_spacing(grid: Grid, path: Path, refuse: Refusal) -> None:
     """Nothing, or the refusal of a spacing that no scanner has (a wrong unit, most often)."""
     low, high = SPACING_RANGE_MM
     if not all(low <= s <= high for s in grid.spacing):
-        spacing = " x ".join(f"{s:g}" for s in grid.spacing)
+        spacing = in_words(grid.spacing)
         raise refuse(path, f"a spacing of {spacing} mm", f"{low:g} to {high:g} mm on each axis")
 
 

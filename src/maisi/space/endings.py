@@ -22,6 +22,11 @@ def stem_of(path: Path) -> str:
     return path.name[: -len(ending)] if ending else path.stem
 
 
+def name_of(path: Path) -> str:
+    """What an image file is called: its name without its ending, `.seg.nrrd` as one."""
+    return stem_of(path).removesuffix(SEGMENTS)
+
+
 def mask_files(folder: Path) -> list[Path]:
     """The files of a folder of masks: its NIfTI files, and where it has none its other image files."""
     files = image_files(folder)

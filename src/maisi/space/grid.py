@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from maisi.errors import InvalidGridError
-from maisi.shapes import Size3, Spacing3
+from maisi.shapes import Size3, Spacing3, in_words
 
 # Two grids are one when no corner voxel moves by more than this part of a voxel: float32 headers and quaternions round,
 # and a tenth of a voxel changes no nearest neighbour.
 TOLERANCE_VOXELS = 0.1
+
+EDGE = 1e-6
+"""Of a voxel: what a border may be off by rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +86,16 @@ class Grid:
         """World positions (8, 3) of the corner voxels' centres."""
         return self.world(np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(self.shape) - 1))
 
+    def within(self, window: "Grid") -> tuple[slice, slice, slice]:
+        """The voxels of this grid whose centres lie in another one along the same axes, up to its voxels' edges."""
+        edges = window.world(np.array([[-0.5] * 3, [n - 0.5 for n in window.shape]]))
+        low, high = self.index(edges) + [[-EDGE], [EDGE]]
+        x, y, z = (
+            slice(max(0, int(np.ceil(a))), max(0, min(n, int(np.floor(b)) + 1)))
+            for a, b, n in zip(low, high, self.shape, strict=True)
+        )
+        return x, y, z
+
     def window(self, start: Sequence[float], shape: Sequence[int]) -> "Grid":
         """The grid of `shape` voxels that begins at voxel `start` of this one; it may reach outside."""
         affine = self.affine.copy()
@@ -104,7 +117,7 @@ class Grid:
 
     def __str__(self) -> str:
         x, y, z = self.shape
-        spacing = " x ".join(f"{s:.4g}" for s in self.spacing)
+        spacing = in_words(self.spacing, 4)
         origin = ", ".join(f"{o:.2f}" for o in self.origin)
         return f"{x}x{y}x{z} voxels of {spacing} mm from ({origin}) mm" + ("" if self.is_ras else ", not along RAS")
 

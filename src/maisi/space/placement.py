@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from maisi.errors import InvalidGridError
+from maisi.shapes import in_words
 from maisi.space.checks import Refusal, check_spacing
 from maisi.space.grid import TOLERANCE_VOXELS, Grid
 from maisi.space.reading import Finding
@@ -96,7 +97,7 @@ def _qform(header: Any, image: Any, scale: float) -> _Place:
     if not (np.isfinite(vector).all() and vector @ vector <= 1 + 1e-5):
         return _Place("qform", code, None, f"no unit quaternion ({', '.join(f'{v:g}' for v in vector)})")
     if not (np.isfinite(steps[1:4]).all() and (steps[1:4] > 0).all()):
-        return _Place("qform", code, None, f"a pixdim of {_sizes(steps[1:4])}")
+        return _Place("qform", code, None, f"a pixdim of {in_words(steps[1:4], 4)}")
     steps[3] *= -1 if steps[0] < 0 else 1
     matrix = np.eye(4)
     matrix[:3, :3] = _rotation(vector) * steps[1:4]
@@ -170,7 +171,7 @@ def _by_method_1(header: Any, image: Any, scale: float, path: Path, refuse: Refu
         grid = Grid.axis_aligned(image.shape[:3], steps.tolist(), (0.0, 0.0, 0.0))
     except InvalidGridError as error:
         raise refuse(
-            path, f"neither sform nor qform, and a pixdim of {_sizes(steps)}", "a file with a place"
+            path, f"neither sform nor qform, and a pixdim of {in_words(steps, 4)}", "a file with a place"
         ) from error
     found = "neither sform nor qform has a code: where left and right are is not said"
     findings.append(_warning(found, f"placed by NIfTI's method 1, axes to the right, front and top: {grid}"))
@@ -217,14 +218,16 @@ def _check_pixdim(grid: Grid, header: Any, scale: float, path: Path, refuse: Ref
     """Nothing where pixdim has the spacing of the sform, else the refusal that tells both."""
     steps = np.array(header["pixdim"][1:4], np.float64) * scale
     if not (np.isfinite(steps).all() and (steps > 0).all()):
-        findings.append(_warning(f"a pixdim of {_sizes(steps)}, which is no spacing", f"placed by the sform: {grid}"))
+        findings.append(
+            _warning(f"a pixdim of {in_words(steps, 4)}, which is no spacing", f"placed by the sform: {grid}")
+        )
         return
     tilt = tilt_of(grid)
     spacings = [np.array(grid.spacing)]
     if tilt is not None:
         spacings.append(np.where(np.arange(3) == tilt.axis, tilt.distance_mm, grid.spacing))
     if min(np.abs(steps / spacing - 1).max() for spacing in spacings) > _SAME_SPACING:
-        found = f"an sform with a spacing of {_sizes(grid.spacing)} mm, but a pixdim of {_sizes(steps)} mm"
+        found = f"an sform with a spacing of {in_words(grid.spacing, 4)} mm, but a pixdim of {in_words(steps, 4)} mm"
         raise refuse(path, found, "--affine sform to take the sform, or a header in which both agree")
 
 
@@ -255,11 +258,7 @@ def _told(grid: Grid | None) -> str:
         world = int(np.abs(column).argmax())
         axes += str(letters[int(column[world] > 0), world])
     origin = ", ".join(f"{o:.4g}" for o in grid.origin)
-    return f"axes {axes}, {_sizes(grid.spacing)} mm, from ({origin}) mm"
-
-
-def _sizes(steps: Any) -> str:
-    return " x ".join(f"{float(s):.4g}" for s in steps)
+    return f"axes {axes}, {in_words(grid.spacing, 4)} mm, from ({origin}) mm"
 
 
 def _other(name: str) -> str:

@@ -12,7 +12,7 @@ from maisi.errors import InvalidRequestError, StorageError
 from maisi.storage.owners import is_abandoned, is_owned, owner_mark, remove_abandoned
 
 PARTIAL = ".partial-"
-RECORD = "run.json"
+RUN_SETTINGS, RUN_RECORD = "run.yaml", "run.json"
 FAILED = "failed"  # the folder in the folder of a run for what came out, but is not good
 _OURS = re.compile(
     r"^(.*\.)?run\.(yaml|json)$|^(metrics\.json|(sample_\d{3,}|reconstruction)(_[a-z]+)?\.(nii|nii\.gz|(seg\.)?nrrd|mha|dcm|png|json)"
@@ -133,7 +133,7 @@ def _move(source: Path, target: Path) -> list[Path]:
 
 
 def _remove_earlier(path: Path, state: tuple[str, ...], command: str) -> None:
-    for name in outputs_of(path / RECORD, command) if command and not state else ():
+    for name in outputs_of(path / RUN_RECORD, command) if command and not state else ():
         (path / name).unlink(missing_ok=True)
     for folder in (path, path / FAILED):
         for name in [entry.name for entry in folder.iterdir() if _OURS.match(entry.name)] if folder.is_dir() else ():

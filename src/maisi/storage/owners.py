@@ -60,7 +60,7 @@ def is_abandoned(path: Path, prefix: str) -> bool:
 
 
 def _is_there(pid: int) -> bool:
-    """Whether there is a process of that id, of anybody."""
+    """Whether there is a process of that id, of anybody, hidden ones too, which `psutil.pid_exists` denies."""
     if os.name != "posix":
         return False
     try:

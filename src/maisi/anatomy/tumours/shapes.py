@@ -8,7 +8,7 @@ import numpy as np
 from maisi.anatomy.morphology import parts
 from maisi.anatomy.tumours.lattice import Axes, Field, lattice_axes, noise, travel_times
 from maisi.errors import InvalidRequestError
-from maisi.shapes import Size3, Spacing3
+from maisi.shapes import Size3, Spacing3, in_words
 from maisi.space.grid import Grid
 
 Mask = Callable[[Axes], np.ndarray]
@@ -87,7 +87,7 @@ def lesion_shape(grid: Grid, centre_mm: Spacing3, diameter_mm: float, rng: np.ra
     values = field.at(box.axes)
     found = first_reached(values, np.isfinite(values), num_voxels(grid, diameter_mm))
     if found is None:
-        voxel = " x ".join(f"{s:g}" for s in grid.spacing)
+        voxel = in_words(grid.spacing)
         raise InvalidRequestError(
             f"a lesion of {diameter_mm:g} mm has no connected form in voxels of {voxel} mm; accepted: a larger one"
         )

@@ -10,6 +10,7 @@ from maisi.cli.labels.prepare import OF_IMAGES
 from maisi.cli.options import AsJson, Out, Overwrite, takes
 from maisi.cli.run import run_task, tell_cost
 from maisi.pipelines.label_requests import LibraryAddRequest, LibraryDrawRequest
+from maisi.shapes import in_words
 
 if TYPE_CHECKING:
     from maisi.data.library import LibraryEntry
@@ -59,8 +60,8 @@ def _row(entry: "LibraryEntry") -> tuple[object, ...]:
     return (
         entry.id,
         " to ".join(dict.fromkeys(entry.span)),
-        " x ".join(map(str, entry.shape)),
-        " x ".join(f"{s:g}" for s in entry.spacing_mm),
+        in_words(entry.shape),
+        in_words(entry.spacing_mm),
         len(entry.structures),
         ", ".join(entry.lesions) or "none",
         entry.split,

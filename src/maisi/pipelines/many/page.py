@@ -12,6 +12,7 @@ from maisi.data.manifest import Case
 from maisi.pipelines.many.facts import SUMMARY, SampleFacts
 from maisi.pipelines.many.requests import ManyRequest
 from maisi.pipelines.page import bars, histogram, number, page, pictures, table
+from maisi.shapes import in_words
 from maisi.storage.atomic import write_atomically
 
 MOST_PICTURES = 120
@@ -56,16 +57,12 @@ def _row(facts: SampleFacts, case: Case) -> tuple[str, ...]:
         facts.stem,
         case.group,
         " to ".join(dict.fromkeys(case.span or ())),
-        _times(case.shape or ()),
-        _times(case.spacing_mm or ()),
+        in_words(case.shape or (), 4),
+        in_words(case.spacing_mm or (), 4),
         str(len(case.labels_present)),
         str(facts.request["seed"]),
         "; ".join(facts.problems),
     )
-
-
-def _times(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)
 
 
 # Figures --------------------------------------------------------------------------------------------------------------

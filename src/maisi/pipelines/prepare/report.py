@@ -1,13 +1,14 @@
 """The report of a store: one page with pictures and figures that opens without a network."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from maisi.anatomy.regions import BodyRegion
 from maisi.pipelines.page import bars, histogram, page, pictures, table
 from maisi.pipelines.prepare.case import CASES, PICTURE, CaseFacts
 from maisi.pipelines.prepare.store import SPLITS, StoreContent
+from maisi.shapes import in_words
 from maisi.storage.atomic import write_atomically
 
 REPORT = "report.html"
@@ -71,17 +72,13 @@ def _row(facts: CaseFacts, split: str) -> tuple[str, ...]:
     return (
         facts.id,
         split,
-        _times(facts.shape or ()),
-        _times(facts.spacing_mm or ()),
-        _times(case.shape or ()),
-        _times(case.spacing_mm or ()),
+        in_words(facts.shape or (), 4),
+        in_words(facts.spacing_mm or (), 4),
+        in_words(case.shape or (), 4),
+        in_words(case.spacing_mm or (), 4),
         f"{span} (by {facts.span_from})",
         str(len(case.labels_present)),
     )
-
-
-def _times(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)
 
 
 def _warnings(facts: CaseFacts) -> list[tuple[str, str, str]]:

@@ -7,6 +7,7 @@ from maisi.pipelines.preview import lesion_preview, write_png
 from maisi.pipelines.refine import ValidRefine, draw_again, validate_refine
 from maisi.pipelines.refine_request import RefineRequest
 from maisi.runs.task import Checked, Run, Task
+from maisi.shapes import in_words
 from maisi.space.endings import stem_of
 from maisi.space.files import write_labels, write_volume
 from maisi.space.in_place import open_original, write_changed, write_labels_like
@@ -40,7 +41,7 @@ def work(checked: Checked[RefineRequest], run: Run) -> None:
     else:
         write_volume(result.volume, files["ct"], made["ct"])
         write_labels(result.labels, files["labels"], made["labels"])
-    title = f"{name} · {', '.join(request.structures)} at {' x '.join(f'{s:g}' for s in request.zoom or ())} mm"
+    title = f"{name} · {', '.join(request.structures)} at {in_words(request.zoom or ())} mm"
     picture = lesion_preview(result.before, result.volume, result.changed, title)
     write_png(picture, run.partial / f"{name}_preview.png")
     told = {"structures": [each.model_dump() for each in result.structures]}

@@ -316,13 +316,13 @@ def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path
         return encoded(lesson, bundle, folder / "latents")
     entries, weights = read_entries(request.latents), weights_digest(bundle.autoencoder.state_dict())
     foreign = [entry.id for entry in entries if entry.autoencoder not in (weights, "")]
-    if any(not entry.autoencoder for entry in entries):
-        logger.warning("%s: some latents do not say which autoencoder made them; taken as this one's", request.latents)
     if foreign:
         raise InvalidRequestError(
             f"{request.latents} holds latents of another autoencoder than that of bundle {bundle.name}, such as "
             f"{foreign[0]}; accepted: latents of `maisi encode --manifest ... --bundle` with this bundle"
         )
+    if any(not entry.autoencoder for entry in entries):
+        logger.warning("%s: some latents do not say which autoencoder made them; taken as this one's", request.latents)
     return stored_latents(request.latents, entries, lesson.recipe.kept_latent_bytes)
 
 
@@ -367,12 +367,10 @@ def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("a label generator is trained by one process; start it without torchrun")
     if request.latents is not None:
         raise InvalidRequestError("a label generator learns from label maps; give --manifest")
-    unheeded = {
-        "start_from": recipe.diffusion.start_from,
-        "loop.validate_every": recipe.diffusion.loop.validate_every,
-    }
-    for name in (name for name, value in unheeded.items() if value):
-        raise InvalidRequestError(f"labels.diffusion.{name} is not heeded by a label generator; leave it out")
+    diffusion = recipe.diffusion
+    for name, value in (("start_from", diffusion.start_from), ("loop.validate_every", diffusion.loop.validate_every)):
+        if value:
+            raise InvalidRequestError(f"labels.diffusion.{name} is not heeded by a label generator; leave it out")
     network, num_slots = recipe.diffusion.network, len(full_volumes())
     if network is None or network.context_channels != num_slots:
         raise InvalidRequestError(
