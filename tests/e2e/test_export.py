@@ -67,6 +67,8 @@ def test_a_folder_of_pairs_is_exported_without_what_failed_its_check(maisi: Mais
     (tmp_path / "none").mkdir()
     answer = maisi("export", tmp_path / "none", "--to", "monai", "--out", tmp_path / "list")
     assert (answer.code, "a folder of files NAME_ct with NAME_labels" in answer.err) == (2, True)
+    answer = maisi("export", tmp_path / "nothing", "--to", "msd", "--out", tmp_path / "no")
+    assert (answer.code, "a folder of files NAME_ct with NAME_labels" in answer.err) == (2, True)
 
 
 @pytest.mark.parametrize("to", ["monai", "msd", "nnunet"])

@@ -330,6 +330,28 @@ def test_the_command_writes_labels_on_the_grid_of_the_scan(bundle_path: Path, tm
     assert np.array_equal(read_labels(tmp_path / "labels.nii.gz").array, labels.array)
 
 
+@pytest.mark.parametrize("name", ["labels.nii", "labels.nrrd", "labels.seg.nrrd", "labels.mha"])
+def test_the_command_writes_a_file_of_any_ending_of_label_maps(bundle_path: Path, tmp_path: Path, name: str) -> None:
+    volume, _ = scan(9, (24, 20, 28))
+    write_volume(volume, tmp_path / "ct.nii.gz")
+    asked = ["segment", str(tmp_path / "ct.nii.gz"), "--bundle", str(bundle_path), "--out"]
+    assert main([*asked, str(tmp_path / name)]) == 0
+    assert main([*asked, str(tmp_path / "out")]) == 0
+    written, folder = read_labels(tmp_path / name), read_labels(tmp_path / "out" / "labels.nii.gz")
+    np.testing.assert_array_equal(written.array, folder.array)
+    assert written.grid.is_close(folder.grid)
+
+
+def test_the_command_refuses_a_file_that_is_not_written(
+    bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_volume(scan(9)[0], tmp_path / "ct.nii.gz")
+    asked = ["segment", str(tmp_path / "ct.nii.gz"), "--bundle", str(bundle_path), "--out"]
+    assert main([*asked, str(tmp_path / "labels.mhd")]) == 2
+    assert "ends in .mhd; accepted: .nii or .nii.gz or .nrrd or .mha or .seg.nrrd" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["ct.nii.gz"]
+
+
 def test_prepare_takes_the_command_as_its_segmenter(bundle_path: Path) -> None:
     volume, _ = scan(2)
     command = f"{sys.executable} -m maisi segment {{image}} --bundle {bundle_path} --out {{labels}}"

@@ -28,6 +28,7 @@ Layout = Literal["monai", "msd", "nnunet"]
 ENDING = ".nii.gz"
 TESTING = "testing"
 CHANNELS: dict[Modality, str] = {"ct": "CT", "mr": "MRI"}
+SOURCES = "a manifest, or a folder of files NAME_ct with NAME_labels"
 NNUNET_NAME = re.compile(r"Dataset\d{3}_\w+")
 """What nnU-Net calls the folder of a data set."""
 
@@ -66,12 +67,12 @@ def checked_export(source: Path, to: Layout, classes_named: Sequence[str] = ()) 
     Raises `InvalidRequestError` for cases that no such data set can hold, `InvalidLabelsError` for unknown classes.
     """
     classes = Classes.of(classes_named) if classes_named else None
+    if not source.exists():
+        raise InvalidRequestError(f"there is no {source}; accepted: {SOURCES}")
     given = pairs_in(source) if is_of_files(source) else read_manifest(source)
     cases = tuple(case for case in given if case.image is not None)
     if not cases:
-        raise InvalidRequestError(
-            f"{source} has no case with an image; accepted: a manifest, or a folder of files NAME_ct with NAME_labels"
-        )
+        raise InvalidRequestError(f"{source} has no case with an image; accepted: {SOURCES}")
     modalities = sorted({case.modality for case in cases})
     if len(modalities) > 1:
         raise InvalidRequestError(f"{source} holds {' and '.join(modalities)}; accepted: cases of one modality")

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SEGMENTATION = ".seg.nrrd"
 WRITTEN = (*SUFFIXES, ".nrrd", ".mha")
+LABEL_FILES = (*WRITTEN, SEGMENTATION)
 LEAST_STEPS = 500.0  # in a range of MR values that are stored as whole numbers
 COMMENT = 6  # NIfTI's code for extensions that are a text
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from maisi.anatomy.codes import segments_of
+from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import load_bundle
 from maisi.compute.machine import device_of, fill_defaults
 from maisi.data.door import open_volume
@@ -13,7 +15,7 @@ from maisi.pipelines.requests import SegmentRequest
 from maisi.pipelines.segment import NetworkSegmenter, segmenter_of
 from maisi.pipelines.validate import lasting_name
 from maisi.runs.task import Checked, Output, Run, Task
-from maisi.space.files import log_findings, write_labels
+from maisi.space.files import LABEL_FILES, log_findings, write_labels
 from maisi.space.volume import LabelMap, Volume, id_counts
 
 LABELS, PREVIEW, STRUCTURES = "labels.nii.gz", "preview.png", "structures.json"
@@ -64,9 +66,10 @@ def write_folder(checked: Checked[SegmentRequest], run: Run) -> None:
 def write_file(checked: Checked[SegmentRequest], run: Run) -> None:
     """Write the label map alone."""
     given: ToSegment = checked.subject
-    labels = given.segmenter(given.volume)
+    labels, vocabulary = given.segmenter(given.volume), load_vocabulary()
     run.on_stage("segment", 1, 1)
-    write_labels(labels, run.partial / run.name, run.made(run.name))
+    segments = segments_of(vocabulary.check_ids(labels.array), vocabulary)
+    write_labels(labels, run.partial / run.name, run.made(run.name), segments)
     run.publish()
 
 
@@ -78,4 +81,4 @@ def volumes_ml(channels: LabelMap, segmenter: NetworkSegmenter) -> dict[str, flo
 
 
 SEGMENT = Task("segment", SegmentRequest, check, write_folder, inputs, Output.PIECES)
-SEGMENT_FILE = Task("segment file", SegmentRequest, check, write_file, inputs, Output.FILE, (".nii", ".nii.gz"))
+SEGMENT_FILE = Task("segment file", SegmentRequest, check, write_file, inputs, Output.FILE, LABEL_FILES)
