@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "maisi.anatomy.regions": ("BodyRegion", "RegionSpan", "region_span"),
     "maisi.anatomy.vocabulary": ("Structure", "Vocabulary", "load_vocabulary"),
-    "maisi.bundle.bundle": ("Bundle", "BundleInfo", "Limits", "load_bundle", "packaged_names", "save_bundle"),
+    "maisi.bundle.bundle": ("Bundle", "BundleInfo", "Limits", "load_bundle", "save_bundle"),
+    "maisi.bundle.places": ("packaged_names",),
     "maisi.compute.compute": ("Compute",),
     "maisi.data.latents": ("Latent", "read_latent", "write_latent"),
     "maisi.diffusion.sampler": ("sample",),
@@ -59,7 +60,8 @@ __all__ = ["__version__", *sorted(_HOME_OF)]
 if TYPE_CHECKING:
     from maisi.anatomy.regions import BodyRegion, RegionSpan, region_span
     from maisi.anatomy.vocabulary import Structure, Vocabulary, load_vocabulary
-    from maisi.bundle.bundle import Bundle, BundleInfo, Limits, load_bundle, packaged_names, save_bundle
+    from maisi.bundle.bundle import Bundle, BundleInfo, Limits, load_bundle, save_bundle
+    from maisi.bundle.places import packaged_names
     from maisi.compute.compute import Compute
     from maisi.data.latents import Latent, read_latent, write_latent
     from maisi.diffusion.sampler import sample

@@ -9,7 +9,8 @@ import pytest
 import torch
 from command_line import Answer, Maisi, Patient
 
-from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec, packaged_names, save_bundle
+from maisi.bundle.bundle import Bundle, BundleInfo, Limits, RectifiedFlowSpec, save_bundle
+from maisi.bundle.places import packaged_names
 from maisi.cli import main
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig

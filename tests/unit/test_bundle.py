@@ -9,21 +9,20 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from maisi.bundle import bundle as bundles
+from maisi.bundle import places
 from maisi.bundle.bundle import (
     Bundle,
     BundleInfo,
     DDPMSpec,
     Limits,
     RectifiedFlowSpec,
-    find_bundle,
     load_bundle,
-    packaged_names,
     save_bundle,
 )
 from maisi.bundle.contents import write_checksums
+from maisi.bundle.places import find_bundle, packaged_names
 from maisi.diffusion.scheduler import DDPM, DDPMConfig, RectifiedFlow
-from maisi.errors import InvalidBundleError, StorageError
+from maisi.errors import InvalidBundleError, InvalidRequestError, StorageError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
@@ -445,7 +444,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 def test_a_bundle_is_found_by_packaged_name_or_by_path(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundles, "_PACKAGED", tmp_path)
+    monkeypatch.setattr(places, "PACKAGED", tmp_path)
     assert packaged_names() == ["tiny"]
     assert find_bundle("tiny") == saved
     assert find_bundle(saved) == saved
@@ -454,6 +453,11 @@ def test_a_bundle_is_found_by_packaged_name_or_by_path(
         find_bundle("tinny")
     with pytest.raises(InvalidBundleError, match="accepted: tiny, the path of a bundle folder"):
         find_bundle("zzz")
+
+
+def test_the_home_of_a_user_who_is_not_there_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match=r"~nobody77/x begins with the home folder of nobody here"):
+        find_bundle("~nobody77/x")
 
 
 def test_what_is_no_bundle_is_told_apart(tmp_path: Path) -> None:

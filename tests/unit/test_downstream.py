@@ -575,11 +575,19 @@ def test_presets_are_experiments_and_a_wrong_name_is_told(tmp_path: Path) -> Non
         read_experiment("sts", ["training.step=3"], tmp_path)
 
 
-def test_paths_of_an_experiment_are_relative_to_its_file(tmp_path: Path) -> None:
+def test_paths_of_an_experiment_are_relative_to_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     file = tmp_path / "sub" / "mine.yaml"
     file.write_text("name: x\nmanifest: ../m.json\nstructures: [liver]\nspacing_mm: 4\n")
     assert read_experiment(str(file)).manifest == tmp_path / "m.json"
+    assert read_experiment(str(file)).synthetic.bundle == "ct-small"
+    file.write_text(file.read_text() + "synthetic: {bundle: drawn}\n")
+    assert read_experiment(str(file)).synthetic.bundle == str(tmp_path / "sub" / "drawn")
+    monkeypatch.chdir(tmp_path)
+    assert read_experiment(str(file), ["synthetic.bundle=drawn"]).synthetic.bundle == str(tmp_path / "drawn")
+    file.write_text("name: x\nmanifest: ../m.json\nstructures: [liver]\nspacing_mm: 4\nsynthetic: 3\n")
+    with pytest.raises(InvalidConfigError, match="synthetic"):
+        read_experiment(str(file))
 
 
 @pytest.mark.parametrize(

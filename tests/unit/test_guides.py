@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from maisi.bundle.bundle import packaged_names
+from maisi.bundle.places import packaged_names
 from maisi.cli import app
 from maisi.recipes.load import load_recipe
 

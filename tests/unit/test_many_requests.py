@@ -103,6 +103,18 @@ def test_paths_are_made_absolute_wherever_they_are(tmp_path: Path, monkeypatch: 
     assert found.groups == {"g": {"labels": {"file_of": str(tmp_path / "maps")}}}
 
 
+def test_bundles_of_label_generators_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "bundle.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    asked = many(label_bundle="drawn", groups={"g": {"label_bundle": {"choice": ["./drawn", "ct-small"]}}})
+    found = absolute(asked)
+    assert found.drawn == {"label_bundle": str(tmp_path / "drawn")}
+    assert found.groups == {"g": {"label_bundle": {"choice": [str(tmp_path / "drawn"), "ct-small"]}}}
+    monkeypatch.chdir(tmp_path.parent)
+    assert tmp_path / "drawn" in paths_of(found)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -18,6 +18,7 @@ from maisi.shapes import Frozen
 from maisi.space.checks import bad_labels
 from maisi.space.reading import Finding
 from maisi.space.volume import LabelMap, id_counts
+from maisi.storage.folders import user_path
 
 OURS = "maisi"
 VISTA3D = "vista3d"
@@ -70,7 +71,7 @@ def find_numbering(said: str, vocabulary: Vocabulary) -> Numbering:
     if said in _table().numberings:
         row = _table().numberings[said]
         return Numbering(name=said, title=row["title"], names=dict(enumerate(row["names"], start=1)))
-    path = Path(said).expanduser()
+    path = user_path(said)
     if path.is_file():
         return Numbering(name=said, title=path.name, names=_names_in(path))
     close = get_close_matches(said.lower(), numbering_names(), n=1)

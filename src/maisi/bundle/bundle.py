@@ -9,7 +9,6 @@ CT. Others have names of their own, such as label_autoencoder, and `bundle.yaml`
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -30,6 +29,7 @@ from maisi.bundle.contents import (
     write_weights,
     write_yaml,
 )
+from maisi.bundle.places import BUNDLE_INFO, find_bundle
 from maisi.bundle.warm import warm_or
 from maisi.diffusion.scheduler import DDPM, DDPMConfig, NoiseScheduler, RectifiedFlow, RectifiedFlowConfig
 from maisi.errors import InvalidBundleError, InvalidRequestError
@@ -60,8 +60,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 Condition = Literal["labels", "region", "spacing", "modality"]
 """What the networks that make CTs are told of one."""
 
-_PACKAGED = Path(__file__).parent / "packaged"
-BUNDLE_INFO, _CARD, _LICENCE = "bundle.yaml", "MODEL_CARD.md", "LICENSE"
+_CARD, _LICENCE = "MODEL_CARD.md", "LICENSE"
 _CONFIG, _WEIGHTS = "config.yaml", "model.safetensors"
 
 
@@ -337,35 +336,6 @@ class Bundle:
 def kind_of(config: NetworkConfig) -> Kind:
     """The kind of network that a configuration describes."""
     return next(kind for kind, config_class in KINDS.items() if isinstance(config, config_class))
-
-
-def packaged_names() -> list[str]:
-    """Names of the bundles that ship with the package."""
-    return sorted(path.parent.name for path in _PACKAGED.glob(f"*/{BUNDLE_INFO}"))
-
-
-def find_bundle(name_or_path: str | Path) -> Path:
-    """The folder of a packaged bundle, by its name, or of any other, by its path.
-
-    A packaged name comes first; write ./name for a folder of the same name. Raises `InvalidBundleError` listing what
-    there is.
-    """
-    names = packaged_names()
-    if str(name_or_path) in names:
-        return _PACKAGED / str(name_or_path)
-    path = Path(name_or_path).expanduser()
-    if (path / BUNDLE_INFO).is_file():
-        return path
-    if path.is_dir():
-        raise InvalidBundleError(f"{path} is no bundle: it has no {BUNDLE_INFO}")
-    if path.is_file():
-        raise InvalidBundleError(
-            f"{path} is a file, but a bundle is a folder; `maisi convert` makes one from a checkpoint"
-        )
-    close = get_close_matches(str(name_or_path), names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    accepted = ", ".join([*names, "the path of a bundle folder"])
-    raise InvalidBundleError(f"no bundle {str(name_or_path)!r}; {hint}accepted: {accepted}")
 
 
 def load_bundle(

@@ -66,7 +66,8 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _bundles() -> tuple[dict[str, str], dict[str, str]]:
     """What each packaged bundle is, every file of it checked, and what is wrong with the broken ones."""
-    from maisi.bundle.bundle import load_bundle, packaged_names
+    from maisi.bundle.bundle import load_bundle
+    from maisi.bundle.places import packaged_names
     from maisi.errors import InvalidBundleError
 
     fine, broken = {}, {}

@@ -49,7 +49,8 @@ def info(
 
 
 def _show_bundles(as_json: bool) -> None:
-    from maisi.bundle.bundle import load_bundle, packaged_names
+    from maisi.bundle.bundle import load_bundle
+    from maisi.bundle.places import packaged_names
 
     bundles = [load_bundle(name) for name in packaged_names()]
     if as_json:
@@ -62,10 +63,11 @@ def _show_bundles(as_json: bool) -> None:
 
 def _about(subject: str, reading: ReadOptions) -> dict[str, Any]:
     """What is known of a subject, by the kind of thing that it is."""
-    from maisi.bundle.bundle import BUNDLE_INFO, load_bundle, packaged_names
-    from maisi.storage.folders import RUN_RECORD
+    from maisi.bundle.bundle import load_bundle
+    from maisi.bundle.places import BUNDLE_INFO, packaged_names
+    from maisi.storage.folders import RUN_RECORD, user_path
 
-    path = Path(subject).expanduser()
+    path = user_path(subject)
     if subject in packaged_names() or (path / BUNDLE_INFO).is_file():
         bundle = load_bundle(subject)
         return {"kind": "bundle", **bundle.describe(), "model_card": bundle.model_card}

@@ -8,15 +8,24 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from maisi.bundle.places import packaged_names
 from maisi.compute.across import Across
 from maisi.errors import InvalidConfigError
 from maisi.shapes import Frozen, Size3
+from maisi.storage.folders import user_path
 from maisi.storage.settings import check_settings, read_settings, with_assignments
 
 ALL: Literal["all"] = "all"
 NumReal = Literal["all"] | int
 
-_PATHS = (("manifest",), ("synthetic", "folder"), ("training", "environment"), ("training", "templates"))
+BUNDLE = "bundle"
+_PATHS = (
+    ("manifest",),
+    ("synthetic", "folder"),
+    ("synthetic", BUNDLE),
+    ("training", "environment"),
+    ("training", "templates"),
+)
 
 
 class SplitSettings(Frozen):
@@ -205,15 +214,21 @@ def read_experiment(given: str, assignments: Sequence[str] = (), manifest: Path 
         close = get_close_matches(given, presets(), n=1)
         hint = f"did you mean {close[0]}?" if close else f"accepted: a YAML file, or {', '.join(presets())}"
         raise InvalidConfigError(f"there is no experiment {given!r}; {hint}")
-    settings = read_settings(path)
-    for *groups, name in _PATHS:
-        inner = settings
-        for group in groups:
-            inner = inner.get(group) or {}
-        if isinstance(inner.get(name), str):
-            inner[name] = str((path.parent / inner[name]).resolve())
+    settings = _lasting(read_settings(path), path.parent)
     if manifest is not None:
         settings["manifest"] = str(manifest.resolve())
     if "manifest" not in settings:
         raise InvalidConfigError(f"the experiment {given!r} names no data; accepted: --manifest FILE")
-    return check_settings(Experiment, with_assignments(settings, assignments))
+    return check_settings(Experiment, _lasting(with_assignments(settings, assignments), Path()))
+
+
+def _lasting(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings with absolute paths instead of those that are relative to a folder."""
+    for *groups, name in _PATHS:
+        inner: Any = settings
+        for group in groups:
+            inner = inner.get(group) if isinstance(inner, dict) else None
+        said = inner.get(name) if isinstance(inner, dict) else None
+        if isinstance(said, str) and not (name == BUNDLE and said in packaged_names()):
+            inner[name] = str((folder / user_path(said)).resolve())
+    return settings

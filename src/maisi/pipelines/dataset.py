@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from maisi.anatomy.classes import Classes
-from maisi.bundle.bundle import find_bundle, packaged_names
+from maisi.bundle.places import lasting_name_of
 from maisi.compute.across import Across
 from maisi.errors import InvalidRequestError, RunError
 from maisi.pipelines.many.requests import ManyRequest, absolute, draw_request, read_requests, request_of
@@ -185,8 +185,7 @@ class MixedDataset(Dataset[Any]):
 
 def _lasting(request: ManyRequest) -> ManyRequest:
     """The request as it says the same in any process of this machine, wherever that was started."""
-    name = request.bundle if request.bundle in packaged_names() else str(find_bundle(request.bundle).resolve())
-    return absolute(request.model_copy(update={"bundle": name}))
+    return absolute(request.model_copy(update={"bundle": lasting_name_of(request.bundle)}))
 
 
 def _request(source: ManyRequest | Mapping[str, Any] | str | Path) -> ManyRequest:

@@ -11,7 +11,8 @@ import torch
 
 from maisi.anatomy.request import AnatomyRequest
 from maisi.anatomy.vocabulary import Vocabulary, extended, load_vocabulary
-from maisi.bundle.bundle import Bundle, find_bundle, load_bundle, packaged_names
+from maisi.bundle.bundle import Bundle, load_bundle
+from maisi.bundle.places import find_bundle, lasting_name_of, packaged_names
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.fit import PROCESS_BYTES, check_format, check_scratch, precision_of
 from maisi.compute.machine import device_of, dtype_of, fill_defaults
@@ -170,11 +171,6 @@ def lasting_name(name: str, bundle: Bundle) -> str:
     if bundle.path is None or name in packaged_names():
         return name
     return str(bundle.path.resolve())
-
-
-def lasting_name_of(name: str) -> str:
-    """The same of a bundle that is not loaded."""
-    return name if name in packaged_names() else str(find_bundle(name).resolve())
 
 
 # Generating -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from maisi.bundle.bundle import BUNDLE_INFO
+from maisi.bundle.places import BUNDLE_INFO
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.runs.meter import StageMeter
 from maisi.runs.ray_cluster import connected

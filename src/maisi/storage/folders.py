@@ -20,6 +20,14 @@ _OURS = re.compile(
 )
 
 
+def user_path(said: str | Path) -> Path:
+    """A path as a user says it, `~` being a home folder; raises `InvalidRequestError` for a user who has none here."""
+    try:
+        return Path(said).expanduser()
+    except RuntimeError as error:
+        raise InvalidRequestError(f"{said} begins with the home folder of nobody here; accepted: ./{said}") from error
+
+
 class OutputFolder:
     """A folder that files enter whole: they are written under `partial` and moved by `publish`."""
 

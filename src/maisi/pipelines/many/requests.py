@@ -5,12 +5,14 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from maisi.bundle.places import find_bundle, lasting_name_of
 from maisi.compute.across import Across
 from maisi.compute.compute import Compute
 from maisi.errors import InvalidConfigError
@@ -19,6 +21,7 @@ from maisi.pipelines.many.sizes import check_sizes, draw_sizes
 from maisi.pipelines.requests import DEFAULT_BUNDLE, BundleName, GenerateRequest
 from maisi.shapes import Frozen
 from maisi.space.reading import ReadOptions
+from maisi.storage.folders import user_path
 from maisi.storage.settings import check_settings, merged, read_settings
 
 COMMAND = "generate many"
@@ -35,7 +38,8 @@ DRAWN = tuple(
 SAID = (*DRAWN, "tumours")
 """Settings of a sample as a request file names them."""
 
-_PATHS = tuple(name for name in DRAWN if "Path" in str(GenerateRequest.model_fields[name].annotation))
+LABEL_BUNDLE = "label_bundle"
+_PLACES = (LABEL_BUNDLE, *(name for name in DRAWN if "Path" in str(GenerateRequest.model_fields[name].annotation)))
 
 _NESTED: dict[str, type[BaseModel]] = {
     name: kind
@@ -193,30 +197,42 @@ def request_of(drawn: Drawn) -> GenerateRequest:
 
 
 def paths_of(many: ManyRequest) -> tuple[Path, ...]:
-    """The files and folders that samples name or are drawn from."""
+    """The files and folders that samples name or are drawn from, bundles of label generators too."""
     found: dict[Path, None] = {}  # in order, each once
-    _with_paths(many, lambda path: found.setdefault(path) or path)
+
+    def note(name: str, value: str) -> str:
+        found.setdefault(find_bundle(value) if name == LABEL_BUNDLE else Path(value))
+        return value
+
+    _with_places(many, note)
     return tuple(found)
 
 
 def absolute(many: ManyRequest) -> ManyRequest:
     """The request with absolute paths, so that it says the same anywhere on this machine."""
-    return _with_paths(many, lambda path: path.expanduser().absolute())
+    return _with_places(many, _absolute)
 
 
-def _with_paths(many: ManyRequest, change: Callable[[Path], Path]) -> ManyRequest:
+def _absolute(name: str, value: str) -> str:
+    return lasting_name_of(value) if name == LABEL_BUNDLE else str(user_path(value).absolute())
+
+
+def _with_places(many: ManyRequest, change: Callable[[str, str], str]) -> ManyRequest:
+    """The request with what names files, folders and bundles changed, by the name of the setting and its value."""
     groups = {name: _changed(settings, change) for name, settings in many.groups.items()}
     return many.model_copy(update={**_changed(many.drawn, change), "groups": groups})
 
 
-def _changed(settings: Mapping[str, Any], change: Callable[[Path], Path]) -> dict[str, Any]:
-    return {name: _change(value, change) if name in _PATHS else value for name, value in settings.items()}
+def _changed(settings: Mapping[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
+    return {
+        name: _change(value, partial(change, name)) if name in _PLACES else value for name, value in settings.items()
+    }
 
 
-def _change(value: Any, change: Callable[[Path], Path]) -> Any:
-    """A value with its paths changed, wherever they are in it."""
+def _change(value: Any, change: Callable[[str], str]) -> Any:
+    """A value with its places changed, wherever they are in it."""
     if isinstance(value, str):
-        return value if value == PHANTOM else str(change(Path(value)))
+        return value if value == PHANTOM else change(value)
     if isinstance(value, list):
         return [_change(each, change) for each in value]
     if isinstance(value, Mapping) and isinstance(value.get("choice"), Mapping):

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from maisi.bundle.bundle import Bundle, find_bundle
+from maisi.bundle.bundle import Bundle
+from maisi.bundle.places import find_bundle
 from maisi.data.library import INDEX
 from maisi.pipelines.clinical import ClinicalCase, names_in, write_pair
 from maisi.pipelines.generate import Sample, draw_one, fit_to

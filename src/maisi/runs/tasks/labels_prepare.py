@@ -13,6 +13,7 @@ from maisi.pipelines.prepare_labels import prepared
 from maisi.runs.task import Checked, Run, Task, check_not_within
 from maisi.space.files import write_labels
 from maisi.space.volume import LabelMap
+from maisi.storage.folders import user_path
 from maisi.storage.sums import sha256
 
 
@@ -20,7 +21,7 @@ def check(request: PrepareLabelsRequest) -> Checked[PrepareLabelsRequest]:
     """The request with the maps that its sources hold, none of them read."""
     if not request.sources:
         raise InvalidRequestError("nothing to prepare; accepted: label maps, folders of them, manifests")
-    resolved = tuple(source.expanduser().resolve() for source in request.sources)
+    resolved = tuple(user_path(source).resolve() for source in request.sources)
     found = [each for source in resolved for each in find_maps(source)]
     counts = Counter(each.id.casefold() for each in found)  # some disks do not tell A from a
     twice = sorted({each.id for each in found if counts[each.id.casefold()] > 1})

@@ -68,7 +68,7 @@ def checked_work(request: ManyRequest, index: int, maker: Maker) -> tuple[Sample
 
 
 def inputs(request: ManyRequest) -> tuple[Path, ...]:
-    """The label maps, folders of them, and indices of libraries, that are drawn from."""
+    """The label maps, folders of them, indices of libraries and bundles of label generators, that are drawn from."""
     paths = (path / INDEX if (path / INDEX).is_file() else path for path in paths_of(request))
     return tuple(path for path in paths if path.exists())
 

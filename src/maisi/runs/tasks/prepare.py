@@ -17,6 +17,7 @@ from maisi.pipelines.prepare.settings import PrepareRequest
 from maisi.pipelines.prepare.store import StoreContent, check_can_train, write_content
 from maisi.runs.spread import spread
 from maisi.runs.task import Checked, Output, Run, Task
+from maisi.storage.folders import user_path
 
 LONGEST_ID = 100  # bytes; names of temporary folders are longer by some hundred, and few disks take more than 255
 
@@ -33,7 +34,7 @@ def check(request: PrepareRequest) -> Checked[PrepareRequest]:
     """The request with its sources looked through: no scan is opened, but for the heads of DICOM files."""
     if not request.sources:
         raise InvalidRequestError("nothing to prepare; accepted: folders of scans, datalists, manifests")
-    resolved = tuple(source.expanduser().resolve() for source in request.sources)
+    resolved = tuple(user_path(source).resolve() for source in request.sources)
     found = [find_cases(source, request.layout) for source in resolved]
     cases = _apart([case for each in found for case in each.cases])
     passed = tuple(over for each in found for over in each.passed_over)
