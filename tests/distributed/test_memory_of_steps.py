@@ -16,13 +16,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes import run_ranks
 from test_training_on_slabs import source
 
+from maisi.bundle.bundle import load_bundle
 from maisi.diffusion.denoiser import predict
+from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.label_codec import label_channels
 from maisi.recipes.load import load_recipe
 from maisi.recipes.memory import training_memory
 from maisi.recipes.recipe import BundleRecipe
 from maisi.training.autoencoder import AutoencoderTraining, train_autoencoder
+from maisi.training.controlnet import ControlNetTraining
 from maisi.training.diffusion import DiffusionTraining
 from maisi.training.distributed import learning_together
 from maisi.training.labels import LabelPatches, train_label_autoencoder
@@ -200,3 +203,24 @@ def test_all_samples_of_a_batch_are_counted_and_a_second_answer_too(part: str) -
     if part == "controlnet":
         contrast = {"structures": ["tumours"], "weight": 0.1}
         assert made(contrast=contrast) > 1.5 * made(contrast=None)
+
+
+def test_networks_of_a_bundle_are_counted_where_the_recipe_describes_none() -> None:
+    """Those that go before and those that go on learning; the factor of the autoencoder with them."""
+    bundle = load_bundle("ct-small")
+    settings = {"start_from": "ct-small", "loop": LoopConfig(num_steps=1), "sizes": ()}
+    recipe = BundleRecipe(
+        name="more",
+        licence="none",
+        limits=bundle.info.limits.model_copy(update={"max_size": (64, 64, 64)}),
+        diffusion=DiffusionTraining.model_validate(settings),
+        controlnet=ControlNetTraining.model_validate(settings),
+    )
+    counted = training_memory(recipe, before=bundle.configs)
+    sizes = {name: sum(p.numel() for p in bundle.network(name).parameters()) for name in ("unet", "controlnet")}
+    assert counted["diffusion"].weights == NUMBER * sizes["unet"]
+    assert counted["controlnet"].weights == NUMBER * sum(sizes.values())
+    coarser = AutoencoderConfig(channels=(8,) * 3, num_res_blocks=(1,) * 3, norm_groups=4)
+    assert coarser.factor == 2 * bundle.autoencoder.config.factor
+    smaller = training_memory(recipe, before={**bundle.configs, "autoencoder": coarser})
+    assert 4 * smaller["diffusion"].activations < counted["diffusion"].activations

@@ -31,7 +31,7 @@ def plan(
     from maisi.pipelines.plan import plan_all
 
     if train is not None:
-        _plan_training(train, recipe_settings or [], as_json)
+        _plan_training(train, recipe_settings or [], request.bundle, as_json)
         return
     if recipe_settings:
         raise typer.BadParameter("--set is of the recipe that --train names")
@@ -60,7 +60,8 @@ def plan(
     give(f"besides: {format_bytes(found.fixed_bytes)} for the process and the networks in {found.precision}")
 
 
-def _plan_training(name: str, assignments: list[str], as_json: bool) -> None:
+def _plan_training(name: str, assignments: list[str], bundle: str, as_json: bool) -> None:
+    from maisi.bundle.bundle import load_bundle
     from maisi.compute.compute import format_bytes
     from maisi.recipes.load import read_recipe
     from maisi.recipes.memory import training_memory
@@ -68,7 +69,9 @@ def _plan_training(name: str, assignments: list[str], as_json: bool) -> None:
     from maisi.storage.settings import check_settings, with_assignments
     from maisi.training.memory import TRAINING_PROCESS_BYTES
 
-    found = training_memory(check_settings(BundleRecipe, with_assignments(read_recipe(name), assignments)))
+    recipe = check_settings(BundleRecipe, with_assignments(read_recipe(name), assignments))
+    is_whole = recipe.autoencoder is not None or (recipe.diffusion is None and recipe.controlnet is None)
+    found = training_memory(recipe, before={} if is_whole else load_bundle(bundle).configs)
     if as_json:
         give_json({part: {**memory.model_dump(), "total": memory.total} for part, memory in found.items()})
         return
@@ -79,6 +82,8 @@ def _plan_training(name: str, assignments: list[str], as_json: bool) -> None:
     ]
     give_table(rows, ("a step of", "processes", *kinds, "at most"))
     give(f"besides: {format_bytes(TRAINING_PROCESS_BYTES)} for the process, and volumes or latents that it keeps")
+    if not is_whole:
+        give(f"the networks that go before are those of bundle {bundle} (--bundle)")
     give("at the largest patch or latent of the recipe, in float32; half precision takes about half of the activations")
     give("at most: gradients come as activations go; with what is computed again, and what libraries work in")
     if any(memory.processes > 1 for memory in found.values()):

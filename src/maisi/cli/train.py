@@ -217,7 +217,8 @@ def _try_out(part: str, checked: Any) -> None:
     from maisi.runs.tasks.train import parts_of, try_out
 
     found, recipe = try_out(checked, part), checked.request.recipe
-    memory = training_memory(recipe, num_ranks(), parts_of(part, recipe))
+    before = {} if checked.bundle is None else checked.bundle.configs
+    memory = training_memory(recipe, num_ranks(), parts_of(part, recipe), before)
     rows = [
         (
             tried.part,

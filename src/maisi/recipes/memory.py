@@ -1,8 +1,9 @@
 """What a step of each training of a recipe holds in memory."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from maisi.anatomy.bits import NUM_BITS
 from maisi.anatomy.vocabulary import load_vocabulary
+from maisi.bundle.bundle import load_bundle
 from maisi.diffusion.denoiser import predict
-from maisi.networks.autoencoder import Autoencoder
+from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
+from maisi.networks.build import NetworkConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
 from maisi.networks.discriminator import PatchDiscriminator
 from maisi.networks.segmenter import SegmentationUNet
@@ -30,20 +33,25 @@ from maisi.training.slabs import Slabs, gathered
 
 
 def training_memory(
-    recipe: BundleRecipe, processes: int | None = None, parts: Sequence[str] | None = None
+    recipe: BundleRecipe,
+    processes: int | None = None,
+    parts: Sequence[str] | None = None,
+    before: Mapping[str, NetworkConfig] = MappingProxyType({}),
 ) -> dict[str, StepMemory]:
     """The memory of a step at its largest patch or latent, one batch of those that add up, by the parts of a recipe.
 
-    They are all that the recipe has, unless `parts` are named. The memory is that of each of `processes`
+    They are all that the recipe has, unless `parts` are named. Networks that go before are those in `before` (the
+    configurations of a bundle), else the recipe's, else the released ones. The memory is that of each of `processes`
     that train together; by default of one, or of as many as there are slabs (`optimization.slabs`).
     """
     counted: dict[str, Callable[[], StepMemory]] = {}
     if recipe.autoencoder is not None:
         counted["autoencoder"] = partial(_of_autoencoder, recipe.autoencoder, processes)
     if recipe.diffusion is not None:
-        counted["diffusion"] = partial(_of_denoiser, recipe.diffusion, _largest(recipe, recipe.diffusion), processes)
+        size = _largest(recipe, recipe.diffusion, _factor(recipe, before))
+        counted["diffusion"] = partial(_of_denoiser, recipe.diffusion, size, processes)
     if recipe.controlnet is not None:
-        counted["controlnet"] = partial(_of_controlnet, recipe, recipe.controlnet, processes)
+        counted["controlnet"] = partial(_of_controlnet, recipe, recipe.controlnet, before, processes)
     if recipe.segmenter is not None:
         counted["segmenter"] = partial(_of_segmenter, recipe.segmenter, processes)
     if recipe.labels is not None:
@@ -91,11 +99,18 @@ def _features(config: AutoencoderTraining) -> FeatureNetwork:
     return lambda slices: network(slices.repeat(1, 3, 1, 1))
 
 
-def _largest(recipe: BundleRecipe, config: DiffusionTraining) -> Size3:
+def _factor(recipe: BundleRecipe, before: Mapping[str, NetworkConfig]) -> int:
+    """By how much the autoencoder that goes before makes a volume smaller."""
+    found = before.get("autoencoder")
+    if isinstance(found, AutoencoderConfig):
+        return found.factor
+    return (AutoencoderConfig() if recipe.autoencoder is None else recipe.autoencoder.network).factor
+
+
+def _largest(recipe: BundleRecipe, config: DiffusionTraining, factor: int) -> Size3:
     """The largest crop in latent voxels; where all of a case is taken, the largest volume of the recipe's limits."""
     if config.sizes:
         return max(config.sizes, key=math.prod)
-    factor = recipe.autoencoder.network.factor if recipe.autoencoder is not None else 4
     x, y, z = (n // factor for n in recipe.limits.max_size)
     return x, y, z
 
@@ -113,9 +128,20 @@ def _conditions(unet: UNetConfig, batch: int) -> dict[str, Tensor]:
     return given
 
 
+def _unet_of(config: DiffusionTraining) -> UNetConfig:
+    """The U-Net that a training describes, or goes on with."""
+    begun = _begun(config).get("unet")
+    return config.network or (begun if isinstance(begun, UNetConfig) else UNetConfig())
+
+
+def _begun(config: DiffusionTraining) -> Mapping[str, NetworkConfig]:
+    """The configurations of the bundle that a training goes on with."""
+    return {} if config.start_from is None else load_bundle(config.start_from).configs
+
+
 def _of_denoiser(config: DiffusionTraining, size: Size3, processes: int | None = None) -> StepMemory:
     """That of a U-Net on latents of a size, alone."""
-    unet, batch = DenoisingUNet(config.network or UNetConfig()), config.batch_size
+    unet, batch = DenoisingUNet(_unet_of(config)), config.batch_size
 
     def loss(slabs: Slabs) -> Tensor:
         noisy, times = torch.empty((batch, unet.config.in_channels, *size)), torch.empty(batch)
@@ -125,14 +151,17 @@ def _of_denoiser(config: DiffusionTraining, size: Size3, processes: int | None =
     return step_memory([unet], [unet], [loss], config.optimization, processes)
 
 
-def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: int | None) -> StepMemory:
-    first = recipe.diffusion
-    unet = DenoisingUNet((first.network if first is not None else None) or config.network or UNetConfig())
-    factor = recipe.autoencoder.network.factor if recipe.autoencoder is not None else 4
-    like: ControlNetConfig = config.controlnet or controlnet_like(unet.config, factor)
+def _of_controlnet(
+    recipe: BundleRecipe, config: ControlNetTraining, before: Mapping[str, NetworkConfig], processes: int | None
+) -> StepMemory:
+    given, factor = before.get("unet"), _factor(recipe, before)
+    ours = given if isinstance(given, UNetConfig) else _unet_of(recipe.diffusion or config)
+    unet = DenoisingUNet(ours)
+    begun = _begun(config).get("controlnet")
+    like = config.controlnet or (begun if isinstance(begun, ControlNetConfig) else controlnet_like(ours, factor))
     controlnet = ControlNet(like)
     unet.requires_grad_(config.train_unet)
-    size, batch = _largest(recipe, config), config.batch_size
+    size, batch = _largest(recipe, config, factor), config.batch_size
 
     def answered(slabs: Slabs) -> Tensor:
         noisy = torch.empty((batch, unet.config.in_channels, *size))
@@ -148,8 +177,8 @@ def _of_controlnet(recipe: BundleRecipe, config: ControlNetTraining, processes: 
         return torch.stack([each.abs().mean() for each in answers]).sum()
 
     learning = [controlnet, *([unet] if config.train_unet else [])]
-    before = [DenoisingUNet(unet.config)] if config.train_unet else []  # that of the bundle, which stays as it was
-    return step_memory([controlnet, unet, *before], learning, [loss], config.optimization, processes)
+    as_given = [DenoisingUNet(unet.config)] if config.train_unet else []  # that of the bundle, which stays as it was
+    return step_memory([controlnet, unet, *as_given], learning, [loss], config.optimization, processes)
 
 
 def _of_segmenter(config: SegmenterTraining, processes: int | None) -> StepMemory:

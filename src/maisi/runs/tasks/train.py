@@ -76,7 +76,8 @@ def check(request: TrainRequest, *trained: str) -> Checked[TrainRequest]:
     """The request, its manifest read and its bundle found, if a step of what is trained fits into its memory."""
     if (request.manifest is None) == (request.latents is None):
         raise InvalidRequestError("a training needs cases: give either --manifest or --latents")
-    _check_memory(request, trained)
+    bundle = None if request.bundle is None else load_bundle(request.bundle)
+    _check_memory(request, trained, bundle)
     settings = with_classes(request.recipe.model_dump(mode="json"), request.bundle)
     update: dict[str, object] = {"recipe": check_settings(BundleRecipe, settings)}
     if request.manifest is not None:
@@ -85,7 +86,7 @@ def check(request: TrainRequest, *trained: str) -> Checked[TrainRequest]:
     if request.latents is not None:
         read_entries(request.latents)
         update["latents"] = request.latents.resolve()
-    return _checked_bundle(request.model_copy(update=update))
+    return _filled_in(request.model_copy(update=update), bundle)
 
 
 def _check_cases(recipe: BundleRecipe, manifest: Path) -> None:
@@ -94,21 +95,20 @@ def _check_cases(recipe: BundleRecipe, manifest: Path) -> None:
     check_cases([case for case in taken if case.split != "testing"])
 
 
-def _checked_bundle(request: TrainRequest) -> Checked[TrainRequest]:
-    """The request with its bundle found, if it names one."""
+def _filled_in(request: TrainRequest, bundle: Bundle | None) -> Checked[TrainRequest]:
+    """The request with its bundle, if it names one, and what it left open."""
     request = request.model_copy(update={"compute": fill_defaults(request.compute)})
-    if request.bundle is None:
+    if request.bundle is None or bundle is None:
         return Checked(request)
-    bundle = load_bundle(request.bundle)
     return Checked(request.model_copy(update={"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
 
 
-def _check_memory(request: TrainRequest, trained: Sequence[str]) -> None:
+def _check_memory(request: TrainRequest, trained: Sequence[str], bundle: Bundle | None) -> None:
     """Nothing, or the refusal of a recipe of which a step does not fit into the memory that it may have."""
     memory = request.compute.memory
     if memory is None:
         return
-    part, needed = _largest_step(request.recipe, trained)
+    part, needed = _largest_step(request.recipe, trained, bundle)
     least = needed.total + TRAINING_PROCESS_BYTES
     if least > memory:
         raise InvalidPlanError(
@@ -121,16 +121,17 @@ def _check_memory(request: TrainRequest, trained: Sequence[str]) -> None:
         )
 
 
-def _largest_step(recipe: BundleRecipe, trained: Sequence[str]) -> tuple[str, StepMemory]:
-    return max(training_memory(recipe, num_ranks(), trained).items(), key=lambda named: named[1].total)
+def _largest_step(recipe: BundleRecipe, trained: Sequence[str], bundle: Bundle | None) -> tuple[str, StepMemory]:
+    before = {} if bundle is None else bundle.configs
+    return max(training_memory(recipe, num_ranks(), trained, before).items(), key=lambda named: named[1].total)
 
 
-def _within_memory(request: TrainRequest, trained: Sequence[str]) -> BundleRecipe:
+def _within_memory(checked: Checked[TrainRequest], trained: Sequence[str]) -> BundleRecipe:
     """The recipe, which keeps no more volumes and latents than its memory has room for beside a step."""
-    recipe, memory = request.recipe, request.compute.memory
+    recipe, memory = checked.request.recipe, checked.request.compute.memory
     if memory is None:
         return recipe
-    room = memory - TRAINING_PROCESS_BYTES - _largest_step(recipe, trained)[1].total
+    room = memory - TRAINING_PROCESS_BYTES - _largest_step(recipe, trained, checked.bundle)[1].total
     kept = {name: min(getattr(recipe, name), room) for name in ("kept_volume_bytes", "kept_latent_bytes")}
     return recipe.model_copy(update=kept)
 
@@ -294,7 +295,7 @@ def train_recipe(checked: Checked[TrainRequest], run: Run) -> None:
 
 def try_out(checked: Checked[TrainRequest], part: str) -> DryRun:
     """A few steps of a part of `STAGES`, thrown away."""
-    stage, lesson = STAGES[part], _lesson(checked.request, parts_of(part, checked.request.recipe))
+    stage, lesson = STAGES[part], _lesson(checked, parts_of(part, checked.request.recipe))
     with _freed(checked.request):
         return dry_run(lesson, lambda few, folder: stage(checked, few, folder, None))
 
@@ -326,8 +327,8 @@ def _latents(request: TrainRequest, lesson: Lesson, bundle: Bundle, folder: Path
     return stored_latents(request.latents, entries, lesson.recipe.kept_latent_bytes)
 
 
-def _lesson(request: TrainRequest, trained: Sequence[str]) -> Lesson:
-    recipe, manifest = _within_memory(request, trained), request.manifest
+def _lesson(checked: Checked[TrainRequest], trained: Sequence[str]) -> Lesson:
+    recipe, manifest = _within_memory(checked, trained), checked.request.manifest
     return Lesson(recipe, ()) if manifest is None else Lesson.of(recipe, manifest)
 
 
@@ -347,7 +348,7 @@ def _train(checked: Checked[TrainRequest], run: Run, part: str, is_measured: boo
     run.publish()  # the settings, by which a later run knows that it goes on
     if run.ranks is not None:
         run.ranks.wait()  # nobody goes on from what the first has just removed
-    lesson = _lesson(checked.request, parts_of(part, checked.request.recipe))
+    lesson = _lesson(checked, parts_of(part, checked.request.recipe))
     with _freed(checked.request):
         bundle = STAGES[part](checked, lesson, run.folder, telling(run))
     run.on_stage("train", 1, 1)
@@ -381,8 +382,8 @@ def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("nothing to learn from; accepted: --manifest, or labels.maps.num_phantoms above 0")
     if request.manifest is not None:
         return check(request, *LABEL_STEPS)
-    _check_memory(request, LABEL_STEPS)
-    return _checked_bundle(request)
+    _check_memory(request, LABEL_STEPS, None)
+    return _filled_in(request, None if request.bundle is None else load_bundle(request.bundle))
 
 
 def train_labels(checked: Checked[TrainRequest], run: Run) -> None:
