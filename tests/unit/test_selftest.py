@@ -13,6 +13,7 @@ from maisi.bundle.bundle import Bundle, load_bundle
 from maisi.compute.compute import Compute
 from maisi.evaluation.selftest import Check, Trial, periodic_power, selftest, split_decoder, stitch_step
 from maisi.pipelines.requests import GenerateRequest
+from maisi.splitting import SlabTensor
 
 REQUEST = GenerateRequest(
     region="chest", size=(48, 48, 32), spacing=(5.0, 5.0, 5.0), force=True, compute=Compute(precision="float32")
@@ -67,6 +68,22 @@ def test_slabs_that_do_not_see_their_neighbours_show_seams(packaged: Bundle) -> 
         return torch.cat([right(slab, 1, axis) for slab in slabs], 2 + axis)
 
     assert failed(list(selftest(Trial.of(bundle, REQUEST, alone)))) == ["split equals whole", "no seams"]
+
+
+def test_seams_are_looked_for_where_slabs_of_unequal_size_meet(packaged: Bundle) -> None:
+    bundle = without_labels(packaged)
+    request = REQUEST.model_copy(update={"size": (52, 52, 36)})
+    right = split_decoder(bundle.autoencoder)
+
+    def stepped(latent: Tensor, parts: int, axis: int) -> Tensor:
+        """A step of a thousandth at the third border along x."""
+        result = right(latent, parts, axis).clone()
+        sizes = SlabTensor.split(latent, parts, axis).sizes
+        border = sum(sizes[:3]) * (result.shape[2 + axis] // latent.shape[2 + axis])
+        result.narrow(2 + axis, border, result.shape[2 + axis] - border).add_(1e-3 * (parts > 1 and axis == 0))
+        return result
+
+    assert failed(list(selftest(Trial.of(bundle, request, stepped)))) == ["split equals whole", "no seams"]
 
 
 def test_a_decoder_that_repeats_a_pattern_shows_a_checkerboard(packaged: Bundle) -> None:
@@ -128,8 +145,9 @@ def test_power_at_a_period_stands_out_of_noise() -> None:
 
 def test_a_step_at_a_slab_border_stands_out_and_a_slope_does_not() -> None:
     slope = torch.linspace(0, 1, 64).view(1, 1, 64, 1, 1).expand(1, 1, 64, 4, 4).contiguous()
-    assert stitch_step(slope, 8, 0) < 1e-6
+    borders = range(8, 64, 8)
+    assert stitch_step(slope, borders, 0) < 1e-6
     stepped = slope.clone()
     stepped[:, :, 32:] += 0.01
-    assert stitch_step(stepped, 8, 0) == pytest.approx(0.01, rel=1e-3)
-    assert stitch_step(stepped, 5, 0) < 1e-6  # its borders lie elsewhere
+    assert stitch_step(stepped, borders, 0) == pytest.approx(0.01, rel=1e-3)
+    assert stitch_step(stepped, [20, 44], 0) < 1e-6

@@ -90,7 +90,13 @@ def test_a_range_of_a_volume_is_sent_and_what_is_known_is_not_sent_again(client:
     part = client.get(place, headers={"Range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, whole.content[10:20])
     assert client.get(place, headers={"If-None-Match": whole.headers["etag"]}).status_code == 304
-    assert client.get(place, headers={"Range": "bytes=99999999-"}).status_code == 416
+    for asked, code in (("bytes=99999999-", 416), ("rows=1-2", 400)):
+        refused = client.get(place, headers={"Range": asked})
+        assert (refused.status_code, refused.headers["content-type"]) == (code, "application/problem+json")
+        assert refused.json()["accepted"] == f"bytes=0-{len(whole.content) - 1}"
+    assert refused.json()["detail"].startswith(f"range 'rows=1-2' of {len(whole.content)} bytes")
+    none = client.get(place, headers={"Range": "bytes=99999999-"})
+    assert none.headers["content-range"] == f"bytes */{len(whole.content)}"
 
 
 def test_a_zip_of_a_dicom_series_is_read(client: TestClient, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ in `docs/concepts/selftest.md`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,9 @@ def _splitting(trial: Trial) -> Iterator[Check]:
         split = trial.decode_split(latent, parts, axis)
         worst = max(worst, float((split - whole).abs().max()) / span)
         level = torch.full_like(latent, 0.0) + latent.mean((2, 3, 4), keepdim=True)
-        stitched = max(stitched, stitch_step(trial.decode_split(level, parts, axis), parts, axis))
+        factor = whole.shape[2 + axis] // latent.shape[2 + axis]
+        borders = [factor * cut for cut in accumulate(SlabTensor.split(level, parts, axis).sizes[:-1])]
+        stitched = max(stitched, stitch_step(trial.decode_split(level, parts, axis), borders, axis))
     yield Check(
         name="split equals whole",
         question="largest difference between a decode in slabs and in one piece, of the range",
@@ -140,15 +143,15 @@ def _splitting(trial: Trial) -> Iterator[Check]:
     )
 
 
-def stitch_step(volume: Tensor, parts: int, axis: int) -> float:
+def stitch_step(volume: Tensor, borders: Sequence[int], axis: int) -> float:
     """How much larger the steps across slab borders are than those between their neighbours, of a decoded constant.
 
-    Planes within a quarter of the length from the ends are not looked at: zeros beyond the volume change them.
+    A border is the first plane of a slab. Planes within a quarter of the length from the ends are not looked at: zeros
+    beyond the volume change them.
     """
     planes = volume[0, 0].movedim(axis, 0).double()
     num = planes.shape[0]
     steps = (planes[1:] - planes[:-1]).abs().amax((1, 2))
-    borders = [num * k // parts for k in range(1, parts)]
     inner = [b for b in borders if num // 4 < b < num - num // 4]
     if not inner:
         return 0.0

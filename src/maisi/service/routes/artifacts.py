@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from maisi.errors import JobConflictError
 from maisi.service.archive import FORMATS, pack
 from maisi.service.helper import answered
 from maisi.service.job import Job
-from maisi.service.problems import responses
+from maisi.service.problems import problem, respond, responses
 from maisi.service.routes.jobs import JobId
 from maisi.service.service import Ours, Service
 from maisi.service.told import Artifacts
@@ -88,7 +89,7 @@ def send_file(path: FilePath, name: str, request: Request) -> Response:
     if tag in (each.strip() for each in request.headers.get("if-none-match", "").split(",")):
         return Response(status_code=304, headers=headers)
     disposition = "inline" if kind in SHOWN else "attachment"
-    return FileResponse(
+    return SentFile(
         path, media_type=kind, filename=FilePath(name).name, content_disposition_type=disposition, headers=headers
     )
 
@@ -129,7 +130,32 @@ async def packed(service: Service, job: Job, format: str) -> FileResponse:
     return SentOnce(path, media_type="application/zip", filename=name, headers=headers)
 
 
-class SentOnce(FileResponse):
+class SentFile(FileResponse):
+    """A file, whole or in ranges; ranges that there are not are refused with a document, as all is."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal: Message | None = None
+
+        async def unless_refused(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] in (400, 416):
+                refusal = message
+            if refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, unless_refused)
+        if refusal is not None:
+            await self._refuse(refusal, scope, receive, send)
+
+    async def _refuse(self, refusal: Message, scope: Scope, receive: Receive, send: Send) -> None:
+        size = FilePath(self.path).stat().st_size
+        said = Headers(scope=scope).get("range", "")
+        found = problem(refusal["status"], f"range {said!r} of {size} bytes; accepted: bytes=0-{max(0, size - 1)}")
+        told = {"Content-Range": f"bytes */{size}"} if refusal["status"] == 416 else None
+        await respond(found, told)(scope, receive, send)
+
+
+class SentOnce(SentFile):
     """A file that is removed once it was sent, or was not: a client that left, a range that it does not have."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
