@@ -22,6 +22,9 @@ from maisi.data.cases import read_case
 from maisi.data.manifest import read_manifest
 from maisi.errors import RunError
 from maisi.pipelines.many import stages
+from maisi.pipelines.many.stages import Maker, only_source
+from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import validate_generate
 from maisi.runs.tasks import many
 from maisi.storage.sums import sha256, sha256_of_tree
 
@@ -151,6 +154,21 @@ def test_however_the_work_is_done_the_voxels_are_the_same(
     assert answer.code == 0, answer.err
     found, expected = ({k: v for k, v in samples(p).items() if ".nii" in k} for p in (tmp_path, whole))
     assert found == expected
+
+
+def test_samples_of_one_shape_are_planned_once_whatever_they_show(tiny_bundle: Path) -> None:
+    """Plans of networks within a bound on memory take as long as a small sample itself."""
+    maker = Maker(load_bundle(tiny_bundle))
+
+    def fitted(**settings: Any) -> Bundle:
+        fixed = {"bundle": str(tiny_bundle), "size": (16, 16, 16), "spacing": (16.0,) * 3, "compute": {"memory": 10**9}}
+        valid = validate_generate(GenerateRequest.model_validate({**fixed, **settings}), maker.bundle)
+        return maker.fit(valid, only_source(valid))
+
+    first = fitted(region="chest", seed=1)
+    assert fitted(region="abdomen", seed=2, anatomy=("liver=1200ml",), steps=3, force=True) is first
+    assert fitted(region="chest", size=(16, 20, 16)) is not first
+    assert fitted(region="chest", unlabelled=True) is not first
 
 
 def test_a_cluster_that_is_not_there_is_told_before_anything_is_written(

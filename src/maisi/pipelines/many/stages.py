@@ -17,6 +17,11 @@ from maisi.pipelines.many.requests import Drawn
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import ValidRequest, load_for, validate_generate
 
+OF_MEMORY = frozenset(
+    {"bundle", "unlabelled", "modality", "controlnet_scale", "guidance_labels", "guidance_conditions", "compute"}
+)
+"""Settings of a request that its memory depends on, besides its shape: what networks are asked, and how."""
+
 
 @dataclass(frozen=True)
 class SampleWork:
@@ -133,8 +138,7 @@ def owns_networks(source: LabelSource) -> bool:
 
 def shapes_key(request: GenerateRequest, source: LabelSource) -> str:
     """What the memory of a sample depends on."""
-    alike = {"seed": 0, "region": None, "spacing": None, "labels": None, "enclose": False}
-    return f"{source.grid.shape} {request.model_copy(update=alike).model_dump_json()}"
+    return f"{source.grid.shape} {request.model_dump_json(include=set(OF_MEMORY))}"
 
 
 @lru_cache(maxsize=1)
