@@ -1,6 +1,5 @@
 """A whole recipe at tiny size, on phantoms written as if they were scans."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -325,9 +324,7 @@ def test_latents_of_a_manifest_are_the_same_however_the_work_is_spread(
 ) -> None:
     given = ("encode", "--manifest", manifest, "--bundle", autoencoder, "--precision", "float32", "--threads", "1")
     before = torch.get_num_threads()
-    ways = {"one": (), "two": ("--workers", "2")}
-    if importlib.util.find_spec("ray") is not None:
-        ways["ray"] = ("--ray", "local")
+    ways = {"one": (), "two": ("--workers", "2")}  # over Ray it is the same road: tests/unit/test_spread.py
     for name, more in ways.items():
         done = maisi(*given, *more, "--out", tmp_path / name)
         assert done.code == 0, done.err

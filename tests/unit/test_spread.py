@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from maisi.compute.across import Across
 from maisi.errors import InvalidRequestError, RunError
+from maisi.runs.ray_cluster import connected
 from maisi.runs.spread import Outcome, spread
 
 
@@ -86,13 +87,14 @@ def test_the_end_of_a_process_is_the_outcome_of_the_item_that_it_worked_on() -> 
 def test_over_ray_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (extra cluster)")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where its processes find `halved`
-    found = sorted(spread(halved, [4, 3, 7, 8], Across(ray="local")), key=lambda outcome: outcome.place)
+    with connected("local", 1):  # one cluster for both: starting one takes longest
+        found = sorted(spread(halved, [4, 3, 7, 8], Across(ray="local")), key=lambda outcome: outcome.place)
+        with pytest.raises(InvalidRequestError, match=r"no machine of the Ray cluster has the 1000 cores"):
+            list(spread(halved, [4], Across(ray="local"), threads=1000))
     assert [outcome.result for outcome in found] == [2.0, None, None, 4.0]
     assert found[1].error == "3 is odd"
     assert found[2].error is not None
     assert "ended" in found[2].error
-    with pytest.raises(InvalidRequestError, match=r"no machine of the Ray cluster has the 1000 cores"):
-        list(spread(halved, [4], Across(ray="local"), threads=1000))
 
 
 def test_ray_that_does_not_start_is_asked_again_and_then_told(monkeypatch: pytest.MonkeyPatch) -> None:
