@@ -10,6 +10,7 @@ from command_line import Maisi, files_in
 
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import load_bundle
+from maisi.pipelines.quality.report import QualityReport
 from maisi.space.label_files import read_labels
 
 SHORT = (
@@ -21,6 +22,8 @@ SHORT = (
     "labels.autoencoder.optimization.learning_rate=0.01",
     "labels.diffusion.loop.num_steps=3",
 )
+
+KINDS = ("labels.nii.gz", "preview.png", "quality.json", "volumes.json")
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +40,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_trained_label_generator_draws_maps_and_goes_on_where_it_stopped(
     maisi: Maisi, trained: Path, tmp_path: Path
 ) -> None:
-    given = ("labels", "generate", "--bundle", trained, "--region", "abdomen", "--steps", "2", "--seed", "5")
+    few = ("labels", "generate", "--bundle", trained, "--region", "abdomen", "--steps", "2", "--seed", "5")
+    given = (*few, "--on-failure", "keep")
     done = maisi(*given, "--count", "2", "--out", tmp_path / "two")
     assert done.code == 0, done.err
     assert files_in(tmp_path / "two") == [
         "run.json",
         "run.yaml",
-        *(f"sample_{i:03d}_{kind}" for i in range(2) for kind in ("labels.nii.gz", "preview.png", "volumes.json")),
+        *(f"sample_{i:03d}_{kind}" for i in range(2) for kind in KINDS),
     ]
     maps = [read_labels(tmp_path / "two" / f"sample_{i:03d}_labels.nii.gz") for i in range(2)]
     assert maps[0].grid.shape == (16, 16, 16)
@@ -56,6 +60,26 @@ def test_a_trained_label_generator_draws_maps_and_goes_on_where_it_stopped(
     assert np.array_equal(read_labels(tmp_path / "one" / "sample_000_labels.nii.gz").array, maps[0].array)
     assert maisi("reproduce", tmp_path / "one" / "run.yaml", "--out", tmp_path / "again").code == 0
     assert np.array_equal(read_labels(tmp_path / "again" / "sample_000_labels.nii.gz").array, maps[0].array)
+
+
+def test_maps_that_fail_their_check_are_drawn_again_and_then_set_apart(
+    maisi: Maisi, trained: Path, tmp_path: Path
+) -> None:
+    """What a network draws after three steps of training is no anatomy."""
+    given = ("labels", "generate", "--bundle", trained, "--region", "abdomen", "--steps", "2", "--max-tries", "2")
+    answer = maisi(*given, "--out", tmp_path / "out")
+    assert answer.code == 1
+    assert "1 failed the check, see" in answer.err
+    assert answer.err.count("of 2 fails:") == 2
+    failed = ["failed", *(f"failed/sample_000_{kind}" for kind in KINDS)]
+    assert files_in(tmp_path / "out") == [*failed, "run.json", "run.yaml"]
+    report = QualityReport.model_validate_json((tmp_path / "out/failed/sample_000_quality.json").read_text())
+    assert not report.passed
+    assert json.loads((tmp_path / "out/run.json").read_text())["failed"] == ["sample_000"]
+    before = (tmp_path / "out/failed/sample_000_labels.nii.gz").stat().st_mtime_ns
+    (tmp_path / "out/run.json").unlink()  # as after a kill: what failed is not drawn again
+    assert maisi(*given, "--out", tmp_path / "out").code == 1
+    assert (tmp_path / "out/failed/sample_000_labels.nii.gz").stat().st_mtime_ns == before
 
 
 def test_the_networks_can_be_added_to_a_bundle_and_encode_maps(trained: Path) -> None:

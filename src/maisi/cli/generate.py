@@ -1,18 +1,16 @@
 """`maisi generate`: volumes with their labels, of one request or of many."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from maisi.cli.console import complain, give, give_json, tell
+from maisi.cli.console import give, give_json, tell
 from maisi.cli.options import AsJson, Out, Overwrite, takes
-from maisi.cli.run import run_task, tell_cost
+from maisi.cli.run import TOLD, exit_on_failures, run_task, tell_cost
 from maisi.pipelines.requests import GenerateRequest
 from maisi.storage.folders import FAILED
-
-TOLD = 5  # warnings, and names of samples that failed
 
 OF_IMAGES = (
     "reading.modality", "reading.series", "reading.acquisition", "reading.hu_offset", "reading.hu_window",
@@ -64,7 +62,7 @@ def generate(
     if as_json:
         give_json({"out": str(out), **record.model_dump(mode="json")})
     tell_cost(f"{request.count}", record)
-    _exit_on_failures(record.failed, f"{len(record.failed)} failed the check, see {out / FAILED}")
+    exit_on_failures(record.failed, f"{len(record.failed)} failed the check, see {out / FAILED}")
 
 
 def _generate_many(
@@ -90,12 +88,4 @@ def _generate_many(
         give(str(out / "manifest.jsonl"))
         give(str(out / "summary.html"))
     tell_cost(f"{request.count}", record)
-    _exit_on_failures(record.failed, f"{len(record.failed)} of {request.count} failed, see {out / 'summary.html'}")
-
-
-def _exit_on_failures(failed: Sequence[str], told: str) -> None:
-    """Tell which samples failed, and exit with 1 where there are some."""
-    if failed:
-        shown = ", ".join(failed[:TOLD]) + (", ..." if len(failed) > TOLD else "")
-        complain(f"{told}: {shown}")
-        raise typer.Exit(1)
+    exit_on_failures(record.failed, f"{len(record.failed)} of {request.count} failed, see {out / 'summary.html'}")

@@ -1,12 +1,17 @@
 """How a command that writes is carried out: the task of its name, with a bar, and what became of it told."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maisi.cli.console import give, progress, tell
+import typer
+
+from maisi.cli.console import complain, give, progress, tell
 
 if TYPE_CHECKING:
     from maisi.runs.record import RunRecord
+
+TOLD = 5  # warnings, and names of what failed
 
 
 def run_task(
@@ -42,3 +47,11 @@ def tell_cost(what: str, record: "RunRecord") -> None:
     from maisi.compute.compute import format_bytes
 
     tell(f"{what} in {record.seconds:.1f} s, at most {format_bytes(record.peak_bytes)}")
+
+
+def exit_on_failures(failed: Sequence[str], told: str) -> None:
+    """Tell which samples failed, and exit with 1 where there are some."""
+    if failed:
+        shown = ", ".join(failed[:TOLD]) + (", ..." if len(failed) > TOLD else "")
+        complain(f"{told}: {shown}")
+        raise typer.Exit(1)

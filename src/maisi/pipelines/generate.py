@@ -149,7 +149,7 @@ def draw_anatomy(
         report = judge_labels(anatomy.labels, asked_ml=anatomy.asked, vocabulary=bundle_vocabulary(bundle))
         if report.passed:
             break
-        logger.warning("labels of sample %d: %s", index, "; ".join(report.reasons))
+        logger.warning("labels of sample %d: %s", index, report.in_brief)
     on_stage("labels", 1, 1)
     return anatomy
 

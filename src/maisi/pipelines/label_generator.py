@@ -33,6 +33,7 @@ from maisi.pipelines.codec import as_weights
 from maisi.pipelines.conditioning import condition_tensors
 from maisi.pipelines.label_codec import channels_of, decode_ids
 from maisi.pipelines.labels import Anatomy, GridRules, region_grid
+from maisi.pipelines.quality.judge import judge_labels
 from maisi.shapes import in_words
 from maisi.space.grid import Grid
 from maisi.space.smooth_labels import resample_smoothly
@@ -58,7 +59,8 @@ class GeneratedLabels:
     """Label maps that the networks of a bundle draw; a `LabelSource`.
 
     `sizes` are those asked for, 0 to 1 by name (`ABSENT` for none). What is not asked for is as the network likes, but
-    for lesions, which are absent. A map that lacks what was asked for is drawn again, `tries` times in all.
+    for lesions, which are absent. A map that lacks what was asked for is drawn again, and where it is `judged` one that
+    fails its check (`quality.judge`) too, `tries` times in all.
     """
 
     bundle: Bundle
@@ -69,6 +71,7 @@ class GeneratedLabels:
     tries: int = TRIES
     compute: Compute = field(default_factory=Compute)
     guidance: float = 1.0
+    judged: bool = True
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -82,17 +85,28 @@ class GeneratedLabels:
         return RegionSpan.named(self.region)
 
     def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
-        """The anatomy of one sample; `RunError` where what was asked for does not come in `tries` maps."""
+        """The anatomy of one sample; `RunError` where what was asked for does not come in `tries` maps.
+
+        Where all that show it fail their check, the last of them is given: whoever judges it again is told.
+        """
+        failing: LabelMap | None = None
         for attempt in range(1, self.tries + 1):
             labels = resample_smoothly(self.draw_mended(generator), self.grid)
             missing = self.missing(labels)
-            if not missing:
+            if missing:
+                logger.warning("label map %d of %d lacks %s", attempt, self.tries, ", ".join(missing))
+                continue
+            report = judge_labels(labels) if self.judged else None
+            if report is None or report.passed:
                 return Anatomy(self.grid, self._span_of(labels), labels)
-            logger.warning("label map %d of %d lacks %s; drawn anew", attempt, self.tries, ", ".join(missing))
-        raise RunError(
-            f"the label generator of bundle {self.bundle.name} drew no {', '.join(missing)} in {self.tries} maps; "
-            "accepted: a larger size, a region that shows it, or more --max-tries"
-        )
+            logger.warning("label map %d of %d fails: %s", attempt, self.tries, report.in_brief)
+            failing = labels
+        if failing is None:
+            raise RunError(
+                f"the label generator of bundle {self.bundle.name} drew no {', '.join(missing)} in {self.tries} maps; "
+                "accepted: a larger size, a region that shows it, or more --max-tries"
+            )
+        return Anatomy(self.grid, self._span_of(failing), failing)
 
     def draw_mended(self, generator: torch.Generator) -> LabelMap:
         """A map on the generator's own grid."""
@@ -148,7 +162,7 @@ def generated_source(
         x, y, z = (min(n, int(m) // rules.multiple * rules.multiple) for n, m in zip(grid.shape, most, strict=True))
         grid = region_grid(region, replace(rules, size=(x, y, z)))
     values = {} if anatomy is None else slot_values(anatomy, told)
-    source = GeneratedLabels(bundle, region, grid, values, compute=compute)
+    source = GeneratedLabels(bundle, region, grid, values, compute=compute, judged=False)  # `draw_anatomy` judges them
     return replace(source, bundle=fit(bundle, compute, partial(rehearse, source)))
 
 

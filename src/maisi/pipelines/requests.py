@@ -268,6 +268,12 @@ class GenerateLabelsRequest(Frozen):
     seed: int = Field(default=0, ge=0, description="Same seed, same maps.")
     steps: int = Field(default=30, ge=1, description="Steps of the sampler.")
     guidance: float = Field(default=1.0, ge=0, description="Above 1 sizes are heeded more.")
-    max_tries: int = Field(default=5, ge=1, description="How often a map is drawn until it shows what was asked for.")
+    max_tries: int = Field(
+        default=5, ge=1, description="How often a map is drawn until it shows what was asked for and passes its check."
+    )
+    on_failure: Literal["redraw", "keep"] = Field(
+        default="redraw",
+        description="What fails its check: redraw: drawn again, at last set apart; keep: marked, exit 0.",
+    )
     format: Literal["nii.gz", "nii"] = Field(default="nii.gz", description="nii.gz or nii.")
     compute: Compute = Compute()

@@ -146,7 +146,7 @@ def failed_check(record: RunRecord) -> Problem | None:
         title="Samples failed their check",
         status=500,
         detail=f"{len(record.failed)} failed the check, see failed/: {shown}. {reasons}",
-        accepted="another seed, or quality.on_failure: keep",
+        accepted="another seed, or on_failure: keep (within quality, where the request has one)",
     )
 
 

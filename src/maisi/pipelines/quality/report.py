@@ -14,6 +14,8 @@ Check = Literal["image", "presence", "volume", "pieces", "place", "host", "neigh
 OF_LABELS: tuple[Check, ...] = ("presence", "volume", "pieces", "place", "host", "neighbours")
 """Checks of the label map alone: another draw of the noise changes nothing there."""
 
+BRIEF = 3  # reasons in a line
+
 
 class Finding(Frozen):
     """One thing that is not as it should be; an `info` fails nothing."""
@@ -78,6 +80,12 @@ class QualityReport(Frozen):
     def reasons(self) -> tuple[str, ...]:
         """What fails, a sentence each."""
         return tuple(_words(self._all(), "fail"))
+
+    @property
+    def in_brief(self) -> str:
+        """What fails, as much of it as one line tells."""
+        told = "; ".join(self.reasons[:BRIEF])
+        return told + (f"; and {len(self.reasons) - BRIEF} more" if len(self.reasons) > BRIEF else "")
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`maisi labels generate`: label maps drawn by a network, a preview and the volumes of structures each."""
+"""`maisi labels generate`: label maps drawn by a network; a preview, volumes of structures and a verdict on each."""
 
 import json
 from functools import partial
@@ -19,9 +19,12 @@ from maisi.pipelines.generate import sample_generators
 from maisi.pipelines.label_generator import GeneratedLabels, generator_info, rehearse, slot_values
 from maisi.pipelines.labels import Anatomy, LabelSource
 from maisi.pipelines.preview import preview, write_png
+from maisi.pipelines.quality.judge import judge_labels
+from maisi.pipelines.quality.report import QualityReport
 from maisi.pipelines.requests import GenerateLabelsRequest
 from maisi.pipelines.validate import bundle_vocabulary, compute_for, lasting_name, load_for
 from maisi.runs.task import Checked, Run, Task
+from maisi.runs.tasks.generate import set_apart
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume, id_counts
@@ -72,6 +75,7 @@ def drawn_by_network(
         tries=request.max_tries,
         compute=request.compute,
         guidance=request.guidance,
+        judged=request.on_failure == "redraw",
     )
 
 
@@ -87,29 +91,51 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
         names = file_names(request, index)
         if run.has(names.values()):
             continue
+        if run.has(set_apart(names).values()):
+            run.failed.append(stem_of(index))
+            continue
         rng, of_labels, _ = sample_generators(request.seed, index)
         run.on_stage("labels", 0, 1)
         anatomy = source.draw(rng, of_labels)
         run.on_stage("labels", 1, 1)
+        assert anatomy.labels is not None
+        report = judge_labels(anatomy.labels, asked_ml=anatomy.asked, vocabulary=bundle_vocabulary(bundle))
+        run.warnings += [f"{stem_of(index)}: {reason}" for reason in report.reasons]
+        provenance = run.made(names["labels"])
+        if not report.passed and request.on_failure == "redraw":
+            run.failed.append(stem_of(index))
+            names = set_apart(names)
         if run.writes:
             title = f"{bundle.name} · {request.region} · seed {request.seed} · label map {index}"
             files = {kind: run.partial / name for kind, name in names.items()}
-            write_map(anatomy, title, files, run.made(names["labels"]))
+            write_map(anatomy, report, title, files, provenance)
             run.publish()
+
+
+def stem_of(index: int) -> str:
+    """What a map is called."""
+    return f"sample_{index:03d}"
 
 
 def file_names(request: GenerateLabelsRequest, index: int) -> dict[str, str]:
     """The files of a map by what they hold."""
-    stem = f"sample_{index:03d}"
+    stem = stem_of(index)
     labels = f"{stem}_labels.{request.format}"
-    return {"labels": labels, "preview": f"{stem}_preview.png", "volumes": f"{stem}_volumes.json"}
+    others = {"preview": "preview.png", "volumes": "volumes.json", "quality": "quality.json"}
+    return {"labels": labels, **{kind: f"{stem}_{ending}" for kind, ending in others.items()}}
 
 
-def write_map(anatomy: Anatomy, title: str, files: dict[str, Path], provenance: Provenance | None) -> None:
-    """Write the map, a picture, and the volumes (ml) of what it shows beside those asked for."""
+def write_map(
+    anatomy: Anatomy, report: QualityReport, title: str, files: dict[str, Path], provenance: Provenance | None
+) -> None:
+    """Write the map, a picture, the volumes (ml) of what it shows beside those asked for, and the report on it."""
     assert anatomy.labels is not None
+    for folder in {path.parent for path in files.values()}:
+        folder.mkdir(exist_ok=True)
     write_labels(anatomy.labels, files["labels"], provenance)
-    write_png(labels_preview(anatomy.labels, title), files["preview"])
+    mark = "" if report.passed else f"FAILED: {report.in_brief}"
+    write_png(labels_preview(anatomy.labels, title, mark), files["preview"])
+    files["quality"].write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     files["volumes"].write_text(json.dumps(volumes(anatomy), indent=1) + "\n", encoding="utf-8")
 
 
@@ -125,10 +151,10 @@ def volumes(anatomy: Anatomy) -> dict[str, dict[str, float]]:
     return {vocabulary.name(id): told for id, told in sorted(found.items())}
 
 
-def labels_preview(labels: LabelMap, title: str) -> Image.Image:
-    """Three planes of a label map in colour."""
+def labels_preview(labels: LabelMap, title: str, mark: str = "") -> Image.Image:
+    """Three planes of a label map in colour; `mark` is a warning across the top."""
     flat = np.where(labels.array > 0, BODY_HU, AIR_HU).astype(np.float32)
-    return preview(Volume(flat, labels.grid), labels, title)
+    return preview(Volume(flat, labels.grid), labels, title, mark=mark)
 
 
 LABELS_GENERATE = Task("labels generate", GenerateLabelsRequest, check, work)
