@@ -1,10 +1,13 @@
 """Which structures are of one piece, by real label maps.
 
-    python benchmarks/reference_pieces.py DATA
+    python benchmarks/reference_pieces.py DATA [--coarse]
 
 DATA holds label_maps/index.json and manifest.json. For each structure that the field of view does not cut, in the maps
 of the training split, the share of its largest piece is measured at the map's own spacing and on a grid of 5 mm, as
 coarse as generated maps are. Writes src/maisi/anatomy/reference_pieces.yaml: number of maps, least of these shares.
+
+With --coarse it prints instead how many structures of how many voxels the check of quality would fail for their pieces,
+in the same maps on grids of 8, 12 and 16 mm.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +25,13 @@ from maisi.anatomy.measure import extents, pieces
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.cases import own_labels
 from maisi.data.manifest import Case, read_manifest
+from maisi.pipelines.quality.labels import FEW_MAPS, PIECE_FAIL, WHOLE
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap
 
 COARSE_MM = 5.0
+COARSER_MM = (8.0, 12.0, 16.0)
+VOXELS = (1, 5, 20, 50, 100, 200, 10**9)
 LEAST_VOXELS = 30
 LEFT_OUT = ("targets", "tumours", "cysts", "dummies", "bowel")
 """Groups that may have several pieces; bowel is labelled in stretches."""
@@ -33,7 +40,12 @@ LEFT_OUT = ("targets", "tumours", "cysts", "dummies", "bowel")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    data = parser.parse_args().data
+    parser.add_argument("--coarse", action="store_true")
+    told = parser.parse_args()
+    data = told.data
+    if told.coarse:
+        count_failures(data)
+        return
     vocabulary = load_vocabulary()
     left_out = {id for name in LEFT_OUT for id in vocabulary.group(name)}
     shares: dict[str, list[float]] = defaultdict(list)
@@ -49,6 +61,24 @@ def main() -> None:
         for id, share in least.items():
             shares[vocabulary.name(id)].append(share)
     write({name: shares[name] for name in vocabulary.names if name in shares}, maps)
+
+
+def count_failures(data: Path) -> None:
+    """Print how many structures of real maps on coarse grids the check would fail, by how many voxels they have."""
+    vocabulary, known = load_vocabulary(), references.piece_references().structures
+    found: dict[tuple[int, int], int] = defaultdict(int)
+    failing: dict[tuple[int, int], int] = defaultdict(int)
+    for labels in labelled_maps(data):
+        for coarse in (resample(labels, with_spacing(labels.grid, (mm,) * 3)) for mm in COARSER_MM):
+            for id, extent in extents(coarse).items():
+                count, least = known.get(vocabulary.name(id), (0, 0.0))
+                if extent.is_cut or count < FEW_MAPS or least < WHOLE:
+                    continue
+                between = next(pair for pair in pairwise(VOXELS) if pair[0] <= extent.voxels < pair[1])
+                found[between] += 1
+                failing[between] += least - pieces(coarse, id, extent.box).largest > PIECE_FAIL
+    for between, number in sorted(found.items()):
+        print(f"{between[0]} to {between[1] - 1} voxels: {number} structures, {failing[between]} fail")
 
 
 def labelled_maps(data: Path) -> Iterator[LabelMap]:

@@ -147,6 +147,14 @@ def test_an_organ_in_pieces_fails_and_a_users_own_is_told() -> None:
     assert row(given, "liver").pieces == 2
 
 
+def test_a_small_organ_on_a_coarse_grid_is_of_one_piece_too() -> None:
+    """As a network leaves it that has not learned enough: here and there a voxel."""
+    labels = blocks(body=slice(2, 22))
+    scattered = np.random.default_rng(0).choice(20**3, 150, replace=False)
+    labels.array[tuple(2 + axis for axis in np.unravel_index(scattered, (20,) * 3))] = LIVER
+    assert failures(judge_labels(labels), "liver") == ["pieces"]
+
+
 def test_a_tumour_that_does_not_touch_its_host_fails_and_without_any_host_is_told() -> None:
     inside, apart = blocks(liver=slice(4, 12), hepatic_tumor=slice(6, 9)), blocks(liver=slice(4, 9))
     apart.array[15:18, 15:18, 15:18] = TUMOUR

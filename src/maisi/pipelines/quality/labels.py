@@ -16,8 +16,11 @@ Findings = dict[int, list[Finding]]
 VOLUME_INFO, VOLUME_FAIL = 0.10, 0.25
 """A volume that differs from the one asked for by a larger share is told, or fails."""
 
-PIECE_VOXELS = 200
-"""Of structures with fewer voxels, coarse grids break thin parts off."""
+PIECE_VOXELS = 100
+"""Of structures with fewer voxels, coarse grids break thin parts off (`benchmarks/reference_pieces.py --coarse`)."""
+
+NEIGHBOUR_VOXELS = 200
+"""Structures with fewer voxels may lose a neighbour to a coarse grid."""
 
 PLACE_VOXELS = 27
 """Of fewer voxels the middle may be that of a part."""
@@ -113,7 +116,9 @@ def neighbour_findings(
 ) -> Findings:
     """Structures that do not touch what they touch in all real maps, where the field of view cuts neither: told."""
     findings: Findings = defaultdict(list)
-    whole = {vocabulary.name(id): id for id, each in found.items() if not each.is_cut and each.voxels >= PIECE_VOXELS}
+    whole = {
+        vocabulary.name(id): id for id, each in found.items() if not each.is_cut and each.voxels >= NEIGHBOUR_VOXELS
+    }
     for name, id in whole.items():
         for other, maps in neighbour_references().structures.get(name, {}).items():
             if other in whole and (id, whole[other]) not in contacts:
