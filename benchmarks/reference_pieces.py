@@ -6,16 +6,15 @@ DATA holds label_maps/index.json and manifest.json. For each structure that the 
 of the training split, the share of its largest piece is measured at the map's own spacing and on a grid of 5 mm, as
 coarse as generated maps are. Writes src/maisi/anatomy/reference_pieces.yaml: number of maps, least of these shares.
 
-With --coarse it prints instead how many structures of how many voxels the check of quality would fail for their pieces,
-in the same maps on grids of 8, 12 and 16 mm.
+With --coarse it prints instead how many structures the check of quality would fail for their pieces, in the same maps
+on grids of 3 to 16 mm, whole and cut to heights of 100 to 256 mm.
 """
 
 import argparse
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +24,13 @@ from maisi.anatomy.measure import extents, pieces
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.cases import own_labels
 from maisi.data.manifest import Case, read_manifest
-from maisi.pipelines.quality.labels import FEW_MAPS, PIECE_FAIL, WHOLE
-from maisi.space.resample import resample, with_spacing
+from maisi.pipelines.quality.labels import PIECE_VOXELS, piece_findings, pieces_of
+from maisi.space.resample import crop, resample, with_spacing
 from maisi.space.volume import LabelMap
 
 COARSE_MM = 5.0
-COARSER_MM = (8.0, 12.0, 16.0)
-VOXELS = (1, 5, 20, 50, 100, 200, 10**9)
+COARSER_MM = (3.0, 5.0, 8.0, 12.0, 16.0)
+HEIGHTS_MM = (100.0, 180.0, 256.0)
 LEAST_VOXELS = 30
 LEFT_OUT = ("targets", "tumours", "cysts", "dummies", "bowel")
 """Groups that may have several pieces; bowel is labelled in stretches."""
@@ -64,21 +63,29 @@ def main() -> None:
 
 
 def count_failures(data: Path) -> None:
-    """Print how many structures of real maps on coarse grids the check would fail, by how many voxels they have."""
-    vocabulary, known = load_vocabulary(), references.piece_references().structures
-    found: dict[tuple[int, int], int] = defaultdict(int)
-    failing: dict[tuple[int, int], int] = defaultdict(int)
+    """Print how many structures of real maps on coarse grids the check would fail, whole and cut."""
+    vocabulary, judged, failing = load_vocabulary(), Counter[str](), Counter[str]()
     for labels in labelled_maps(data):
         for coarse in (resample(labels, with_spacing(labels.grid, (mm,) * 3)) for mm in COARSER_MM):
-            for id, extent in extents(coarse).items():
-                count, least = known.get(vocabulary.name(id), (0, 0.0))
-                if extent.is_cut or count < FEW_MAPS or least < WHOLE:
-                    continue
-                between = next(pair for pair in pairwise(VOXELS) if pair[0] <= extent.voxels < pair[1])
-                found[between] += 1
-                failing[between] += least - pieces(coarse, id, extent.box).largest > PIECE_FAIL
-    for between, number in sorted(found.items()):
-        print(f"{between[0]} to {between[1] - 1} voxels: {number} structures, {failing[between]} fail")
+            for part in (coarse, *slabs(coarse)):
+                found = extents(part)
+                parts = pieces_of(part, found, vocabulary)
+                fails = {id for id, each in piece_findings(found, parts, vocabulary).items() if each[0].level == "fail"}
+                for id in parts:
+                    if found[id].voxels >= PIECE_VOXELS:
+                        kind = "cut" if found[id].is_cut else "whole"
+                        judged[kind] += 1
+                        failing[kind] += id in fails
+    for kind in ("whole", "cut"):
+        print(f"{kind}: {judged[kind]} structures of {PIECE_VOXELS} voxels or more, {failing[kind]} fail")
+
+
+def slabs(labels: LabelMap) -> Iterator[LabelMap]:
+    """The map cut to heights of fields of view, each half over the one before."""
+    for height in HEIGHTS_MM:
+        planes = max(1, round(height / labels.grid.spacing[2]))
+        for start in range(0, labels.grid.shape[2] - planes, max(1, planes // 2)):
+            yield crop(labels, (0, 0, start), (*labels.grid.shape[:2], start + planes))
 
 
 def labelled_maps(data: Path) -> Iterator[LabelMap]:

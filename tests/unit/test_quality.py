@@ -147,12 +147,14 @@ def test_an_organ_in_pieces_fails_and_a_users_own_is_told() -> None:
     assert row(given, "liver").pieces == 2
 
 
-def test_a_small_organ_on_a_coarse_grid_is_of_one_piece_too() -> None:
-    """As a network leaves it that has not learned enough: here and there a voxel."""
-    labels = blocks(body=slice(2, 22))
+@pytest.mark.parametrize("start", [2, 0])
+def test_a_small_organ_on_a_coarse_grid_is_of_one_piece_too_whole_and_cut(start: int) -> None:
+    """A network that has not learned enough leaves a voxel here and there."""
+    labels = blocks(body=slice(0, 24))
     scattered = np.random.default_rng(0).choice(20**3, 150, replace=False)
-    labels.array[tuple(2 + axis for axis in np.unravel_index(scattered, (20,) * 3))] = LIVER
+    labels.array[tuple(start + axis for axis in np.unravel_index(scattered, (20,) * 3))] = LIVER
     assert failures(judge_labels(labels), "liver") == ["pieces"]
+    assert row(judge_labels(labels), "liver").is_cut == (start == 0)
 
 
 def test_a_tumour_that_does_not_touch_its_host_fails_and_without_any_host_is_told() -> None:

@@ -34,6 +34,9 @@ FEW_MAPS = 5
 PIECE_INFO, PIECE_FAIL = 0.1, 0.3
 """A largest piece whose share is by more than this below the least in real maps is told, or fails."""
 
+CUT_FAIL = 0.4
+"""Of what the field of view cuts the largest piece has at least this share, in real maps cut anywhere."""
+
 
 def volume_findings(
     labels: LabelMap, found: Mapping[int, Extent], asked_ml: Mapping[int, float], vocabulary: Vocabulary
@@ -83,12 +86,14 @@ def pieces_of(labels: LabelMap, found: Mapping[int, Extent], vocabulary: Vocabul
 
 
 def piece_findings(found: Mapping[int, Extent], parts: Mapping[int, Pieces], vocabulary: Vocabulary) -> Findings:
-    """Structures in more pieces than real maps show, where the field of view does not cut them."""
+    """Structures in more pieces than real maps show; where the field of view cuts them, in many more."""
     findings: Findings = defaultdict(list)
     for id, part in parts.items():
         count, least = piece_references().structures[vocabulary.name(id)]
+        if found[id].is_cut:
+            least = min(least, CUT_FAIL + PIECE_FAIL)
         short = least - part.largest
-        if short > PIECE_INFO and not found[id].is_cut and found[id].voxels >= PIECE_VOXELS:
+        if short > PIECE_INFO and found[id].voxels >= PIECE_VOXELS:
             level: Level = "fail" if short > PIECE_FAIL and count >= FEW_MAPS else "info"
             words = f"{part.count} pieces, the largest {part.largest:.0%} of it; at least {least:.0%} in {count} maps"
             findings[id].append(Finding(check="pieces", level=level, words=words))
