@@ -17,7 +17,7 @@ from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import save_bundle
 from maisi.data.manifest import Case, read_manifest
 from maisi.downstream.backends import builtin
-from maisi.downstream.backends.auto3dseg import write_input
+from maisi.downstream.backends.auto3dseg import Auto3DSeg, write_input
 from maisi.downstream.backends.backend import Exercise, backend_of
 from maisi.downstream.cell import CellResult, CellWork, ScoredCase, carry_out_cell
 from maisi.downstream.experiment import Experiment, Regime, TrainingSettings, read_experiment
@@ -449,6 +449,19 @@ def test_auto3dseg_sees_synthetic_cases_in_as_many_steps_as_real_ones_alone(mani
         assert len(list(backend_of(settings).segment(exercise, tmp_path / name, lambda a, b: None))) == 2
         told = ["-", "set_training_params", f"--params={{'num_epochs': {epochs}}}", "-", "run"]
         assert asked.read_text().splitlines()[-5:] == told
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "told"),
+    [
+        ("dints,swinunetr", ["set_training_params", "--params={'random_seed': 5}", "-"]),
+        ("segresnet", []),
+        ("dints,segresnet", []),
+    ],
+)
+def test_a_seed_is_told_to_algorithms_that_take_one(algorithms: str, told: list[str], tmp_path: Path) -> None:
+    settings = TrainingSettings.model_validate({"backend": "auto3dseg", "algorithms": algorithms})
+    assert Auto3DSeg(settings).command(tmp_path, None, 5)[7:] == ["-", *told, "run"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from maisi.space.volume import LabelMap
 
 INSTALL = "pip install 'monai[fire,pyyaml,psutil,tensorboard,tqdm,nibabel]'"
 _NEEDED = ("monai", "fire")
+SEEDED = {"dints", "swinunetr", "segresnet2d"}
+"""Algorithms whose templates have a `random_seed`; segresnet has none."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Auto3DSeg:
         training = write_input(exercise, scratch)
         with TemporaryDirectory() as elsewhere:  # it splits its own command lines at spaces, those of paths too
             link(scratch, Path(elsewhere) / "scratch")
-            command = self.command(Path(elsewhere) / "scratch", self.epochs(training))
+            command = self.command(Path(elsewhere) / "scratch", self.epochs(training), exercise.seed)
             beside = Path(command[0]).parent  # its scripts look for `python` on the path
             run_command(command, environment={"PATH": f"{beside}:/usr/bin:/bin", **same_threads()})
         on_step(1, 1)
@@ -57,11 +59,13 @@ class Auto3DSeg:
         asked, real = self.settings.epochs, sum(not case.synthetic for case in training)
         return None if asked is None else max(1, round(asked * real / len(training)))
 
-    def command(self, scratch: Path, epochs: int | None) -> list[str]:
-        """What is called; a lone dash ends the arguments of a part."""
+    def command(self, scratch: Path, epochs: int | None, seed: int) -> list[str]:
+        """What is called; a lone dash ends the arguments of a part. The seed is for algorithms that take one."""
         environment, templates = self.settings.environment, self.settings.templates
         python = sys.executable if environment is None else command_in(environment, "python", "Auto3DSeg", INSTALL)
-        params = [] if epochs is None else ["set_training_params", f"--params={{'num_epochs': {epochs}}}", "-"]
+        takes_seed = {name.strip() for name in self.settings.algorithms.split(",")} <= SEEDED
+        told = ({} if epochs is None else {"num_epochs": epochs}) | ({"random_seed": seed} if takes_seed else {})
+        params = ["set_training_params", f"--params={told}", "-"] if told else []
         return [
             python,
             *("-m", "monai.apps.auto3dseg", "AutoRunner"),
