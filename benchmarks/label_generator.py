@@ -28,6 +28,7 @@ from maisi.compute.compute import Compute
 from maisi.pipelines.label_codec import channels_of
 from maisi.pipelines.label_generator import GeneratedLabels, generator_info
 from maisi.pipelines.preview import write_png
+from maisi.pipelines.quality.judge import judge_labels
 from maisi.recipes.label_maps import in_channels
 from maisi.runs.tasks.labels_generate import labels_preview
 from maisi.space.grid import Grid
@@ -58,7 +59,7 @@ def main() -> None:
     results = {
         "maps": len(drawn),
         "seconds_a_map": round(float(np.median([seconds for _, _, seconds in drawn])), 2),
-        "structures_a_map": [int(len(np.unique(labels.array)) - 1) for labels, _, _ in drawn],
+        "by_region": by_region([labels for labels, _, _ in drawn]),
         "to_nearest_training_map": spread([distance for distance, _ in nearest]),
         "nearest": [name for _, name in nearest],
         "between_training_maps_of_two_people": spread(between),
@@ -81,6 +82,19 @@ def draw(bundle: Bundle, index: int, steps: int, out: Path) -> tuple[LabelMap, d
     seconds = time.perf_counter() - started
     write_png(labels_preview(labels, f"{bundle.name} · {region} · map {index}"), out / f"map_{index:02d}_{region}.png")
     return labels, asked, seconds
+
+
+def by_region(maps: Sequence[LabelMap]) -> dict[str, dict[str, int]]:
+    """Of each region how many maps there are, how many pass their check, and how many structures they show."""
+    told = {}
+    for k, region in enumerate(BodyRegion):
+        own = list(maps)[k :: len(BodyRegion)]
+        told[region.name.lower()] = {
+            "maps": len(own),
+            "passed": sum(judge_labels(labels).passed for labels in own),
+            "structures": int(np.median([len(np.unique(labels.array)) - 1 for labels in own])),
+        }
+    return told
 
 
 def to_nearest(one: Likeness, others: dict[str, Likeness]) -> tuple[float, str]:

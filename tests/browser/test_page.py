@@ -149,6 +149,20 @@ def test_a_job_that_a_program_asked_for_is_changed_as_it_was(page: Any, service:
     assert told == [("liver tumor", "size"), ("spleen", "any")]
 
 
+@pytest.mark.parametrize(
+    ("kind", "models"),
+    [
+        ("Generate a CT", ["ct-small"]),
+        ("Change a CT: tumours in or out", ["ct-small"]),
+        ("Draw a label map", ["ct-labels"]),
+        ("Segment a CT", ["ct-segmenter"]),
+    ],
+)
+def test_each_kind_of_job_offers_the_models_that_can_do_it(page: Any, kind: str, models: list[str]) -> None:
+    page.get_by_label("What to make").select_option(label=kind)
+    assert page.get_by_label("Model", exact=True).locator("option").all_text_contents() == models
+
+
 def test_a_failed_job_says_why(page: Any, service: Running) -> None:
     id = service.submit("generate", {**SMALL, "anatomy": ["liver=90000ml"]})
     detail = service.until(id, ("failed",))["problem"]["detail"]

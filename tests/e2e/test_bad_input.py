@@ -378,7 +378,7 @@ def test_an_error_is_a_line_and_with_debug_a_traceback(maisi: Maisi, tmp_path: P
     [
         (
             ("ct-smal", "--manifest", "m.json"),
-            "no recipe 'ct-smal'; accepted: ct-segmenter, ct-small, ct-small-refined, inpaint, paper, small, tiny, or",
+            "no recipe 'ct-smal'; accepted: ct-labels, ct-segmenter, ct-small, ct-small-refined, inpaint, paper, ",
         ),
         (("ct-small", "--manifest", "nowhere.json"), "no manifest at nowhere.json"),
         (("ct-small", "--manifest", "nowhere.json", "-s", "sed=1"), "unknown setting 'sed'; did you mean 'seed'?"),

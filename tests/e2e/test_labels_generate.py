@@ -50,11 +50,11 @@ def test_a_trained_label_generator_draws_maps_and_goes_on_where_it_stopped(
         *(f"sample_{i:03d}_{kind}" for i in range(2) for kind in KINDS),
     ]
     maps = [read_labels(tmp_path / "two" / f"sample_{i:03d}_labels.nii.gz") for i in range(2)]
-    assert maps[0].grid.shape == (16, 16, 16)
+    assert (maps[0].grid.shape, maps[0].grid.spacing) == ((64, 64, 64), (5, 5, 5))  # 16 of 20 mm
     assert not np.array_equal(maps[0].array, maps[1].array)
     told = json.loads((tmp_path / "two" / "sample_000_volumes.json").read_text())
-    body = (maps[0].array == load_vocabulary().id("body")).sum() * 8.0
-    assert told["body"]["obtained_ml"] == pytest.approx(body)
+    body = (maps[0].array == load_vocabulary().id("body")).sum() * 0.125
+    assert told["body"]["obtained_ml"] == pytest.approx(body, abs=0.006)
 
     assert maisi(*given, "--out", tmp_path / "one").code == 0
     assert np.array_equal(read_labels(tmp_path / "one" / "sample_000_labels.nii.gz").array, maps[0].array)
@@ -96,7 +96,7 @@ def test_the_networks_can_be_added_to_a_bundle_and_encode_maps(trained: Path) ->
         (("--region", "chset"), "did you mean 'chest'"),
         (("--anatomy", "livver=0.5"), "did you mean 'liver'"),
         (("--anatomy", "brain=0.5"), "outside of abdomen"),
-        (("--size", "64", "64", "64"), "is larger than the 320 x 320 x 320 mm"),
+        (("--size", "65", "64", "64"), "is larger than the 320 x 320 x 320 mm"),
         (("--spacing", "90", "90", "900"), "not between 0 and 100 mm"),
     ],
 )
@@ -123,3 +123,19 @@ def test_labels_come_from_one_place(maisi: Maisi, trained: Path, tmp_path: Path)
     refused = maisi("generate", "--label-bundle", trained, "--unlabelled", "--out", tmp_path / "out")
     assert refused.code == 2
     assert "labels come from one place" in refused.err
+
+
+def test_the_packaged_generator_draws_what_is_asked_for_where_it_belongs(maisi: Maisi, tmp_path: Path) -> None:
+    asked = ("--anatomy", "liver=1400ml", "hepatic tumor=30mm", "--seed", "1")
+    done = maisi("labels", "generate", "--region", "abdomen", *asked, "--count", "2", "--out", tmp_path)
+    assert done.code == 0, done.err
+    vocabulary = load_vocabulary()
+    for k in range(2):  # the second is drawn again: its border cuts the liver, whose volume nobody knows then
+        labels = read_labels(tmp_path / f"sample_{k:03d}_labels.nii.gz")
+        assert labels.grid.spacing == (4, 4, 4)
+        told = json.loads((tmp_path / f"sample_{k:03d}_volumes.json").read_text())
+        assert told["liver"]["obtained_ml"] == pytest.approx(1400, rel=0.05)
+        assert told["hepatic tumor"]["obtained_ml"] == pytest.approx(told["hepatic tumor"]["asked_ml"], rel=0.25)
+        places = [np.argwhere(labels.array == vocabulary.id(name)).mean(0) for name in ("liver", "spleen")]
+        right, left = (np.append(place, 1) @ labels.grid.affine.T for place in places)
+        assert right[0] > left[0] + 50  # in RAS x grows to the right

@@ -73,7 +73,7 @@ def test_wrong_settings_are_told_as_the_command_line_tells_them(client: TestClie
     [
         ("generat", {}, "did you mean 'generate'?"),
         ("train-diffusion", {}, "unknown kind of job"),
-        ("generate", {"bundle": "/etc"}, "no bundle '/etc' here; accepted: ct-small, ct-segmenter"),
+        ("generate", {"bundle": "/etc"}, "no bundle '/etc' here; accepted: ct-small, ct-segmenter, ct-labels"),
         ("generate", {"label_bundle": "../x"}, "no bundle"),
         ("generate", {"labels": "/etc/passwd"}, "is a path of the server; accepted: upload:ID"),
         ("generate", {"labels": "upload:../../etc"}, "there is no upload"),
@@ -326,7 +326,7 @@ def test_memory_too_little_for_the_workers_is_refused_before_anything_is_written
 
 
 def test_a_bundle_or_a_token_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="no bundle 'nothing'; accepted: ct-segmenter, ct-small"):
+    with pytest.raises(InvalidRequestError, match="no bundle 'nothing'; accepted: ct-labels, ct-segmenter, ct-small"):
         made_service(tmp_path, bundle=("nothing",))
     (tmp_path / "token").write_text("short\n")
     with pytest.raises(InvalidRequestError, match="holds no token"):

@@ -15,6 +15,7 @@ from maisi.space.reading import ReadOptions
 
 DEFAULT_BUNDLE = "ct-small"
 DEFAULT_SEGMENTER = "ct-segmenter"
+DEFAULT_LABEL_GENERATOR = "ct-labels"
 DEFAULT_REGION = "chest"
 
 
@@ -252,7 +253,7 @@ class PlanRequest(Frozen):
 class GenerateLabelsRequest(Frozen):
     """A number of label maps, drawn from a region and the sizes of organs."""
 
-    bundle: BundleName = DEFAULT_BUNDLE
+    bundle: BundleName = DEFAULT_LABEL_GENERATOR
     region: str = Field(default=DEFAULT_REGION, description="head, chest, abdomen, lower.")
     anatomy: Wishes = Field(
         default=(),
@@ -262,7 +263,9 @@ class GenerateLabelsRequest(Frozen):
         default=None, description="Voxels.", json_schema_extra={"shown_default": "all that the generator draws"}
     )
     spacing: Spacing = Field(
-        default=None, description="Voxel size in mm.", json_schema_extra={"shown_default": "the generator's"}
+        default=None,
+        description="Voxel size in mm.",
+        json_schema_extra={"shown_default": "the generator's, in parts of 5 mm"},
     )
     count: int = Field(default=1, ge=1, description="Label maps.")
     seed: int = Field(default=0, ge=0, description="Same seed, same maps.")

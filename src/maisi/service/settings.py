@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import ByteSize, Field, field_validator, model_validator
 
 from maisi.compute.compute import Bytes
-from maisi.pipelines.requests import DEFAULT_BUNDLE, DEFAULT_SEGMENTER
+from maisi.pipelines.requests import DEFAULT_BUNDLE, DEFAULT_LABEL_GENERATOR, DEFAULT_SEGMENTER
 from maisi.shapes import Frozen
 
 LEAST_TOKEN = 16
+OFFERED = (DEFAULT_BUNDLE, DEFAULT_SEGMENTER, DEFAULT_LABEL_GENERATOR)
 SAFE = range(0x21, 0x7F)  # characters that a header can carry
 
 Voxels = Annotated[int, Field(ge=8)]
@@ -29,9 +30,9 @@ class ServeSettings(Frozen):
     token_file: Path | None = Field(default=None, description="File that holds the token.")
     data: Path = Field(default=Path("maisi-data"), description="Folder of jobs, results and uploads.")
     bundle: tuple[str, ...] = Field(
-        default=(DEFAULT_BUNDLE, DEFAULT_SEGMENTER),
+        default=OFFERED,
         description="Bundle to offer, packaged or a folder; the first is the default.",
-        json_schema_extra={"shown_default": f"{DEFAULT_BUNDLE}, {DEFAULT_SEGMENTER}"},
+        json_schema_extra={"shown_default": ", ".join(OFFERED)},
     )
     inputs: Path | None = Field(default=None, description="Folder whose files requests may name.")
     workers: int | None = Field(

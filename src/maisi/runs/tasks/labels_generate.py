@@ -1,6 +1,8 @@
 """`maisi labels generate`: label maps drawn by a network; a preview, volumes of structures and a verdict on each."""
 
 import json
+import logging
+import math
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +32,9 @@ from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume, id_counts
 from maisi.storage.provenance import Provenance
 
+logger = logging.getLogger(__name__)
+
+COARSE_MM = 5.0
 BODY_HU, AIR_HU = 40.0, -1000.0  # behind the colours of a preview
 
 
@@ -45,8 +50,11 @@ def check(request: GenerateLabelsRequest) -> Checked[GenerateLabelsRequest]:
 
 
 def grid_of(request: GenerateLabelsRequest, told: LabelGeneratorInfo) -> Grid:
-    """The grid that is asked for; without size and spacing the generator's, without one of them as large as it goes."""
-    spacing = request.spacing or told.spacing_mm
+    """The grid that is asked for; without a size as large as it goes, without a spacing the generator's.
+
+    Voxels of more than `COARSE_MM` are divided: bundles that follow maps take no coarser ones.
+    """
+    spacing = request.spacing or tuple(s / math.ceil(s / COARSE_MM) for s in told.spacing_mm)
     if request.size is not None:
         return Grid.centered(request.size, spacing)
     x, y, z = (int(n * s / wanted + 1e-6) for n, s, wanted in zip(told.size, told.spacing_mm, spacing, strict=True))
@@ -94,9 +102,8 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
         if run.has(set_apart(names).values()):
             run.failed.append(stem_of(index))
             continue
-        rng, of_labels, _ = sample_generators(request.seed, index)
         run.on_stage("labels", 0, 1)
-        anatomy = source.draw(rng, of_labels)
+        anatomy = draw_asked(source, request, index)
         run.on_stage("labels", 1, 1)
         assert anatomy.labels is not None
         report = judge_labels(anatomy.labels, asked_ml=anatomy.asked, vocabulary=bundle_vocabulary(bundle))
@@ -110,6 +117,19 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
             files = {kind: run.partial / name for kind, name in names.items()}
             write_map(anatomy, report, title, files, provenance)
             run.publish()
+
+
+def draw_asked(source: LabelSource, request: GenerateLabelsRequest, index: int) -> Anatomy:
+    """The anatomy of a map; one that cannot be put right, since its border cuts an organ, is drawn again."""
+    for attempt in range(request.max_tries):
+        rng, of_labels, _ = sample_generators(request.seed, index, attempt)
+        try:
+            return source.draw(rng, of_labels)
+        except InvalidRequestError as error:
+            if attempt + 1 == request.max_tries:
+                raise
+            logger.warning("%s, try %d of %d: %s", stem_of(index), attempt + 1, request.max_tries, error)
+    raise AssertionError("a request has a try or more")
 
 
 def stem_of(index: int) -> str:

@@ -12,7 +12,18 @@ const steps = (value) => number("steps", "Steps", { whole: true, min: 1, placeho
 const samples = () => number("count", "Samples", { whole: true, min: 1, placeholder: "1" });
 const memory = () => words("compute.memory", "Memory at most", { placeholder: "as much as there is", hint: "Such as 4GB; slower, the same result." });
 const force = (text) => check("force", text);
-const model = () => choice("bundle", "Model", bundles().map(({ name }) => ({ value: name, text: name })), { hint: bundles().length > 1 ? "" : bundle()?.description });
+
+// What a model must have for a kind of job.
+const makesCts = (each) => each.networks.includes("unet");
+const readsCts = (each) => each.networks.includes("autoencoder");
+const segments = (each) => each.networks.includes("segmenter");
+const drawsLabels = (each) => each.draws_labels;
+
+function model(can) {
+  const able = bundles().filter(can);
+  return choice("bundle", "Model", able.map(({ name }) => ({ value: name, text: name })), { hint: able.length > 1 ? "" : able[0]?.description });
+}
+
 const tumourOptions = () => tumours().map(({ name }) => ({ value: name, text: capital(name) }));
 
 function regions() {
@@ -52,7 +63,7 @@ function generate(changed) {
   return {
     fields: [where, anatomy("anatomy", where.read, changed), labels, ...sizeAndSpacing(), seed("seed")],
     advanced: [
-      steps(10), samples(), model(), choice("solver", "Solver", SOLVERS),
+      steps(10), samples(), model(makesCts), choice("solver", "Solver", SOLVERS),
       number("controlnet_scale", "How strongly labels steer", { min: 0, placeholder: "the model's" }),
       number("guidance_labels", "Guidance by labels", { min: 0, placeholder: "1" }),
       memory(), force("Go on beyond what the model was trained for"),
@@ -69,7 +80,7 @@ function inpaint() {
   return {
     fields: [source("source", "CT", "image"), source("labels", "Its labels", "labels", { empty: "coarse tissues, found by HU" }), remove, tumour, at, diameter, seed("seed")],
     advanced: [
-      steps(10), model(), choice("solver", "Solver", SOLVERS),
+      steps(10), model(makesCts), choice("solver", "Solver", SOLVERS),
       choice("contrast", "Whose HU the lesion has", [{ value: "network", text: "the network's" }, { value: "reference", text: "the table's where the network's are off" }], { empty: "as the model claims" }),
       memory(), force("Also where the lesion does not lie in its host"),
     ],
@@ -90,8 +101,13 @@ function omit(request, ...names) {
 function labelsGenerate(changed) {
   const where = region();
   return {
-    fields: [where, anatomy("anatomy", where.read, changed), ...sizeAndSpacing(), seed("seed")],
-    advanced: [steps(30), samples(), model(), number("guidance", "Guidance", { min: 0, placeholder: "1" }), memory()],
+    fields: [
+      where, anatomy("anatomy", where.read, changed),
+      triple("size", "Size in voxels", { whole: true, min: 1, hint: "Empty: all that the model draws." }),
+      triple("spacing", "Spacing in mm", { min: 0.1, hint: "Empty: the model's." }),
+      seed("seed"),
+    ],
+    advanced: [steps(30), samples(), model(drawsLabels), number("guidance", "Guidance", { min: 0, placeholder: "1" }), memory()],
   };
 }
 
@@ -109,16 +125,16 @@ function labelsAugment() {
   };
 }
 
-const ofImage = () => ({ fields: [source("source", "CT", "image")], advanced: [model(), memory()] });
+const ofImage = (can) => () => ({ fields: [source("source", "CT", "image")], advanced: [model(can), memory()] });
 
 /** Each kind: its name, the verb on its button, its fields, and what a model must be able to do. */
 export const KINDS = {
   generate: { text: "Generate a CT", verb: "Generate", make: generate },
   inpaint: { text: "Change a CT", more: "tumours in or out", verb: "Inpaint", make: inpaint },
   "labels-augment": { text: "Vary a label map", verb: "Vary", make: labelsAugment },
-  "labels-generate": { text: "Draw a label map", verb: "Draw", make: labelsGenerate, here: (each) => each.draws_labels },
-  segment: { text: "Segment a CT", verb: "Segment", make: ofImage, here: (each) => each.networks.includes("segmenter") },
-  reconstruct: { text: "Encode a CT and decode it again", verb: "Reconstruct", make: ofImage },
+  "labels-generate": { text: "Draw a label map", verb: "Draw", make: labelsGenerate, here: drawsLabels },
+  segment: { text: "Segment a CT", verb: "Segment", make: ofImage(segments), here: segments },
+  reconstruct: { text: "Encode a CT and decode it again", verb: "Reconstruct", make: ofImage(readsCts) },
 };
 
 /** The kinds that some model here can do. */
