@@ -38,9 +38,11 @@ from maisi.pipelines.generate import (
     seen_labels,
 )
 from maisi.pipelines.labels import (
+    Anatomy,
     GivenLabels,
     GridRules,
     LabelRules,
+    LabelsOf,
     LabelSource,
     file_source,
     folder_sources,
@@ -382,6 +384,31 @@ def test_a_sample_that_fails_is_drawn_again_with_the_same_labels_until_the_tries
     assert "no more tries" in caplog.text
     np.testing.assert_array_equal(first.labels.array, last.labels.array)
     assert not np.array_equal(first.volume.array, last.volume.array)
+
+
+@dataclasses.dataclass(frozen=True)
+class CutAtFirst(LabelsOf):
+    """A source whose first maps cannot be put right."""
+
+    failing: int
+    drawn: list[int] = dataclasses.field(default_factory=list)
+
+    def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
+        self.drawn.append(1)
+        if len(self.drawn) <= self.failing:
+            raise InvalidRequestError("the border of the field of view cuts the liver")
+        return self.source.draw(rng, generator)
+
+
+def test_a_generated_map_that_cannot_be_put_right_is_drawn_again(bundle: Bundle) -> None:
+    valid = validate_generate(asked(region="chest"), bundle)
+    drawn = valid.request.model_copy(update={"label_bundle": "ct-labels"})
+    silent = lambda stage, done, total: None  # noqa: E731
+    assert draw_anatomy(drawn, bundle, CutAtFirst(valid.sources[0], 2), 0, silent).labels is not None
+    with pytest.raises(InvalidRequestError, match="cuts the liver"):
+        draw_anatomy(drawn, bundle, CutAtFirst(valid.sources[0], 99), 0, silent)
+    with pytest.raises(InvalidRequestError, match="cuts the liver"):  # a given anatomy is the same in every try
+        draw_anatomy(valid.request, bundle, CutAtFirst(valid.sources[0], 1), 0, silent)
 
 
 def test_a_repair_changes_the_latent_of_what_fails_alone(strict: Bundle) -> None:

@@ -18,6 +18,7 @@ from maisi.compute.fit import between_calls, fit
 from maisi.data.library import Origin
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import NoiseScheduler
+from maisi.errors import InvalidRequestError
 from maisi.networks.controlnet import around_hole
 from maisi.pipelines.codec import volume_of_unit
 from maisi.pipelines.conditioning import Conditioning, modality_of, shown_labels
@@ -139,11 +140,21 @@ def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, inde
 def draw_anatomy(
     request: GenerateRequest, bundle: Bundle, source: LabelSource, index: int, on_stage: OnStage
 ) -> Anatomy:
-    """The anatomy of a sample; labels that fail their check are drawn again before anything is made after them."""
+    """The anatomy of a sample; labels that fail their check are drawn again before anything is made after them.
+
+    So are those of a label generator that cannot be put right, such as an organ that its border cuts.
+    """
     on_stage("labels", 0, 1)
-    for attempt in range(max(request.quality.tries, LABEL_TRIES)):
+    tries = max(request.quality.tries, LABEL_TRIES)
+    for attempt in range(tries):
         rng, of_labels, _ = sample_generators(request.seed, index, attempt)
-        anatomy = source.draw(rng, of_labels)
+        try:
+            anatomy = source.draw(rng, of_labels)
+        except InvalidRequestError as error:
+            if request.label_bundle is None or attempt + 1 == tries:
+                raise
+            logger.warning("labels of sample %d, try %d of %d: %s", index, attempt + 1, tries, error)
+            continue
         if anatomy.labels is None or request.labels is not None:
             break
         report = judge_labels(anatomy.labels, asked_ml=anatomy.asked, vocabulary=bundle_vocabulary(bundle))
