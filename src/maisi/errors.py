@@ -56,6 +56,10 @@ class RunError(MaisiError, RuntimeError):
     """A valid request that failed while running."""
 
 
+class NotDrawnError(RunError):
+    """A label map that a network drew without what was asked for; another draw may have it."""
+
+
 class StorageError(RunError):
     """A disk that is full or not writable."""
 

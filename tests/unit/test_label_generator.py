@@ -20,7 +20,7 @@ from maisi.bundle.bundle import (
 )
 from maisi.compute.compute import Compute
 from maisi.compute.fit import fit
-from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError, RunError
+from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError, NotDrawnError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.label_codec import decode_ids, logits_of
@@ -68,7 +68,7 @@ def generator_bundle(**changes: object) -> Bundle:
 
 
 def source(bundle: Bundle | None = None, grid: Grid = GRID, **settings: object) -> GeneratedLabels:
-    given = {"steps": 2, "tries": 1, "compute": COMPUTE, **settings}
+    given = {"steps": 2, "compute": COMPUTE, **settings}
     return GeneratedLabels(bundle or generator_bundle(), "abdomen", grid, **given)  # type: ignore[arg-type]
 
 
@@ -107,8 +107,8 @@ def test_an_unasked_lesion_never_appears_and_an_absent_organ_neither() -> None:
 
 def test_what_was_asked_for_is_there_or_the_request_fails() -> None:
     assert ID("hepatic tumor") in drawn(source(sizes={"hepatic tumor": 0.5, "liver": 0.5}))
-    with pytest.raises(RunError, match="drew no gallbladder in 2 maps"):
-        drawn(source(sizes={"gallbladder": 0.5}, tries=2))
+    with pytest.raises(NotDrawnError, match=r"drew no gallbladder; accepted: a larger size, .* or more --max-tries"):
+        drawn(source(sizes={"gallbladder": 0.5}))
 
 
 def test_sizes_and_region_reach_the_network() -> None:

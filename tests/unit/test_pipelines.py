@@ -23,6 +23,7 @@ from maisi.errors import (
     InvalidLabelsError,
     InvalidPlanError,
     InvalidRequestError,
+    NotDrawnError,
 )
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.unet import UNetConfig
@@ -31,6 +32,7 @@ from maisi.pipelines.conditioning import Conditioning, encode_conditioning, moda
 from maisi.pipelines.generate import (
     Locked,
     draw_anatomy,
+    draw_labels,
     draw_latent,
     generate,
     rehearse,
@@ -387,28 +389,55 @@ def test_a_sample_that_fails_is_drawn_again_with_the_same_labels_until_the_tries
 
 
 @dataclasses.dataclass(frozen=True)
-class CutAtFirst(LabelsOf):
-    """A source whose first maps cannot be put right."""
+class Faulty(LabelsOf):
+    """A source of which each draw is as the list says: an error, a map that fails its check (None), else a good one."""
 
-    failing: int
+    draws: tuple[Exception | None, ...]
     drawn: list[int] = dataclasses.field(default_factory=list)
 
     def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
-        self.drawn.append(1)
-        if len(self.drawn) <= self.failing:
-            raise InvalidRequestError("the border of the field of view cuts the liver")
-        return self.source.draw(rng, generator)
+        self.drawn.append(len(self.drawn))
+        fault = self.draws[self.drawn[-1]] if self.drawn[-1] < len(self.draws) else ""
+        if isinstance(fault, Exception):
+            raise fault
+        anatomy = self.source.draw(rng, generator)
+        if fault is None:
+            anatomy.labels.array[:] = load_vocabulary().id("brain")
+        return anatomy
 
 
-def test_a_generated_map_that_cannot_be_put_right_is_drawn_again(bundle: Bundle) -> None:
+CUT = InvalidRequestError("the border of the field of view cuts the liver")
+LACKS = NotDrawnError("drew no gallbladder")
+
+
+@pytest.mark.parametrize("draws", [(), (CUT,), (LACKS, CUT), (None, LACKS)])
+def test_labels_of_networks_are_drawn_until_they_have_what_was_asked_and_pass(bundle: Bundle, draws: tuple) -> None:
+    source = Faulty(validate_generate(asked(region="chest"), bundle).sources[0], draws)
+    _, report = draw_labels(source, 0, 0, 4, load_vocabulary(), afresh=True)
+    assert report.passed
+    assert source.drawn == list(range(len(draws) + 1))
+
+
+def test_what_never_passes_is_given_with_its_verdict_and_what_never_comes_is_an_error(bundle: Bundle) -> None:
+    usual, draw = validate_generate(asked(region="chest"), bundle).sources[0], partial(draw_labels, seed=0, index=0)
+    draw = partial(draw, tries=3, vocabulary=load_vocabulary())
+    assert not draw(Faulty(usual, (LACKS, None, CUT)), afresh=True)[1].passed
+    assert not draw(kept := Faulty(usual, (None,)), afresh=True, keeps=True)[1].passed
+    assert kept.drawn == [0]
+    with pytest.raises(NotDrawnError, match="no gallbladder"):
+        draw(Faulty(usual, (CUT, CUT, LACKS)), afresh=True)
+    with pytest.raises(InvalidRequestError, match="cuts the liver"):  # a phantom is refused at once
+        draw(once := Faulty(usual, (CUT,)), afresh=False)
+    assert once.drawn == [0]
+
+
+def test_labels_for_a_ct_are_drawn_again_where_networks_draw_them(bundle: Bundle) -> None:
     valid = validate_generate(asked(region="chest"), bundle)
-    drawn = valid.request.model_copy(update={"label_bundle": "ct-labels"})
     silent = lambda stage, done, total: None  # noqa: E731
-    assert draw_anatomy(drawn, bundle, CutAtFirst(valid.sources[0], 2), 0, silent).labels is not None
+    by_networks = valid.request.model_copy(update={"label_bundle": "ct-labels"})
+    assert draw_anatomy(by_networks, bundle, Faulty(valid.sources[0], (CUT,)), 0, silent).labels is not None
     with pytest.raises(InvalidRequestError, match="cuts the liver"):
-        draw_anatomy(drawn, bundle, CutAtFirst(valid.sources[0], 99), 0, silent)
-    with pytest.raises(InvalidRequestError, match="cuts the liver"):  # a given anatomy is the same in every try
-        draw_anatomy(valid.request, bundle, CutAtFirst(valid.sources[0], 1), 0, silent)
+        draw_anatomy(valid.request, bundle, Faulty(valid.sources[0], (CUT,)), 0, silent)
 
 
 def test_a_repair_changes_the_latent_of_what_fails_alone(strict: Bundle) -> None:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from maisi.anatomy.regions import RegionSpan
+from maisi.anatomy.vocabulary import Vocabulary
 from maisi.bundle.bundle import Bundle
 from maisi.compute.fit import between_calls, fit
 from maisi.data.library import Origin
 from maisi.diffusion.sampler import sample
 from maisi.diffusion.scheduler import NoiseScheduler
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, NotDrawnError
 from maisi.networks.controlnet import around_hole
 from maisi.pipelines.codec import volume_of_unit
 from maisi.pipelines.conditioning import Conditioning, modality_of, shown_labels
@@ -140,29 +141,53 @@ def draw_one(request: GenerateRequest, bundle: Bundle, source: LabelSource, inde
 def draw_anatomy(
     request: GenerateRequest, bundle: Bundle, source: LabelSource, index: int, on_stage: OnStage
 ) -> Anatomy:
-    """The anatomy of a sample; labels that fail their check are drawn again before anything is made after them.
-
-    So are those of a label generator that cannot be put right, such as an organ that its border cuts.
-    """
+    """The anatomy of a sample; labels that fail their check are drawn again before anything is made after them."""
     on_stage("labels", 0, 1)
-    tries = max(request.quality.tries, LABEL_TRIES)
+    if request.labels is not None:  # a user's own are the same in every draw, and fail nothing
+        rng, of_labels, _ = sample_generators(request.seed, index)
+        anatomy = source.draw(rng, of_labels)
+    else:
+        tries, afresh = max(request.quality.tries, LABEL_TRIES), request.label_bundle is not None
+        anatomy, _ = draw_labels(source, request.seed, index, tries, bundle_vocabulary(bundle), afresh=afresh)
+    on_stage("labels", 1, 1)
+    return anatomy
+
+
+def draw_labels(
+    source: LabelSource,
+    seed: int,
+    index: int,
+    tries: int,
+    vocabulary: Vocabulary,
+    *,
+    afresh: bool,
+    keeps: bool = False,
+) -> tuple[Anatomy, QualityReport | None]:
+    """The first of so many draws of a source whose labels pass their check, else the last, and the verdict on it.
+
+    With `keeps` the first is taken, whatever the verdict. Where networks draw `afresh`, what lacks something that was
+    asked for, or cannot be put right (the border cuts an organ), is drawn again too; elsewhere, and where nothing
+    else has come, the draw's error is raised.
+    """
+    found: tuple[Anatomy, QualityReport | None] | None = None
     for attempt in range(tries):
-        rng, of_labels, _ = sample_generators(request.seed, index, attempt)
+        rng, of_labels, _ = sample_generators(seed, index, attempt)
         try:
             anatomy = source.draw(rng, of_labels)
-        except InvalidRequestError as error:
-            if request.label_bundle is None or attempt + 1 == tries:
+        except (InvalidRequestError, NotDrawnError) as error:
+            if not afresh or (found is None and attempt + 1 == tries):
                 raise
             logger.warning("labels of sample %d, try %d of %d: %s", index, attempt + 1, tries, error)
             continue
-        if anatomy.labels is None or request.labels is not None:
+        if anatomy.labels is None:
+            return anatomy, None
+        report = judge_labels(anatomy.labels, asked_ml=anatomy.asked, vocabulary=vocabulary)
+        found = anatomy, report
+        if report.passed or keeps:
             break
-        report = judge_labels(anatomy.labels, asked_ml=anatomy.asked, vocabulary=bundle_vocabulary(bundle))
-        if report.passed:
-            break
-        logger.warning("labels of sample %d: %s", index, report.in_brief)
-    on_stage("labels", 1, 1)
-    return anatomy
+        logger.warning("labels of sample %d, try %d of %d: %s", index, attempt + 1, tries, report.in_brief)
+    assert found is not None, "a source is tried once or more"
+    return found
 
 
 def lesions_toned(volume: Volume, labels: LabelMap | None, bundle: Bundle) -> tuple[Volume, tuple[Finding, ...]]:

@@ -3,7 +3,6 @@
 Sizes and region -> latent -> ids -> mended -> on the grid that was asked for.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,22 +25,19 @@ from maisi.compute.fit import between_calls, fit
 from maisi.compute.machine import device_of, dtype_of
 from maisi.diffusion.denoiser import denoiser, guide
 from maisi.diffusion.sampler import Denoise, sample
-from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError, RunError
+from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError, NotDrawnError
 from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.unet import DenoisingUNet
 from maisi.pipelines.codec import as_weights
 from maisi.pipelines.conditioning import condition_tensors
 from maisi.pipelines.label_codec import channels_of, decode_ids
 from maisi.pipelines.labels import Anatomy, GridRules, region_grid
-from maisi.pipelines.quality.judge import judge_labels
 from maisi.shapes import in_words
 from maisi.space.grid import Grid
 from maisi.space.smooth_labels import resample_smoothly
 from maisi.space.volume import LabelMap
 
-logger = logging.getLogger(__name__)
-
-STEPS, TRIES = 30, 5
+STEPS = 30
 
 
 def generator_info(bundle: Bundle) -> LabelGeneratorInfo:
@@ -59,8 +55,7 @@ class GeneratedLabels:
     """Label maps that the networks of a bundle draw; a `LabelSource`.
 
     `sizes` are those asked for, 0 to 1 by name (`ABSENT` for none). What is not asked for is as the network likes, but
-    for lesions, which are absent. A map that lacks what was asked for is drawn again, and where it is `judged` one that
-    fails its check (`quality.judge`) too, `tries` times in all.
+    for lesions, which are absent.
     """
 
     bundle: Bundle
@@ -68,10 +63,8 @@ class GeneratedLabels:
     grid: Grid
     sizes: Mapping[str, float] = field(default_factory=dict)
     steps: int = STEPS
-    tries: int = TRIES
     compute: Compute = field(default_factory=Compute)
     guidance: float = 1.0
-    judged: bool = True
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -85,28 +78,15 @@ class GeneratedLabels:
         return RegionSpan.named(self.region)
 
     def draw(self, rng: np.random.Generator, generator: torch.Generator) -> Anatomy:
-        """The anatomy of one sample; `RunError` where what was asked for does not come in `tries` maps.
-
-        Where all that show it fail their check, the last of them is given: whoever judges it again is told.
-        """
-        failing: LabelMap | None = None
-        for attempt in range(1, self.tries + 1):
-            labels = resample_smoothly(self.draw_mended(generator), self.grid)
-            missing = self.missing(labels)
-            if missing:
-                logger.warning("label map %d of %d lacks %s", attempt, self.tries, ", ".join(missing))
-                continue
-            report = judge_labels(labels) if self.judged else None
-            if report is None or report.passed:
-                return Anatomy(self.grid, self._span_of(labels), labels)
-            logger.warning("label map %d of %d fails: %s", attempt, self.tries, report.in_brief)
-            failing = labels
-        if failing is None:
-            raise RunError(
-                f"the label generator of bundle {self.bundle.name} drew no {', '.join(missing)} in {self.tries} maps; "
-                "accepted: a larger size, a region that shows it, or more --max-tries"
+        """The anatomy of one sample; `NotDrawnError` where what was asked for has not come."""
+        labels = resample_smoothly(self.draw_mended(generator), self.grid)
+        missing = self.missing(labels)
+        if missing:
+            raise NotDrawnError(
+                f"the label generator of bundle {self.bundle.name} drew no {', '.join(missing)}; accepted: a larger "
+                "size, a region that shows it, or more --max-tries"
             )
-        return Anatomy(self.grid, self._span_of(failing), failing)
+        return Anatomy(self.grid, self._span_of(labels), labels)
 
     def draw_mended(self, generator: torch.Generator) -> LabelMap:
         """A map on the generator's own grid."""
@@ -162,7 +142,7 @@ def generated_source(
         x, y, z = (min(n, int(m) // rules.multiple * rules.multiple) for n, m in zip(grid.shape, most, strict=True))
         grid = region_grid(region, replace(rules, size=(x, y, z)))
     values = {} if anatomy is None else slot_values(anatomy, told)
-    source = GeneratedLabels(bundle, region, grid, values, compute=compute, judged=False)  # `draw_anatomy` judges them
+    source = GeneratedLabels(bundle, region, grid, values, compute=compute)
     return replace(source, bundle=fit(bundle, compute, partial(rehearse, source)))
 
 

@@ -1,7 +1,6 @@
 """`maisi labels generate`: label maps drawn by a network; a preview, volumes of structures and a verdict on each."""
 
 import json
-import logging
 import math
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,10 @@ from maisi.bundle.bundle import Bundle, LabelGeneratorInfo
 from maisi.compute.fit import fit
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.asked import asked
-from maisi.pipelines.generate import sample_generators
+from maisi.pipelines.generate import draw_labels
 from maisi.pipelines.label_generator import GeneratedLabels, generator_info, rehearse, slot_values
 from maisi.pipelines.labels import Anatomy, LabelSource
 from maisi.pipelines.preview import preview, write_png
-from maisi.pipelines.quality.judge import judge_labels
 from maisi.pipelines.quality.report import QualityReport
 from maisi.pipelines.requests import GenerateLabelsRequest
 from maisi.pipelines.validate import bundle_vocabulary, compute_for, lasting_name, load_for
@@ -31,8 +29,6 @@ from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume, id_counts
 from maisi.storage.provenance import Provenance
-
-logger = logging.getLogger(__name__)
 
 COARSE_MM = 5.0
 BODY_HU, AIR_HU = 40.0, -1000.0  # behind the colours of a preview
@@ -80,10 +76,8 @@ def drawn_by_network(
         grid,
         slot_values(anatomy, generator_info(bundle)),
         steps=request.steps,
-        tries=request.max_tries,
         compute=request.compute,
         guidance=request.guidance,
-        judged=request.on_failure == "redraw",
     )
 
 
@@ -94,6 +88,7 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
     plain = GeneratedLabels(bundle, request.region, grid, compute=request.compute, guidance=request.guidance)
     fitted = fit(bundle, request.compute, partial(rehearse, plain), run.ranks)
     source = source_of(request, fitted, grid)
+    vocabulary, keeps = bundle_vocabulary(bundle), request.on_failure == "keep"
     run.on_stage("load", 1, 1)
     for index in range(request.count):
         names = file_names(request, index)
@@ -103,13 +98,14 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
             run.failed.append(stem_of(index))
             continue
         run.on_stage("labels", 0, 1)
-        anatomy = draw_asked(source, request, index)
+        anatomy, report = draw_labels(
+            source, request.seed, index, request.max_tries, vocabulary, afresh=True, keeps=keeps
+        )
         run.on_stage("labels", 1, 1)
-        assert anatomy.labels is not None
-        report = judge_labels(anatomy.labels, asked_ml=anatomy.asked, vocabulary=bundle_vocabulary(bundle))
+        assert report is not None, "networks draw labels"
         run.warnings += [f"{stem_of(index)}: {reason}" for reason in report.reasons]
         provenance = run.made(names["labels"])
-        if not report.passed and request.on_failure == "redraw":
+        if not report.passed and not keeps:
             run.failed.append(stem_of(index))
             names = set_apart(names)
         if run.writes:
@@ -117,19 +113,6 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
             files = {kind: run.partial / name for kind, name in names.items()}
             write_map(anatomy, report, title, files, provenance)
             run.publish()
-
-
-def draw_asked(source: LabelSource, request: GenerateLabelsRequest, index: int) -> Anatomy:
-    """The anatomy of a map; one that cannot be put right, since its border cuts an organ, is drawn again."""
-    for attempt in range(request.max_tries):
-        rng, of_labels, _ = sample_generators(request.seed, index, attempt)
-        try:
-            return source.draw(rng, of_labels)
-        except InvalidRequestError as error:
-            if attempt + 1 == request.max_tries:
-                raise
-            logger.warning("%s, try %d of %d: %s", stem_of(index), attempt + 1, request.max_tries, error)
-    raise AssertionError("a request has a try or more")
 
 
 def stem_of(index: int) -> str:
