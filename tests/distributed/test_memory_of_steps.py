@@ -5,6 +5,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,11 +217,12 @@ def test_networks_of_a_bundle_are_counted_where_the_recipe_describes_none() -> N
         diffusion=DiffusionTraining.model_validate(settings),
         controlnet=ControlNetTraining.model_validate(settings),
     )
-    counted = training_memory(recipe, before=bundle.configs)
+    counted = training_memory(recipe, before=bundle)
     sizes = {name: sum(p.numel() for p in bundle.network(name).parameters()) for name in ("unet", "controlnet")}
     assert counted["diffusion"].weights == NUMBER * sizes["unet"]
     assert counted["controlnet"].weights == NUMBER * sum(sizes.values())
     coarser = AutoencoderConfig(channels=(8,) * 3, num_res_blocks=(1,) * 3, norm_groups=4)
     assert coarser.factor == 2 * bundle.autoencoder.config.factor
-    smaller = training_memory(recipe, before={**bundle.configs, "autoencoder": coarser})
+    other = replace(bundle, configs={"autoencoder": coarser, "unet": bundle.configs["unet"]})
+    smaller = training_memory(recipe, parts=("diffusion",), before=other)
     assert 4 * smaller["diffusion"].activations < counted["diffusion"].activations

@@ -71,7 +71,7 @@ def _plan_training(name: str, assignments: list[str], bundle: str, as_json: bool
 
     recipe = check_settings(BundleRecipe, with_assignments(read_recipe(name), assignments))
     is_whole = recipe.autoencoder is not None or (recipe.diffusion is None and recipe.controlnet is None)
-    found = training_memory(recipe, before={} if is_whole else load_bundle(bundle).configs)
+    found = training_memory(recipe, before=None if is_whole else load_bundle(bundle))
     if as_json:
         give_json({part: {**memory.model_dump(), "total": memory.total} for part, memory in found.items()})
         return

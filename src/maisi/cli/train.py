@@ -217,8 +217,7 @@ def _try_out(part: str, checked: Any) -> None:
     from maisi.runs.tasks.train import parts_of, try_out
 
     found, recipe = try_out(checked, part), checked.request.recipe
-    before = {} if checked.bundle is None else checked.bundle.configs
-    memory = training_memory(recipe, num_ranks(), parts_of(part, recipe), before)
+    memory = training_memory(recipe, num_ranks(), parts_of(part, recipe), checked.bundle)
     rows = [
         (
             tried.part,

@@ -182,7 +182,7 @@ def draw_labels(
         if anatomy.labels is None:
             return anatomy, None
         report = judge_labels(anatomy.labels, asked_ml=anatomy.asked, vocabulary=vocabulary)
-        found = anatomy, report
+        found = anatomy, report.model_copy(update={"tries": attempt + 1})
         if report.passed or keeps:
             break
         logger.warning("labels of sample %d, try %d of %d: %s", index, attempt + 1, tries, report.in_brief)

@@ -265,7 +265,7 @@ class GenerateLabelsRequest(Frozen):
     spacing: Spacing = Field(
         default=None,
         description="Voxel size in mm.",
-        json_schema_extra={"shown_default": "the generator's, in parts of 5 mm"},
+        json_schema_extra={"shown_default": "the generator's, divided to 5 mm or less"},
     )
     count: int = Field(default=1, ge=1, description="Label maps.")
     seed: int = Field(default=0, ge=0, description="Same seed, same maps.")

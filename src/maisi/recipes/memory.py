@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from maisi.anatomy.bits import NUM_BITS
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.bundle.bundle import load_bundle
+from maisi.bundle.bundle import Bundle, load_bundle
 from maisi.diffusion.denoiser import predict
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.build import NetworkConfig
@@ -36,22 +35,23 @@ def training_memory(
     recipe: BundleRecipe,
     processes: int | None = None,
     parts: Sequence[str] | None = None,
-    before: Mapping[str, NetworkConfig] = MappingProxyType({}),
+    before: Bundle | None = None,
 ) -> dict[str, StepMemory]:
     """The memory of a step at its largest patch or latent, one batch of those that add up, by the parts of a recipe.
 
-    They are all that the recipe has, unless `parts` are named. Networks that go before are those in `before` (the
-    configurations of a bundle), else the recipe's, else the released ones. The memory is that of each of `processes`
+    They are all that the recipe has, unless `parts` are named. Networks that go before are those of the bundle
+    `before`, else the recipe's, else the released ones. The memory is that of each of `processes`
     that train together; by default of one, or of as many as there are slabs (`optimization.slabs`).
     """
+    given = {} if before is None else before.configs
     counted: dict[str, Callable[[], StepMemory]] = {}
     if recipe.autoencoder is not None:
         counted["autoencoder"] = partial(_of_autoencoder, recipe.autoencoder, processes)
     if recipe.diffusion is not None:
-        size = _largest(recipe, recipe.diffusion, _factor(recipe, before))
+        size = _largest(recipe, recipe.diffusion, _factor(recipe, given))
         counted["diffusion"] = partial(_of_denoiser, recipe.diffusion, size, processes)
     if recipe.controlnet is not None:
-        counted["controlnet"] = partial(_of_controlnet, recipe, recipe.controlnet, before, processes)
+        counted["controlnet"] = partial(_of_controlnet, recipe, recipe.controlnet, given, processes)
     if recipe.segmenter is not None:
         counted["segmenter"] = partial(_of_segmenter, recipe.segmenter, processes)
     if recipe.labels is not None:

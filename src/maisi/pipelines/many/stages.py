@@ -17,9 +17,15 @@ from maisi.pipelines.many.requests import Drawn
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import ValidRequest, load_for, validate_generate
 
-OF_MEMORY = frozenset(
-    {"bundle", "unlabelled", "modality", "controlnet_scale", "guidance_labels", "guidance_conditions", "compute"}
-)
+OF_MEMORY = {
+    "bundle",
+    "unlabelled",
+    "modality",
+    "controlnet_scale",
+    "guidance_labels",
+    "guidance_conditions",
+    "compute",
+}
 """Settings of a request that its memory depends on, besides its shape: what networks are asked, and how."""
 
 
@@ -138,7 +144,7 @@ def owns_networks(source: LabelSource) -> bool:
 
 def shapes_key(request: GenerateRequest, source: LabelSource) -> str:
     """What the memory of a sample depends on."""
-    return f"{source.grid.shape} {request.model_dump_json(include=set(OF_MEMORY))}"
+    return f"{source.grid.shape} {request.model_dump_json(include=OF_MEMORY)}"
 
 
 @lru_cache(maxsize=1)

@@ -122,8 +122,7 @@ def _check_memory(request: TrainRequest, trained: Sequence[str], bundle: Bundle 
 
 
 def _largest_step(recipe: BundleRecipe, trained: Sequence[str], bundle: Bundle | None) -> tuple[str, StepMemory]:
-    before = {} if bundle is None else bundle.configs
-    return max(training_memory(recipe, num_ranks(), trained, before).items(), key=lambda named: named[1].total)
+    return max(training_memory(recipe, num_ranks(), trained, bundle).items(), key=lambda named: named[1].total)
 
 
 def _within_memory(checked: Checked[TrainRequest], trained: Sequence[str]) -> BundleRecipe:
