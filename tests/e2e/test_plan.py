@@ -185,6 +185,13 @@ def test_a_spacing_that_makes_more_voxels_than_memory_holds_is_refused_before_an
     assert not (tmp_path / "a.safetensors").exists()
 
 
+def test_a_training_is_planned_with_the_networks_of_its_bundle(maisi: Maisi) -> None:
+    given = ("-s", "limits.max_size=[64, 64, 64]")
+    assert "those of bundle ct-small (--bundle)" in maisi("plan", "--train", "inpaint", *given).out
+    refused = maisi("plan", "--train", "inpaint", *given, "--bundle", "ct-segmenter")
+    assert (refused.code, "has no autoencoder, which goes before; it has segmenter" in refused.err) == (2, True)
+
+
 def test_a_step_of_a_training_is_divided_by_its_slabs(maisi: Maisi, tmp_path: Path) -> None:
     part = {
         "network": {"channels": [8, 16], "num_res_blocks": [1, 1], "norm_groups": 2},

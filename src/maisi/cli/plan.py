@@ -64,14 +64,17 @@ def _plan_training(name: str, assignments: list[str], bundle: str, as_json: bool
     from maisi.bundle.bundle import load_bundle
     from maisi.compute.compute import format_bytes
     from maisi.recipes.load import read_recipe
-    from maisi.recipes.memory import training_memory
+    from maisi.recipes.memory import check_goes_before, training_memory
     from maisi.recipes.recipe import BundleRecipe
     from maisi.storage.settings import check_settings, with_assignments
     from maisi.training.memory import TRAINING_PROCESS_BYTES
 
     recipe = check_settings(BundleRecipe, with_assignments(read_recipe(name), assignments))
     is_whole = recipe.autoencoder is not None or (recipe.diffusion is None and recipe.controlnet is None)
-    found = training_memory(recipe, before=None if is_whole else load_bundle(bundle))
+    before = None if is_whole else load_bundle(bundle)
+    if before is not None:
+        check_goes_before(before, *(("autoencoder",) if recipe.diffusion is not None else ("autoencoder", "unet")))
+    found = training_memory(recipe, before=before)
     if as_json:
         give_json({part: {**memory.model_dump(), "total": memory.total} for part, memory in found.items()})
         return

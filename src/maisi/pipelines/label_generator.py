@@ -32,6 +32,7 @@ from maisi.pipelines.codec import as_weights
 from maisi.pipelines.conditioning import condition_tensors
 from maisi.pipelines.label_codec import channels_of, decode_ids
 from maisi.pipelines.labels import Anatomy, GridRules, region_grid
+from maisi.pipelines.requests import DEFAULT_LABEL_GENERATOR
 from maisi.shapes import in_words
 from maisi.space.grid import Grid
 from maisi.space.smooth_labels import resample_smoothly
@@ -44,8 +45,9 @@ def generator_info(bundle: Bundle) -> LabelGeneratorInfo:
     """What the label generator of a bundle was trained for; `InvalidBundleError` where the bundle has none."""
     if bundle.info.label_generator is None:
         raise InvalidBundleError(
-            f"bundle {bundle.name!r} draws no label maps; it holds {', '.join(bundle.names)}; accepted: a bundle that "
-            "`maisi train labels` made, or `maisi convert` of upstream's mask generation checkpoints"
+            f"bundle {bundle.name!r} draws no label maps; it holds {', '.join(bundle.names)}; accepted: "
+            f"{DEFAULT_LABEL_GENERATOR}, a bundle that `maisi train labels` made, or `maisi convert` of upstream's "
+            "mask generation checkpoints"
         )
     return bundle.info.label_generator
 

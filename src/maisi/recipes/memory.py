@@ -12,6 +12,7 @@ from maisi.anatomy.bits import NUM_BITS
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, load_bundle
 from maisi.diffusion.denoiser import predict
+from maisi.errors import InvalidRequestError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.build import NetworkConfig
 from maisi.networks.controlnet import ControlNet, ControlNetConfig
@@ -59,6 +60,14 @@ def training_memory(
         counted["label_diffusion"] = partial(_of_label_unet, recipe.labels)
     with torch.device("meta"):
         return {part: count() for part, count in counted.items() if parts is None or part in parts}
+
+
+def check_goes_before(bundle: Bundle, *needed: str) -> None:
+    """Nothing, or an `InvalidRequestError` where a bundle lacks a network that goes before a training."""
+    lacking = [name for name in needed if name not in bundle.names]
+    if lacking:
+        there = ", ".join(bundle.names)
+        raise InvalidRequestError(f"bundle {bundle.name} has no {lacking[0]}, which goes before; it has {there}")
 
 
 def _of_autoencoder(config: AutoencoderTraining, processes: int | None) -> StepMemory:

@@ -22,7 +22,7 @@ from maisi.pipelines.validate import lasting_name
 from maisi.recipes.dry_run import DryRun, dry_run
 from maisi.recipes.labels import LabelLesson, labels_stage
 from maisi.recipes.load import with_classes
-from maisi.recipes.memory import training_memory
+from maisi.recipes.memory import check_goes_before, training_memory
 from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.stages import (
     Encoded,
@@ -223,12 +223,7 @@ def _check_shares(optimization: Optimization) -> None:
 def _with_networks(checked: Checked[TrainRequest], *needed: str) -> Checked[TrainRequest]:
     if checked.bundle is None:
         raise InvalidRequestError(f"this training needs a bundle with {' and '.join(needed)}; give --bundle")
-    lacking = [name for name in needed if name not in checked.bundle.names]
-    if lacking:
-        there = ", ".join(checked.bundle.names)
-        raise InvalidRequestError(
-            f"bundle {checked.bundle.name} has no {lacking[0]}, which goes before; it has {there}"
-        )
+    check_goes_before(checked.bundle, *needed)
     return checked
 
 
