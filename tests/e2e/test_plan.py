@@ -185,10 +185,12 @@ def test_a_spacing_that_makes_more_voxels_than_memory_holds_is_refused_before_an
     assert not (tmp_path / "a.safetensors").exists()
 
 
-def test_a_training_is_planned_with_the_networks_of_its_bundle(maisi: Maisi) -> None:
-    given = ("-s", "limits.max_size=[64, 64, 64]")
-    assert "those of bundle ct-small (--bundle)" in maisi("plan", "--train", "inpaint", *given).out
-    refused = maisi("plan", "--train", "inpaint", *given, "--bundle", "ct-segmenter")
+def test_a_training_is_planned_with_the_networks_of_its_bundle_for_the_largest_case(maisi: Maisi) -> None:
+    ask = ("plan", "--train", "inpaint", "--size", 64, 64, 32)
+    told = maisi(*ask).out
+    assert "those of bundle ct-small (--bundle)" in told
+    assert "controlnet: takes cases whole, the largest of 64 x 64 x 32 voxels (--size)" in told
+    refused = maisi(*ask, "--bundle", "ct-segmenter")
     assert (refused.code, "has no autoencoder, which goes before; it has segmenter" in refused.err) == (2, True)
 
 

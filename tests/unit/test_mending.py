@@ -54,6 +54,22 @@ def test_specks_become_what_lies_next_to_them_and_holes_are_filled() -> None:
     assert np.array_equal(mend(ids), box_map())
 
 
+def test_four_voxels_of_a_large_structure_are_none_of_it_but_may_be_all_of_a_small_one() -> None:
+    ids = box_map()
+    ids[20, 14, 4:8] = ID("left hip")  # 0.5 ml of 380
+    ids[26, 12, 12] = ID("heart")
+    assert np.array_equal(mend(ids), box_map())
+    ids[20, 14, 4:9] = ID("left hip")  # five may be the end of one
+    ids[26, 12, 12] = ID("right lung lower lobe")
+    assert np.array_equal(mend(ids), ids)
+    coarse = np.zeros((12, 10, 10), np.uint8)
+    coarse[1:11, 1:9, 1:9] = ID("body")
+    coarse[2:5, 2:8, 2:8] = ID("liver")
+    coarse[6, 5, 5:7] = ID("gallbladder")  # 8 of 30 ml, on voxels of 16 mm
+    labels = LabelMap(coarse, Grid.centered(coarse.shape, (16.0, 16.0, 16.0)))
+    assert np.array_equal(mended(labels, VOCABULARY).array, coarse)
+
+
 def test_pieces_of_what_is_parted_stay_unless_they_are_far_smaller() -> None:
     ids = box_map()
     ids[19:22, 6:10, 6:10] = ids[19:22, 16:20, 16:20] = ID("small bowel")

@@ -28,6 +28,8 @@ class MendingRules(Frozen):
     several: tuple[str, ...]
     least_share: float
     speck_ml: float
+    remnant_voxels: int
+    remnant_share: float
 
     def whole_ids(self, vocabulary: Vocabulary) -> frozenset[int]:
         """The structures that are of one piece."""
@@ -72,7 +74,8 @@ def _one_body(ids: np.ndarray, labels: LabelMap, vocabulary: Vocabulary) -> np.n
 def _specks(ids: np.ndarray, grid: Grid, vocabulary: Vocabulary) -> np.ndarray:
     """Where pieces of a structure lie that are none: all but the largest, or those far smaller than it.
 
-    Pieces that the border of the map cuts may meet beyond it, and need not be one.
+    Pieces that the border of the map cuts may meet beyond it, and need not be one. A few voxels of what usually has
+    many are none of it either.
     """
     rules, specks = mending_rules(), np.zeros(ids.shape, bool)
     whole = rules.whole_ids(vocabulary)
@@ -81,6 +84,8 @@ def _specks(ids: np.ndarray, grid: Grid, vocabulary: Vocabulary) -> np.ndarray:
         if id in free:
             continue
         numbered, count = ndimage.label(ids[box] == id, TOUCHING)
+        if _is_remnant(id, int(np.count_nonzero(numbered)), grid, vocabulary):
+            specks[box] |= numbered > 0
         if count < 2:
             continue
         sizes = np.bincount(numbered.ravel())
@@ -92,6 +97,13 @@ def _specks(ids: np.ndarray, grid: Grid, vocabulary: Vocabulary) -> np.ndarray:
         small[0] = False
         specks[box] |= small[numbered]
     return specks
+
+
+def _is_remnant(id: int, voxels: int, grid: Grid, vocabulary: Vocabulary) -> bool:
+    """Whether so many voxels are too few, and too little, to be a structure."""
+    rules, place = mending_rules(), vocabulary.places_by_id.get(id)
+    ml = voxels * float(np.prod(grid.spacing)) / 1000
+    return place is not None and voxels <= rules.remnant_voxels and ml < rules.remnant_share * place.ml[0]
 
 
 def _cut(numbered: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:

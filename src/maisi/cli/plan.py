@@ -25,13 +25,14 @@ def plan(
 ) -> None:
     """Show how encoding, sampling and decoding a volume would be cut to stay within an amount of memory.
 
-    Nothing is computed, so the device need not be there. Give --size and --memory, or --train.
+    Nothing is computed, so the device need not be there. Give --size and --memory, or --train; of a recipe that takes
+    cases whole, --size is then that of the largest.
     """
     from maisi.compute.compute import format_bytes
     from maisi.pipelines.plan import plan_all
 
     if train is not None:
-        _plan_training(train, recipe_settings or [], request.bundle, as_json)
+        _plan_training(train, recipe_settings or [], request, as_json)
         return
     if recipe_settings:
         raise typer.BadParameter("--set is of the recipe that --train names")
@@ -60,21 +61,23 @@ def plan(
     give(f"besides: {format_bytes(found.fixed_bytes)} for the process and the networks in {found.precision}")
 
 
-def _plan_training(name: str, assignments: list[str], bundle: str, as_json: bool) -> None:
+def _plan_training(name: str, assignments: list[str], request: PlanRequest, as_json: bool) -> None:
     from maisi.bundle.bundle import load_bundle
     from maisi.compute.compute import format_bytes
     from maisi.recipes.load import read_recipe
-    from maisi.recipes.memory import check_goes_before, training_memory
+    from maisi.recipes.memory import check_goes_before, largest_volume, training_memory
     from maisi.recipes.recipe import BundleRecipe
+    from maisi.shapes import in_words
     from maisi.storage.settings import check_settings, with_assignments
     from maisi.training.memory import TRAINING_PROCESS_BYTES
 
     recipe = check_settings(BundleRecipe, with_assignments(read_recipe(name), assignments))
     is_whole = recipe.autoencoder is not None or (recipe.diffusion is None and recipe.controlnet is None)
-    before = None if is_whole else load_bundle(bundle)
+    before = None if is_whole else load_bundle(request.bundle)
     if before is not None:
         check_goes_before(before, *(("autoencoder",) if recipe.diffusion is not None else ("autoencoder", "unet")))
-    found = training_memory(recipe, before=before)
+    volume = request.size or largest_volume(recipe)
+    found = training_memory(recipe, before=before, volume=volume)
     if as_json:
         give_json({part: {**memory.model_dump(), "total": memory.total} for part, memory in found.items()})
         return
@@ -86,7 +89,10 @@ def _plan_training(name: str, assignments: list[str], bundle: str, as_json: bool
     give_table(rows, ("a step of", "processes", *kinds, "at most"))
     give(f"besides: {format_bytes(TRAINING_PROCESS_BYTES)} for the process, and volumes or latents that it keeps")
     if not is_whole:
-        give(f"the networks that go before are those of bundle {bundle} (--bundle)")
+        give(f"the networks that go before are those of bundle {request.bundle} (--bundle)")
+    takes_whole = [part for part in ("diffusion", "controlnet") if part in found and not getattr(recipe, part).sizes]
+    if takes_whole:
+        give(f"{', '.join(takes_whole)}: takes cases whole, the largest of {in_words(volume)} voxels (--size)")
     give("at the largest patch or latent of the recipe, in float32; half precision takes about half of the activations")
     give("at most: gradients come as activations go; with what is computed again, and what libraries work in")
     if any(memory.processes > 1 for memory in found.values()):

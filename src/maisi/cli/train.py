@@ -212,12 +212,10 @@ def _train(
 def _try_out(part: str, checked: Any) -> None:
     """A few steps, and what they say of all."""
     from maisi.compute.compute import format_bytes
-    from maisi.compute.machine import num_ranks
-    from maisi.recipes.memory import training_memory
-    from maisi.runs.tasks.train import parts_of, try_out
+    from maisi.runs.tasks.train import memory_of_steps, parts_of, try_out
 
     found, recipe = try_out(checked, part), checked.request.recipe
-    memory = training_memory(recipe, num_ranks(), parts_of(part, recipe), checked.bundle)
+    memory = memory_of_steps(checked.request, parts_of(part, recipe), checked.bundle)
     rows = [
         (
             tried.part,

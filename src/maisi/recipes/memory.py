@@ -37,22 +37,25 @@ def training_memory(
     processes: int | None = None,
     parts: Sequence[str] | None = None,
     before: Bundle | None = None,
+    volume: Size3 | None = None,
 ) -> dict[str, StepMemory]:
     """The memory of a step at its largest patch or latent, one batch of those that add up, by the parts of a recipe.
 
     They are all that the recipe has, unless `parts` are named. Networks that go before are those of the bundle
-    `before`, else the recipe's, else the released ones. The memory is that of each of `processes`
-    that train together; by default of one, or of as many as there are slabs (`optimization.slabs`).
+    `before`, else the recipe's, else the released ones. Where all of a case is taken, the largest has the voxels of
+    `volume`, else as many as the recipe allows. The memory is that of each of `processes` that train together; by
+    default of one, or of as many as there are slabs (`optimization.slabs`).
     """
+    volume = volume or largest_volume(recipe)
     given = {} if before is None else before.configs
     counted: dict[str, Callable[[], StepMemory]] = {}
     if recipe.autoencoder is not None:
         counted["autoencoder"] = partial(_of_autoencoder, recipe.autoencoder, processes)
     if recipe.diffusion is not None:
-        size = _largest(recipe, recipe.diffusion, _factor(recipe, given))
+        size = _largest(recipe.diffusion, volume, _factor(recipe, given))
         counted["diffusion"] = partial(_of_denoiser, recipe.diffusion, size, processes)
     if recipe.controlnet is not None:
-        counted["controlnet"] = partial(_of_controlnet, recipe, recipe.controlnet, given, processes)
+        counted["controlnet"] = partial(_of_controlnet, recipe, recipe.controlnet, given, volume, processes)
     if recipe.segmenter is not None:
         counted["segmenter"] = partial(_of_segmenter, recipe.segmenter, processes)
     if recipe.labels is not None:
@@ -60,6 +63,11 @@ def training_memory(
         counted["label_diffusion"] = partial(_of_label_unet, recipe.labels)
     with torch.device("meta"):
         return {part: count() for part, count in counted.items() if parts is None or part in parts}
+
+
+def largest_volume(recipe: BundleRecipe) -> Size3:
+    """The most voxels that a case may have whose latent is taken whole."""
+    return recipe.limits.max_size if recipe.latents.as_prepared else recipe.latents.max_size
 
 
 def check_goes_before(bundle: Bundle, *needed: str) -> None:
@@ -116,11 +124,11 @@ def _factor(recipe: BundleRecipe, before: Mapping[str, NetworkConfig]) -> int:
     return (AutoencoderConfig() if recipe.autoencoder is None else recipe.autoencoder.network).factor
 
 
-def _largest(recipe: BundleRecipe, config: DiffusionTraining, factor: int) -> Size3:
-    """The largest crop in latent voxels; where all of a case is taken, the largest volume of the recipe's limits."""
+def _largest(config: DiffusionTraining, volume: Size3, factor: int) -> Size3:
+    """The largest crop in latent voxels; where all of a case is taken, all of such a volume."""
     if config.sizes:
         return max(config.sizes, key=math.prod)
-    x, y, z = (n // factor for n in recipe.limits.max_size)
+    x, y, z = (n // factor for n in volume)
     return x, y, z
 
 
@@ -161,7 +169,11 @@ def _of_denoiser(config: DiffusionTraining, size: Size3, processes: int | None =
 
 
 def _of_controlnet(
-    recipe: BundleRecipe, config: ControlNetTraining, before: Mapping[str, NetworkConfig], processes: int | None
+    recipe: BundleRecipe,
+    config: ControlNetTraining,
+    before: Mapping[str, NetworkConfig],
+    volume: Size3,
+    processes: int | None,
 ) -> StepMemory:
     given, factor = before.get("unet"), _factor(recipe, before)
     ours = given if isinstance(given, UNetConfig) else _unet_of(recipe.diffusion or config)
@@ -170,7 +182,7 @@ def _of_controlnet(
     like = config.controlnet or (begun if isinstance(begun, ControlNetConfig) else controlnet_like(ours, factor))
     controlnet = ControlNet(like)
     unet.requires_grad_(config.train_unet)
-    size, batch = _largest(recipe, config, factor), config.batch_size
+    size, batch = _largest(config, volume, factor), config.batch_size
 
     def answered(slabs: Slabs) -> Tensor:
         noisy = torch.empty((batch, unet.config.in_channels, *size))

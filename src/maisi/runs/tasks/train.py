@@ -1,6 +1,7 @@
 """`maisi train`: the networks of a bundle, one at a time or all of a recipe."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from maisi.bundle.bundle import Bundle, load_bundle, save_bundle
 from maisi.bundle.digest import weights_digest
 from maisi.compute.compute import Compute, format_bytes
 from maisi.compute.machine import fill_defaults, num_ranks
-from maisi.data.latents import LATENTS, read_entries
+from maisi.data.latents import LATENTS, read_entries, read_extent
 from maisi.data.manifest import check_cases, read_manifest
 from maisi.errors import InvalidPlanError, InvalidRequestError
+from maisi.networks.autoencoder import AutoencoderConfig
 from maisi.pipelines.validate import lasting_name
 from maisi.recipes.dry_run import DryRun, dry_run
 from maisi.recipes.labels import LabelLesson, labels_stage
@@ -40,7 +42,7 @@ from maisi.recipes.stages import (
 )
 from maisi.recipes.variations import volumes_of
 from maisi.runs.task import Checked, Output, Run, Task
-from maisi.shapes import Frozen
+from maisi.shapes import Frozen, Size3
 from maisi.splitting.cpu.heap import freed_slabs
 from maisi.storage.settings import check_settings
 from maisi.training.autoencoder import check_autoencoder_training
@@ -108,7 +110,7 @@ def _check_memory(request: TrainRequest, trained: Sequence[str], bundle: Bundle 
     memory = request.compute.memory
     if memory is None:
         return
-    part, needed = _largest_step(request.recipe, trained, bundle)
+    part, needed = _largest_step(request, trained, bundle)
     least = needed.total + TRAINING_PROCESS_BYTES
     if least > memory:
         raise InvalidPlanError(
@@ -121,8 +123,30 @@ def _check_memory(request: TrainRequest, trained: Sequence[str], bundle: Bundle 
         )
 
 
-def _largest_step(recipe: BundleRecipe, trained: Sequence[str], bundle: Bundle | None) -> tuple[str, StepMemory]:
-    return max(training_memory(recipe, num_ranks(), trained, bundle).items(), key=lambda named: named[1].total)
+def memory_of_steps(request: TrainRequest, trained: Sequence[str], bundle: Bundle | None) -> dict[str, StepMemory]:
+    """The memory of a step of each of the trainings, on the cases of the request."""
+    return training_memory(request.recipe, num_ranks(), trained, bundle, largest_case(request, bundle))
+
+
+def largest_case(request: TrainRequest, bundle: Bundle | None) -> Size3 | None:
+    """The voxels of the largest case of which the latent may be taken whole; None where only the recipe bounds them."""
+    sizes: list[Size3 | None] = []
+    if request.latents is not None:
+        found = None if bundle is None else bundle.configs.get("autoencoder")
+        factor = found.factor if isinstance(found, AutoencoderConfig) else 1
+        entries = [entry for entry in read_entries(request.latents) if entry.split != "testing"]
+        extents = (read_extent(request.latents / entry.file) for entry in entries)
+        sizes = [(x * factor, y * factor, z * factor) for x, y, z in extents]
+    elif request.manifest is not None and request.recipe.latents.as_prepared:
+        taken = (case for case in read_manifest(request.manifest) if request.recipe.latents.takes(case))
+        sizes = [case.shape for case in taken if case.split != "testing"]
+        sizes += [request.recipe.latents.max_size] * (request.recipe.latents.num_phantoms > 0)
+    known = [size for size in sizes if size is not None]
+    return max(known, key=math.prod) if known and len(known) == len(sizes) else None
+
+
+def _largest_step(request: TrainRequest, trained: Sequence[str], bundle: Bundle | None) -> tuple[str, StepMemory]:
+    return max(memory_of_steps(request, trained, bundle).items(), key=lambda named: named[1].total)
 
 
 def _within_memory(checked: Checked[TrainRequest], trained: Sequence[str]) -> BundleRecipe:
@@ -130,7 +154,7 @@ def _within_memory(checked: Checked[TrainRequest], trained: Sequence[str]) -> Bu
     recipe, memory = checked.request.recipe, checked.request.compute.memory
     if memory is None:
         return recipe
-    room = memory - TRAINING_PROCESS_BYTES - _largest_step(recipe, trained, checked.bundle)[1].total
+    room = memory - TRAINING_PROCESS_BYTES - _largest_step(checked.request, trained, checked.bundle)[1].total
     kept = {name: min(getattr(recipe, name), room) for name in ("kept_volume_bytes", "kept_latent_bytes")}
     return recipe.model_copy(update=kept)
 
