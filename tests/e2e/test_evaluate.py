@@ -13,7 +13,7 @@ from maisi.evaluation.features import PLANES, PROTOCOLS
 from maisi.evaluation.fidelity import box_blur
 from maisi.evaluation.memorization import in_place
 from maisi.evaluation.memorized_labels import mirrored
-from maisi.evaluation.neighbours import Neighbour, judged
+from maisi.evaluation.neighbours import Neighbour
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.space.files import write_labels, write_volume
@@ -263,15 +263,3 @@ def test_a_planted_label_map_is_found_whether_moved_scaled_or_mirrored(maisi: Ma
     assert found["larger"]["nearest"] == "training2_labels.nii.gz"
     assert done.json["images"] is None
     assert "labels_pair_00.png" in files_in(tmp_path / "out")
-
-
-def test_what_was_held_out_but_is_of_training_does_not_hide_copies() -> None:
-    def pair(name: str, distance: float) -> Neighbour:
-        return Neighbour(
-            name=name, nearest="t", distance=distance, nearest_by_features="t", features=0.0, mirrored=False
-        )
-
-    found = judged([pair("copy", 0.05)], [pair("leak", 0.0), pair("a", 0.6), pair("b", 0.7)], 5)
-    assert found.least == 0.6
-    assert [each.name for each in found.copies] == ["copy"]
-    assert "held out leak is as near to t as a copy" in found.notes[0]

@@ -15,7 +15,7 @@ from scipy import ndimage
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol
 from maisi.evaluation.neighbours import Neighbour, Neighbours, judged
 from maisi.evaluation.sets import NamedImage, features_of
-from maisi.shapes import Frozen, Spacing3
+from maisi.shapes import Frozen
 from maisi.space.grid import Grid
 from maisi.space.intensity import to_unit
 from maisi.space.resample import fit, resample, with_spacing
@@ -36,12 +36,23 @@ class MemorizationReport(Frozen):
 
 @dataclass(frozen=True)
 class _Sight:
-    """What is compared of a volume: features, and its fine anatomy (of norm one) in frequencies."""
+    """What is compared of a volume: features, and its fine anatomy (of norm one) in frequencies.
+
+    `middle` is that of its field of view in the cube of the fine anatomy, in voxels.
+    """
 
     name: str
     features: np.ndarray
     spectrum: np.ndarray
     mirrored: np.ndarray
+    middle: np.ndarray
+
+    def seen(self, is_mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Spectrum and middle as they are, or mirrored left to right."""
+        if not is_mirrored:
+            return self.spectrum, self.middle
+        x, y, z = self.middle
+        return self.mirrored, np.array((THUMB_SIZE - 1 - x, y, z))
 
 
 def find_copies(
@@ -78,18 +89,24 @@ def _sight(image: NamedImage, extractor: FeatureExtractor, protocol: PlaneProtoc
     volume = image.read()
     planes = features_of(image.name, volume, extractor, protocol)
     means, fine = np.concatenate([planes[key].mean(0) for key in sorted(planes)]), fine_anatomy(volume)
-    spectra = [np.fft.rfftn(cube).astype(np.complex64) for cube in (fine, fine[::-1])]
-    return _Sight(image.name, means, *spectra)
+    as_it_is, mirrored = (np.fft.rfftn(cube).astype(np.complex64) for cube in (fine.array, fine.array[::-1]))
+    middle = (_middle(volume.grid) - np.array(fine.grid.origin)) / THUMB_MM
+    return _Sight(image.name, means, as_it_is, mirrored, middle)
 
 
-def fine_anatomy(volume: Volume) -> np.ndarray:
+def fine_anatomy(volume: Volume) -> Volume:
     """A cube of band-passed intensities at 8 mm, of norm one, float32; zeros for a volume without any detail."""
     coarse = resample(volume, with_spacing(volume.grid, [THUMB_MM] * 3))
     unit = np.clip(to_unit(coarse.array, volume.modality), 0, 1)
     band = ndimage.gaussian_filter(unit, 0.5) - ndimage.gaussian_filter(unit, 2.0, mode="nearest")
-    cube = fit(Volume(band.astype(np.float32), coarse.grid, "mr"), (THUMB_SIZE,) * 3).array
-    norm = float(np.linalg.norm(cube))
-    return np.asarray(cube / norm if norm > 0 else cube, np.float32)
+    cube = fit(Volume(band.astype(np.float32), coarse.grid, "mr"), (THUMB_SIZE,) * 3)
+    norm = float(np.linalg.norm(cube.array))
+    return Volume(np.asarray(cube.array / (norm or 1.0), np.float32), cube.grid, "mr")
+
+
+def _middle(grid: Grid) -> np.ndarray:
+    """The middle of a field of view in the world, mm."""
+    return np.asarray(grid.world((np.array(grid.shape) - 1) / 2))
 
 
 def _neighbour(sight: _Sight, others: Sequence[_Sight], scale: np.ndarray) -> Neighbour:
@@ -97,11 +114,13 @@ def _neighbour(sight: _Sight, others: Sequence[_Sight], scale: np.ndarray) -> Ne
     by_features = int(np.argmin(apart))
     best = (np.inf, 0, False, 0)
     for k, other in enumerate(others):
-        for is_mirrored, own in enumerate((sight.spectrum, sight.mirrored)):
+        for is_mirrored in (False, True):
+            own, _ = sight.seen(is_mirrored)
             likeness = np.fft.irfftn(other.spectrum * np.conj(own), s=(THUMB_SIZE,) * 3, axes=(0, 1, 2))
             place = int(likeness.argmax())
-            best = min(best, (1 - float(likeness.flat[place]), k, bool(is_mirrored), place))
+            best = min(best, (1 - float(likeness.flat[place]), k, is_mirrored, place))
     distance, nearest, mirrored, place = best
+    x, y, z = (_shift(place) + THUMB_MM * (sight.seen(mirrored)[1] - others[nearest].middle)).tolist()
     return Neighbour(
         name=sight.name,
         nearest=others[nearest].name,
@@ -109,24 +128,19 @@ def _neighbour(sight: _Sight, others: Sequence[_Sight], scale: np.ndarray) -> Ne
         nearest_by_features=others[by_features].name,
         features=apart[by_features],
         mirrored=mirrored,
-        shift_mm=_shift(place),
+        shift_mm=(x, y, z),
     )
 
 
-def _shift(place: int) -> Spacing3:
+def _shift(place: int) -> np.ndarray:
     """The shift (mm) of an element of the circular correlation of two cubes."""
-    x, y, z = (
-        THUMB_MM * (k if k <= THUMB_SIZE // 2 else k - THUMB_SIZE) for k in np.unravel_index(place, (THUMB_SIZE,) * 3)
-    )
-    return float(x), float(y), float(z)
+    k = np.array(np.unravel_index(place, (THUMB_SIZE,) * 3))
+    return THUMB_MM * np.where(k <= THUMB_SIZE // 2, k, k - THUMB_SIZE)
 
 
 def in_place(real: Volume, pair: Neighbour, grid: Grid) -> Volume:
     """The nearest training volume where the generated one of a grid shows the same, mirrored if that one is."""
-    middle, own = (g.world((np.array(g.shape) - 1) / 2) for g in (grid, real.grid))
-    shift = np.array(pair.shift_mm or (0.0, 0.0, 0.0))
-    moved = Grid.axis_aligned(
-        real.grid.shape, real.grid.spacing, (np.array(real.grid.origin) + middle - own - shift).tolist()
-    )
+    shift = _middle(grid) - _middle(real.grid) - np.array(pair.shift_mm or (0.0, 0.0, 0.0))
+    moved = Grid.axis_aligned(real.grid.shape, real.grid.spacing, (np.array(real.grid.origin) + shift).tolist())
     placed = resample(Volume(real.array, moved, real.modality), grid)
     return Volume(placed.array[::-1].copy(), grid, real.modality) if pair.mirrored else placed

@@ -5,10 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
+from maisi.errors import InvalidRequestError
 from maisi.shapes import Frozen, Spacing3
 
 COPY_SHARE = 0.5
 """What is nearer than this share of the least distance of anything held out is called a copy."""
+
+SAME = 0.02
+"""What is no farther apart is the same, but for rounding."""
 
 
 class Neighbour(Frozen):
@@ -51,11 +55,18 @@ class Neighbours(Frozen):
 def judged(generated: Sequence[Neighbour], held_out: Sequence[Neighbour], num_training: int) -> Neighbours:
     """The neighbours with what is close and what is a copy.
 
-    Something held out that is itself much nearer than is usual there (than `COPY_SHARE` of the median) may show a
-    patient of training: it tells nothing of what near is, and is told.
+    Something held out that is the same as something of training, or much nearer to it than is usual there (than
+    `COPY_SHARE` of the median of the others), may show a patient of training: it tells nothing of what near is, and is
+    told. Raises `InvalidRequestError` where all of them are the same as training.
     """
-    usual = float(np.median([each.distance for each in held_out]))
-    strange = [each for each in held_out if each.distance < COPY_SHARE * usual]
+    others = [each.distance for each in held_out if each.distance > SAME]
+    if not others:
+        raise InvalidRequestError(
+            f"all {len(held_out)} held out are as near to training as copies, such as {held_out[0].name} to "
+            f"{held_out[0].nearest}; accepted: real ones that were not trained on, which tell what near is"
+        )
+    usual = float(np.median(others))
+    strange = [each for each in held_out if each.distance < max(SAME, COPY_SHARE * usual)]
     least = min(each.distance for each in held_out if each not in strange)
     found = [
         each.model_copy(update={"is_close": each.distance < least, "is_copy": each.distance < COPY_SHARE * least})

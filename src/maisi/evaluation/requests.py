@@ -38,11 +38,27 @@ class EvaluateMemorizationRequest(Frozen):
     of: Literal["images", "labels", "both"] = Field(
         default="images", description="What may be a copy: images, labels (label maps) or both."
     )
-    held_out: Path | None = Field(default=None, description="Folder of held-out volumes, where no manifest tells them.")
-    training_split: str | None = Field(default="training", description="Split of the manifest that was trained on.")
-    held_out_split: str | None = Field(default="validation", description="Split that was not.")
+    held_out: Path | None = Field(
+        default=None, description="Manifest or folder of held-out volumes, where REAL does not tell them."
+    )
+    training_split: str | None = Field(
+        default=None,
+        description="Split of the manifest that was trained on.",
+        json_schema_extra={"shown_default": "training, or all where --held-out is given"},
+    )
+    held_out_split: str | None = Field(
+        default=None,
+        description="Split that was not.",
+        json_schema_extra={"shown_default": "validation, or all of --held-out"},
+    )
     features: str = Field(default="scattering", description=FEATURES)
     modality: Modality = Field(default="ct", description="ct or mr.")
+
+    @property
+    def splits(self) -> tuple[str | None, str | None]:
+        """The splits of training and of held-out volumes."""
+        usual = ("training", "validation") if self.held_out is None else (None, None)
+        return self.training_split or usual[0], self.held_out_split or usual[1]
 
 
 class EvaluateLabelsRequest(Frozen):

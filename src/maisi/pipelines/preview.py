@@ -121,12 +121,12 @@ def comparison(
     rows = []
     for k, (_, axis, _) in enumerate(PLANES):
         a, b = _plane(original.array, axis, point), _plane(other.array, axis, point)
-        pictures = {
-            names[0]: _grey(a, curve),
-            names[1]: _grey(b, curve),
-            f"difference ±{most:.3g}{unit}": _diverging((b - a) / most),
-        }
-        rows.append([_panel(x, original.grid, k, scale, name) for name, x in pictures.items()])
+        pictures = (
+            (names[0], _grey(a, curve)),
+            (names[1], _grey(b, curve)),
+            (f"difference ±{most:.3g}{unit}", _diverging((b - a) / most)),
+        )
+        rows.append([_panel(x, original.grid, k, scale, name) for name, x in pictures])
     return _sheet(rows, title, _size_caption(original.grid), [], scale)
 
 

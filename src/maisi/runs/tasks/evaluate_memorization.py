@@ -36,7 +36,7 @@ class ToCompare:
 def check(request: EvaluateMemorizationRequest) -> Checked[EvaluateMemorizationRequest]:
     """The request with generated, training and held-out volumes or label maps, and the features."""
     extractor = find_extractor(request.features)
-    splits = (request.training_split, request.held_out_split) if request.held_out is None else (None, None)
+    splits = request.splits
     held_out = request.held_out or request.real
     images: tuple[Sequence[NamedImage], ...] = ()
     labels: tuple[Sequence[NamedLabels], ...] = ()

@@ -1,0 +1,85 @@
+"""Copies among volumes: where they lie, what tells what near is, and what is no held-out set."""
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from maisi.errors import InvalidRequestError
+from maisi.evaluation.features import PROTOCOLS
+from maisi.evaluation.memorization import find_copies, in_place
+from maisi.evaluation.neighbours import Neighbour, judged
+from maisi.evaluation.requests import EvaluateMemorizationRequest
+from maisi.evaluation.sets import NamedImage
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
+from maisi.pipelines.preview import comparison
+from maisi.space.grid import Grid
+from maisi.space.volume import Volume
+
+
+def phantom(seed: int, size: tuple[int, int, int] = (39, 36, 15)) -> Volume:
+    rng = np.random.default_rng(seed)
+    return render_phantom(draw_phantom("abdomen", Grid.centered(size, (8.0, 8.0, 8.0)), rng), rng)
+
+
+def named(name: str, volume: Volume) -> NamedImage:
+    return NamedImage(name, name, lambda: volume)
+
+
+def pair(name: str, distance: float) -> Neighbour:
+    return Neighbour(name=name, nearest="t", distance=distance, nearest_by_features="t", features=0.0, mirrored=False)
+
+
+class Brightness:
+    """A feature that costs nothing: nearest by image is what counts here."""
+
+    name = "brightness"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+
+def test_a_copy_lies_upon_its_original_whatever_the_parity_of_its_sizes() -> None:
+    original = phantom(0, (39, 36, 15))
+    flipped = Volume(np.ascontiguousarray(original.array[::-1]), original.grid)
+    shorter = Volume(original.array[:-1, :, :-2], Grid(original.array[:-1, :, :-2].shape, original.grid.affine))
+    found = find_copies(
+        [named("flipped", flipped), named("shorter", shorter)],
+        [named("original", original)],
+        [named("a", phantom(2))],
+        Brightness(),
+        PROTOCOLS["maisi"],
+    )
+    told = {each.name: each for each in found.generated}
+    assert told["flipped"].mirrored
+    assert told["flipped"].shift_mm == pytest.approx((0, 0, 0), abs=1e-6)
+    for name, made in (("flipped", flipped), ("shorter", shorter)):
+        assert np.array_equal(in_place(original, told[name], made.grid).array, made.array)
+
+
+def test_what_was_held_out_but_is_of_training_tells_nothing_of_what_near_is() -> None:
+    found = judged([pair("copy", 0.05)], [pair(f"leak {k}", 0.0) for k in range(3)] + [pair("a", 0.6)], 5)
+    assert found.least == 0.6
+    assert [each.name for each in found.copies] == ["copy"]
+    assert sum("is as near to t as a copy" in note for note in found.notes) == 3
+
+
+def test_a_held_out_set_that_is_all_of_training_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="all 2 held out are as near to training as copies"):
+        judged([pair("copy", 0.0)], [pair("a", 0.0), pair("b", 0.001)], 2)
+
+
+def test_a_split_that_is_named_holds_with_a_held_out_set_too() -> None:
+    def splits(**given: object) -> tuple[str | None, str | None]:
+        return EvaluateMemorizationRequest.model_validate({"generated": "a", "real": "b", **given}).splits
+
+    assert splits() == ("training", "validation")
+    assert splits(held_out_split="testing") == ("training", "testing")
+    assert splits(held_out="c") == (None, None)
+    assert splits(held_out="c", training_split="training") == ("training", None)
+
+
+def test_two_volumes_of_one_name_are_compared() -> None:
+    volume = Volume(np.full((8, 8, 8), 40, np.float32), Grid.centered((8, 8, 8), (8.0, 8.0, 8.0)))
+    sheet = comparison(volume, volume, names=("sample_000_ct", "sample_000_ct"))
+    assert sheet.size == comparison(volume, volume, names=("one", "other")).size
