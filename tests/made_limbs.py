@@ -22,11 +22,11 @@ def limb(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return hu + rng.normal(0, 5, hu.shape), np.where(tumour, 1, 0).astype(np.uint8)
 
 
-def save_limbs(folder: Path, training: int = 5, validation: int = 2) -> Path:
-    """A manifest of patients p0, p1, ...; the last ones are of the split validation."""
+def save_limbs(folder: Path, training: int = 5, validation: int = 2, first: int = 0) -> Path:
+    """A manifest of patients p0, p1, ... (or from another number on); the last ones are of the split validation."""
     folder.mkdir(parents=True, exist_ok=True)
     grid, cases = Grid.centered((24, 24, 24), (8, 8, 8)), []
-    for k in range(training + validation):
+    for k in range(first, first + training + validation):
         hu, labels = limb(np.random.default_rng(k))
         write_volume(Volume(hu, grid), folder / f"limb{k}_ct.nii.gz")
         write_labels(LabelMap(labels, grid), folder / f"limb{k}_labels.nii.gz")
@@ -39,7 +39,7 @@ def save_limbs(folder: Path, training: int = 5, validation: int = 2) -> Path:
                 "labels": f"limb{k}_labels.nii.gz",
                 "label_names": {"1": "soft-tissue sarcoma"},
                 "region": "leg",
-                "split": "training" if k < training else "validation",
+                "split": "training" if k < first + training else "validation",
             }
         )
     (folder / "manifest.json").write_text(json.dumps({"cases": cases}))

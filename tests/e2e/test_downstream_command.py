@@ -90,14 +90,13 @@ def test_inpainted_and_given_cases_are_sources_too(maisi: Maisi, experiment: Pat
     )  # fmt: skip
     assert inpainted.code == 0, inpainted.err
     assert len(inpainted.json["cells"][1]["synthetic"]) == 1
-    given = save_limbs(tmp_path / "given", training=3, validation=0)
-    given.write_text(given.read_text().replace('"patient": "p', '"patient": "other'))
+    given = save_limbs(tmp_path / "given", training=3, validation=0, first=10)
     folder = maisi(
         "downstream", "run", experiment, "--out", tmp_path / "b", "--json", "-s", one,
         "-s", "synthetic.source=folder", "-s", f"synthetic.folder={given}",
     )  # fmt: skip
     assert folder.code == 0, folder.err
-    assert folder.json["cells"][1]["synthetic"] == ["limb0_given"]
+    assert folder.json["cells"][1]["synthetic"] == ["limb10_given"]
 
 
 def test_a_case_that_cannot_be_read_is_left_out_and_told(maisi: Maisi, experiment: Path, tmp_path: Path) -> None:

@@ -21,15 +21,17 @@ from maisi.downstream.backends.auto3dseg import Auto3DSeg, write_input
 from maisi.downstream.backends.backend import Exercise, backend_of
 from maisi.downstream.cell import CellResult, CellWork, ScoredCase, carry_out_cell
 from maisi.downstream.experiment import Experiment, Regime, TrainingSettings, read_experiment
+from maisi.downstream.given import folder_cases, origins, store_given
 from maisi.downstream.levels import level_of, levelled
 from maisi.downstream.page import downstream_page
 from maisi.downstream.plan import Cell, Split, cases_of, cells_of, divide, num_synthetic, patient_of, training_cases
 from maisi.downstream.report import report_of, told_rows
 from maisi.downstream.statistics import paired_difference
 from maisi.downstream.store import StoredCase, check_no_leak, known_classes, members_of, store_real
-from maisi.downstream.synthetic import folder_cases, make_variant, variants_of, varied, without_blur
+from maisi.downstream.synthetic import make_variant, variants_of, varied, without_blur
 from maisi.errors import InvalidConfigError, InvalidRequestError
 from maisi.evaluation.segmentation import Agreement
+from maisi.runs.tasks.downstream import Planned
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume
 
@@ -178,10 +180,73 @@ def test_a_case_made_of_a_patient_who_was_held_out_is_refused_before_any_trainin
         carry_out_cell(work)
 
 
-def test_a_folder_of_synthetic_cases_that_holds_a_patient_who_tests_is_refused(manifest: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="'limb6' is of patient 'p6', who is held out"):
-        folder_cases(manifest, frozenset({"p6"}))
-    assert len(folder_cases(manifest, frozenset({"somebody else"}))) == 7
+def given(id: str, patient: str = "") -> Case:
+    return Case(id=id, patient=patient, image=Path("x"), labels_maisi=Path("y"))
+
+
+@pytest.mark.parametrize(
+    ("id", "patient"),
+    [("STS_7", ""), ("sts_7b", ""), ("drawn/sts_7/0", ""), ("a", "sts_7"), ("a", "Sts_7B"), ("a", "sts_7b_labels")],
+)
+def test_a_synthetic_case_is_told_by_its_names_however_they_are_written(id: str, patient: str) -> None:
+    real = [Case(id="STS_7b", patient="sts_7"), Case(id="STS_7c", patient="sts_8")]
+    assert [case.patient for case, _ in origins([given(id, patient)], real)[0]] == ["sts_7"]
+
+
+def test_a_name_that_goes_on_is_another_one() -> None:
+    real = [Case(id="p1/scan", patient="p1"), Case(id="p2/scan")]
+    assert origins([given("p10"), given("scan"), given("p2/scan2")], real) == [[], [], []]
+
+
+def test_a_synthetic_case_is_told_by_its_files_and_by_sums_of_manifests(tmp_path: Path) -> None:
+    for name, text in {"a": "same", "b": "same", "c": "else", "d": "longer", "e": "more"}.items():
+        (tmp_path / name).write_text(text)
+    a, b, c, d, e = (tmp_path / name for name in "abcde")
+    real = [
+        Case(id="r0", patient="p0", image=a, labels=d),
+        Case(id="r1", patient="p1", image=tmp_path / "lost", labels=c),
+        Case(id="r2", image=e, sums={"image": "told"}),
+    ]
+    made = [
+        Case(id="x", image=b, labels_maisi=e),
+        Case(id="y", image=e, labels_maisi=c),
+        Case(id="z", image=c, sums={"image": "told"}),
+    ]
+    found = [[(case.id, how) for case, how in each] for each in origins(made, real)]
+    assert found == [[("r0", "has the image of")], [("r1", "has the label map of")], [("r2", "has the image of")]]
+
+
+def test_a_folder_of_synthetic_cases_that_holds_a_patient_who_tests_is_refused(manifest: Path, tmp_path: Path) -> None:
+    cases, other = read_manifest(manifest), save_limbs(tmp_path, training=2, validation=0, first=10)
+    with pytest.raises(InvalidRequestError, match="'limb6' is named after case 'limb6' of patient 'p6', who is held"):
+        folder_cases(manifest, cases, frozenset({"p6"}))
+    assert [each.patients for each in folder_cases(manifest, cases, frozenset())] == [(f"p{k}",) for k in range(7)]
+    assert [each.patients for each in folder_cases(other, cases, frozenset({"p6"}))] == [(), ()]
+    (tmp_path / "limb10_ct.nii.gz").write_bytes((manifest.parent / "limb6_ct.nii.gz").read_bytes())
+    with pytest.raises(InvalidRequestError, match="'limb10' has the image of case 'limb6' of patient 'p6'"):
+        folder_cases(other, cases, frozenset({"p6"}))
+
+
+def test_a_given_case_of_a_patient_is_trained_on_in_the_folds_of_that_patient_alone(
+    manifest: Path, tmp_path: Path
+) -> None:
+    folder = {"synthetic": {"source": "folder", "folder": manifest}, "regimes": [{"ratios": [0, 1], "seeds": [0]}]}
+    settings = experiment(manifest, **folder)
+    cases = cases_of(settings)
+    split = divide(cases, settings)
+    limbs = folder_cases(manifest, cases, frozenset())
+    cells = cells_of(settings, split, cases)
+    planned = Planned(cases, limbs[:5], split, cells, {})
+    for cell in (each for each in cells if each.ratio):
+        names = planned.synthetic(cell, settings)
+        assert names == tuple(f"limb{p[1:]}" for p in sorted(split.training(cell.fold)))
+        stored = store_given(limbs[int(names[0][4:])], members_of(settings.structures), 8.0, tmp_path)
+        check_no_leak([stored], split.held_out(cell.fold))
+        with pytest.raises(InvalidRequestError, match="held out"):
+            check_no_leak([stored], frozenset(split.training(cell.fold)))
+    few = Planned(cases, limbs[:1], split, cells, {})
+    with pytest.raises(InvalidRequestError, match=r"takes . synthetic cases; .* has . for this fold"):
+        [few.synthetic(cell, settings) for cell in cells]
 
 
 # Cases ----------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Synthetic cases of an experiment, each made of one real training case, or given in a folder."""
+"""Synthetic cases of an experiment, each made of one real training case."""
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -24,7 +24,6 @@ from maisi.downstream.experiment import Experiment, SyntheticSettings
 from maisi.downstream.levels import levelled
 from maisi.downstream.plan import patient_of
 from maisi.downstream.store import (
-    Members,
     StoredCase,
     body_box,
     classes_in,
@@ -35,7 +34,6 @@ from maisi.downstream.store import (
     stored,
 )
 from maisi.errors import InvalidRequestError
-from maisi.evaluation.sets import labelled_set
 from maisi.pipelines.generate import draw_one, rehearse
 from maisi.pipelines.inpaint import carry_in, scene_of, validate_scene, with_bundle
 from maisi.pipelines.inpaint_request import InpaintRequest
@@ -209,7 +207,7 @@ def _fitted(name: str, request: GenerateRequest, place: _Place) -> Bundle:
     return fit_networks(_bundle(name), request.compute, partial(rehearse, request, place.given), None)
 
 
-# Other sources --------------------------------------------------------------------------------------------------------
+# Inpainting -----------------------------------------------------------------------------------------------------------
 
 
 def _inpainted(variant: Variant, volume: Volume, own: LabelMap, experiment: Experiment) -> tuple[Volume, LabelMap]:
@@ -232,30 +230,3 @@ def _inpainted(variant: Variant, volume: Volume, own: LabelMap, experiment: Expe
     small = crop(result.volume, *box)
     grid = with_spacing(small.grid, (experiment.spacing_mm,) * 3)
     return resample(small, grid), resample(crop(labels, *box), grid)
-
-
-def folder_cases(path: Path, held_out: frozenset[str]) -> tuple[Case, ...]:
-    """The pairs of a folder or manifest; raises `InvalidRequestError` where one is of a patient who tests."""
-    cases = tuple(labelled_set(path, least=1))
-    leaked = [case for case in cases if patient_of(case) in held_out]
-    if leaked:
-        raise InvalidRequestError(
-            f"{path}: synthetic case {leaked[0].id!r} is of patient {patient_of(leaked[0])!r}, who is held out for "
-            "testing; accepted: cases of training patients"
-        )
-    return cases
-
-
-def store_given(case: Case, members: Members, spacing_mm: float, folder: Path) -> StoredCase:
-    """A synthetic case of a folder in files."""
-    name = f"{case.stem}_given"
-    done = stored(name, folder)
-    if done is not None:
-        return done
-    volume, own = labelled(case)
-    box = body_box(volume)
-    grid = with_spacing(crop(volume, *box).grid, (spacing_mm,) * 3)
-    made = StoredCase(
-        id=name, patient=patient_of(case), synthetic=True, known=known_classes(case, own, members), made_of=(case.id,)
-    )
-    return keep(made, resample(crop(volume, *box), grid), resample(classes_in(crop(own, *box), members), grid), folder)

@@ -11,6 +11,7 @@ from maisi.data.manifest import Case
 from maisi.downstream.backends.backend import backend_of
 from maisi.downstream.cell import CellResult, CellWork, carry_out_cell
 from maisi.downstream.experiment import DownstreamRequest, Experiment
+from maisi.downstream.given import Given, folder_cases, store_given
 from maisi.downstream.page import downstream_page
 from maisi.downstream.plan import (
     Cell,
@@ -24,7 +25,7 @@ from maisi.downstream.plan import (
 )
 from maisi.downstream.report import DownstreamReport, FailedCell, report_of
 from maisi.downstream.store import Members, StoredCase, check_no_leak, members_of, store_real
-from maisi.downstream.synthetic import Variant, folder_cases, make_variant, store_given, variants_of
+from maisi.downstream.synthetic import Variant, make_variant, variants_of
 from maisi.errors import InvalidRequestError, RunError
 from maisi.runs.spread import spread
 from maisi.runs.task import Checked, Output, Run, Task
@@ -40,7 +41,7 @@ class Planned:
     """An experiment with all that it takes: cases, split, trainings, and synthetic cases that are there already."""
 
     cases: tuple[Case, ...]
-    given: tuple[Case, ...]
+    given: tuple[Given, ...]
     split: Split
     cells: tuple[Cell, ...]
     members: Members
@@ -56,6 +57,19 @@ class Planned:
             real = self.real(cell, experiment)
             wanted |= {each.id: each for each in variants_of(real, num_synthetic(cell, len(real)))}
         return tuple(wanted.values())
+
+    def synthetic(self, cell: Cell, experiment: Experiment) -> tuple[str, ...]:
+        """The ids of a cell's synthetic cases; raises `InvalidRequestError` where a folder has too few for its fold."""
+        real = self.real(cell, experiment)
+        count = num_synthetic(cell, len(real))
+        if experiment.synthetic.source != "folder":
+            return tuple(each.id for each in variants_of(real, count))
+        own = [each.id for each in self.given if not set(each.patients) & self.split.held_out(cell.fold)]
+        if count > len(own):
+            raise InvalidRequestError(
+                f"{cell.name} takes {count} synthetic cases; {experiment.synthetic.folder} has {len(own)} for this fold"
+            )
+        return tuple(own[:count])
 
 
 class _Clock:
@@ -73,16 +87,18 @@ class _Clock:
 
 
 def check(request: DownstreamRequest) -> Checked[DownstreamRequest]:
-    """The request, planned; nothing is read but the manifest."""
+    """The request, planned; nothing is read but the manifest, and sums of files of synthetic cases that are there."""
     experiment = request.experiment
     backend_of(experiment.training).check()
     members = members_of(experiment.structures)
     cases = cases_of(experiment)
     split = divide(cases, experiment)
     folder = experiment.synthetic.folder
-    given = () if folder is None else folder_cases(folder, frozenset(split.test))
-    cells = cells_of(experiment, split, cases)
-    return Checked(request, Planned(cases, given, split, cells, members))
+    given = () if folder is None else folder_cases(folder, cases, frozenset(split.test))
+    planned = Planned(cases, given, split, cells_of(experiment, split, cases), members)
+    for cell in planned.cells:
+        planned.synthetic(cell, experiment)  # refuses a folder of too few
+    return Checked(request, planned)
 
 
 def inputs(request: DownstreamRequest) -> tuple[Path, ...]:
@@ -183,20 +199,9 @@ def _work(
     out: Path,
 ) -> CellWork:
     """A training with its cases; those that failed before are left out."""
-    split, wanted = planned.split, planned.real(cell, experiment)
-    count = num_synthetic(cell, len(wanted))
-    if experiment.synthetic.source == "folder":
-        held_out = split.held_out(cell.fold)
-        own = [case.id for case in planned.given if patient_of(case) not in held_out]
-        if count > len(own):
-            raise InvalidRequestError(
-                f"{cell.name} takes {count} synthetic cases; {experiment.synthetic.folder} has {len(own)} for this fold"
-            )
-        names = own[:count]
-    else:
-        names = [each.id for each in variants_of(wanted, count)]
-    training = [real[case.id] for case in wanted if case.id in real]
-    training += [synthetic[name] for name in names if name in synthetic]
+    split = planned.split
+    training = [real[case.id] for case in planned.real(cell, experiment) if case.id in real]
+    training += [synthetic[name] for name in planned.synthetic(cell, experiment) if name in synthetic]
     return CellWork(
         cell=cell,
         training=tuple(training),
