@@ -6,7 +6,7 @@ networks, diffusion and training; elsewhere the names only tell a reader.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
@@ -49,6 +49,12 @@ Modality: TypeAlias = Literal["ct", "mr"]
 def in_words(numbers: Iterable[float], digits: int = 6) -> str:
     """Voxels or lengths on three axes, as 512 x 512 x 768, to so many significant digits."""
     return " x ".join(f"{number:.{digits}g}" for number in numbers)
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many there are more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class Frozen(BaseModel):

@@ -112,6 +112,17 @@ def test_a_case_that_cannot_be_read_is_left_out_and_told(maisi: Maisi, experimen
     assert "draws places in the liver" in liver.err  # a limb has none
 
 
+def test_cases_of_which_no_class_is_known_are_told_before_any_is_generated(
+    maisi: Maisi, experiment: Path, tmp_path: Path
+) -> None:
+    other = maisi("downstream", "run", experiment, "--out", tmp_path / "out", "-s", "structures=[liver]")
+    assert other.code == 1
+    assert "too few cases are left to train and to test" in other.err
+    assert "none of the classes liver is known in it; its labels name soft-tissue sarcoma" in other.err
+    assert "synthetic" not in other.err
+    assert not list((tmp_path / "out").rglob("*_synthetic_*"))
+
+
 def test_trainings_that_fail_are_told_and_can_be_asked_for_again(
     maisi: Maisi, experiment: Path, tmp_path: Path
 ) -> None:

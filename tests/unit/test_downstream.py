@@ -21,7 +21,7 @@ from maisi.downstream.backends.auto3dseg import Auto3DSeg, write_input
 from maisi.downstream.backends.backend import Exercise, backend_of
 from maisi.downstream.cell import CellResult, CellWork, ScoredCase, carry_out_cell
 from maisi.downstream.experiment import Experiment, Regime, TrainingSettings, read_experiment
-from maisi.downstream.given import folder_cases, origins, store_given
+from maisi.downstream.given import Given, folder_cases, origins, store_given
 from maisi.downstream.levels import level_of, levelled
 from maisi.downstream.page import downstream_page
 from maisi.downstream.plan import Cell, Split, cases_of, cells_of, divide, num_synthetic, patient_of, training_cases
@@ -29,7 +29,7 @@ from maisi.downstream.report import report_of, told_rows
 from maisi.downstream.statistics import paired_difference
 from maisi.downstream.store import StoredCase, check_no_leak, known_classes, members_of, store_real
 from maisi.downstream.synthetic import make_variant, variants_of, varied, without_blur
-from maisi.errors import InvalidConfigError, InvalidRequestError
+from maisi.errors import InvalidConfigError, InvalidLabelsError, InvalidRequestError
 from maisi.evaluation.segmentation import Agreement
 from maisi.runs.tasks.downstream import Planned
 from maisi.space.grid import Grid
@@ -276,6 +276,18 @@ def test_a_class_is_known_where_all_of_it_was_looked_for() -> None:
     both = Case(id="y", labels_present=("LeftParotid", "RightParotid"))
     assert known_classes(one, own, members) == ("brainstem",)
     assert known_classes(both, own, members) == ("parotids",)
+
+
+def test_a_case_of_which_no_class_is_known_is_refused_with_what_its_labels_name(manifest: Path, tmp_path: Path) -> None:
+    case, members = read_manifest(manifest)[0], members_of({"liver": ("liver",), "spleen": ("spleen",)})
+    words = "none of the classes liver, spleen is known in it; its labels name soft-tissue sarcoma"
+    for store, item in ((store_real, case), (store_given, Given(case=case, patients=()))):
+        with pytest.raises(InvalidLabelsError, match=words):
+            store(item, members, 8.0, tmp_path)
+    settings = experiment(manifest, structures=["liver"], synthetic={"bundle": "not loaded"})
+    with pytest.raises(InvalidLabelsError, match="classes liver is known in it"):
+        make_variant(variants_of([case], 1)[0], settings, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_structure_in_two_classes_and_an_unknown_one_are_refused() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from maisi.anatomy.body import complete_labels, tissue_labels
 from maisi.anatomy.segmented import admissible
-from maisi.anatomy.vocabulary import Vocabulary
+from maisi.anatomy.vocabulary import BACKGROUND, Vocabulary
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.dataset import KEPT_BYTES
 from maisi.data.lazy import LazySequence
@@ -138,7 +138,7 @@ def looked_for(case: Case, own: LabelMap | None, vocabulary: Vocabulary) -> set[
     found = {vocabulary.find(name) for name in case.labels_present if vocabulary.knows(name)}
     if own is not None and not found:
         found = set(np.flatnonzero(id_counts(own.array)).tolist())
-    return found - set(vocabulary.group("tissues"))
+    return found - {BACKGROUND, *vocabulary.group("tissues")}
 
 
 def labelled_arrays(

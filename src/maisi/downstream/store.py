@@ -11,7 +11,7 @@ from maisi.data.labelled import looked_for
 from maisi.data.manifest import Case
 from maisi.downstream.plan import patient_of
 from maisi.errors import InvalidConfigError, InvalidLabelsError, InvalidRequestError
-from maisi.shapes import Frozen
+from maisi.shapes import Frozen, few
 from maisi.space.files import read_image, write_labels, write_volume
 from maisi.space.label_files import read_labels
 from maisi.space.reading import ReadOptions
@@ -80,10 +80,18 @@ def classes_in(labels: LabelMap, members: Members) -> LabelMap:
 def known_classes(case: Case, own: LabelMap, members: Members) -> tuple[str, ...]:
     """The classes all of whose structures were looked for in a case; of a group, those that have any of it.
 
-    A structure of which a map says nothing is unknown, not absent.
+    A structure of which a map says nothing is unknown, not absent. Raises `InvalidLabelsError` where no class is known.
     """
-    sought = looked_for(case, own, load_vocabulary())
-    return tuple(name for name, ids in members.items() if set(ids) <= sought or (len(ids) > 2 and set(ids) & sought))
+    vocabulary = load_vocabulary()
+    sought = looked_for(case, own, vocabulary)
+    known = tuple(name for name, ids in members.items() if set(ids) <= sought or (len(ids) > 2 and set(ids) & sought))
+    if not known:
+        named = few([vocabulary.name(id) for id in sorted(sought)]) or "nothing"
+        raise InvalidLabelsError(
+            f"none of the classes {', '.join(members)} is known in it; its labels name {named}; accepted: cases whose "
+            "labels, or labels_present, name all structures of a class"
+        )
+    return known
 
 
 def labelled(case: Case) -> tuple[Volume, LabelMap]:

@@ -73,13 +73,14 @@ def make_variant(variant: Variant, experiment: Experiment, folder: Path) -> Stor
         return done
     members, settings = members_of(experiment.structures), experiment.synthetic
     volume, own = labelled(variant.case)
+    known = known_classes(variant.case, own, members)
     make = _paired if settings.source == "paired" else _inpainted
     synthetic, labels = make(variant, volume, own, experiment)
     made = StoredCase(
         id=variant.id,
         patient="",
         synthetic=True,
-        known=known_classes(variant.case, own, members),
+        known=known,
         made_of=(variant.case.id,),
         from_patients=(patient_of(variant.case),),
     )

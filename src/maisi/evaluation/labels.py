@@ -22,7 +22,7 @@ from maisi.evaluation.equivalence import Equivalence, paired_equivalence, unpair
 from maisi.evaluation.segmentation import Agreement, Interval, agreement, interval, known_agreement, of_patients
 from maisi.pipelines.quality.segmenter import Segmenter
 from maisi.pipelines.segment import NetworkSegmenter
-from maisi.shapes import Frozen, Spacing3, in_words
+from maisi.shapes import Frozen, Spacing3, few, in_words
 from maisi.space.resample import resample, with_spacing
 from maisi.space.volume import LabelMap, Volume, check_same_grid
 
@@ -173,7 +173,7 @@ def compare_labels(cases: Sequence[CaseAgreement], failures: Sequence[FailedCase
     shared = [name for name in names[0] if name in names[1]]
     if not shared:
         raise InvalidLabelsError(
-            f"no structure is in both sets: real has {_few(names[0])}; synthetic has {_few(names[1])}"
+            f"no structure is in both sets: real has {few(names[0]) or 'none'}; synthetic has {few(names[1]) or 'none'}"
         )
     rng = np.random.default_rng(protocol.seed)
     structures = tuple(_structure(name, real, synthetic, protocol, rng) for name in shared)
@@ -192,10 +192,6 @@ def compare_labels(cases: Sequence[CaseAgreement], failures: Sequence[FailedCase
 
 def _names(cases: Sequence[CaseAgreement]) -> list[str]:
     return list(dict.fromkeys(n for case in cases for n, each in case.structures.items() if each.reference_ml > 0))
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])]) or "none"
 
 
 def _structure(

@@ -1,7 +1,7 @@
 """What a checkpoint of a training holds, and how it comes to disk and back."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from maisi.errors import InvalidRequestError
+from maisi.shapes import few
 from maisi.storage.atomic import write_atomically
 from maisi.storage.tensors import write_tensors
 from maisi.training.distributed import Team, in_rows
@@ -163,19 +164,14 @@ def _check_parameters(path: Path, name: str, expected: Mapping[str, Tensor], got
     odd = [key for key in expected if got[key].shape != expected[key].shape]
     if odd:
         told = [f"{key} {tuple(got[key].shape)} instead of {tuple(expected[key].shape)}" for key in odd]
-        raise InvalidRequestError(f"{path} is a checkpoint of another {name}: {_few(told)}")
+        raise InvalidRequestError(f"{path} is a checkpoint of another {name}: {few(told)}")
 
 
 def _check_names(path: Path, name: str, expected: Collection[str], got: Collection[str]) -> None:
     lacking, foreign = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
-    told = [f"without {_few(lacking)}"] * bool(lacking) + [f"with {_few(foreign)}"] * bool(foreign)
+    told = [f"without {few(lacking)}"] * bool(lacking) + [f"with {few(foreign)}"] * bool(foreign)
     if told:
         raise InvalidRequestError(f"{path} is a checkpoint of another {name}: {', '.join(told)}")
-
-
-def _few(names: Sequence[str], most: int = 4) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

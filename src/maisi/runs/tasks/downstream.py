@@ -117,8 +117,9 @@ def work(checked: Checked[DownstreamRequest], run: Run) -> None:
     request, planned = checked.request, checked.subject
     experiment: Experiment = request.experiment
     _write(run.folder / PLAN, planned.split.model_dump_json(indent=1))
-    real, synthetic = _cases(request, planned, run)
-    _check_some(real, planned, run)
+    real = _real(request, planned, run)
+    _check_some(real, planned, experiment, run)
+    synthetic = _synthetic(request, planned, run)
     trainings = [_work(cell, planned, experiment, real, synthetic, run.folder) for cell in planned.cells]
     for each in trainings:
         check_no_leak(each.training, each.held_out)  # before hours are spent
@@ -126,18 +127,29 @@ def work(checked: Checked[DownstreamRequest], run: Run) -> None:
     _train(trainings, checked, run)
 
 
-def _cases(
-    request: DownstreamRequest, planned: Planned, run: Run
-) -> tuple[dict[str, StoredCase], dict[str, StoredCase]]:
-    """Real and synthetic cases in files, by id."""
-    experiment, folder = request.experiment, run.folder / CASES
-    place: dict[str, Any] = {"members": planned.members, "spacing_mm": experiment.spacing_mm, "folder": folder}
-    real = _made(partial(_or_refused, make=store_real, **place), planned.cases, "read", request, run)
+def _real(request: DownstreamRequest, planned: Planned, run: Run) -> dict[str, StoredCase]:
+    """Real cases in files, by id."""
+    store = partial(_or_refused, make=store_real, **_place(request, planned, run))
+    return _made(store, planned.cases, "read", request, run)
+
+
+def _synthetic(request: DownstreamRequest, planned: Planned, run: Run) -> dict[str, StoredCase]:
+    """Synthetic cases in files, by id."""
+    experiment = request.experiment
     if experiment.synthetic.source == "folder":
-        give = partial(_or_refused, make=store_given, **place)
-        return real, _made(give, planned.given, "read synthetic", request, run)
-    make = partial(_or_refused, make=make_variant, experiment=experiment, folder=folder)
-    return real, _made(make, planned.variants(experiment), "generate", request, run)
+        give = partial(_or_refused, make=store_given, **_place(request, planned, run))
+        return _made(give, planned.given, "read synthetic", request, run)
+    make = partial(_or_refused, make=make_variant, experiment=experiment, folder=run.folder / CASES)
+    return _made(make, planned.variants(experiment), "generate", request, run)
+
+
+def _place(request: DownstreamRequest, planned: Planned, run: Run) -> dict[str, Any]:
+    """How cases are stored, and where."""
+    return {
+        "members": planned.members,
+        "spacing_mm": request.experiment.spacing_mm,
+        "folder": run.folder / CASES,
+    }
 
 
 class Refused(Frozen):
@@ -175,9 +187,11 @@ def _made(
     return found
 
 
-def _check_some(real: dict[str, StoredCase], planned: Planned, run: Run) -> None:
+def _check_some(real: dict[str, StoredCase], planned: Planned, experiment: Experiment, run: Run) -> None:
+    """Raises where no case is left to test, or none for one of the trainings."""
     test = [case for case in planned.cases if patient_of(case) in planned.split.test]
-    if not any(case.id in real for case in test) or len(real) == len([case for case in test if case.id in real]):
+    sides = (test, *(planned.real(cell, experiment) for cell in planned.cells))
+    if not all(any(case.id in real for case in side) for side in sides):
         first = run.warnings[0] if run.warnings else "no case"
         raise RunError(f"too few cases are left to train and to test; {first}")
 
