@@ -20,7 +20,7 @@ from maisi.downstream.backends import builtin
 from maisi.downstream.backends.auto3dseg import Auto3DSeg, write_input
 from maisi.downstream.backends.backend import Exercise, backend_of
 from maisi.downstream.cell import CellResult, CellWork, ScoredCase, carry_out_cell
-from maisi.downstream.experiment import Experiment, Regime, TrainingSettings, read_experiment
+from maisi.downstream.experiment import DownstreamRequest, Experiment, Regime, TrainingSettings, read_experiment
 from maisi.downstream.given import Given, folder_cases, origins, store_given
 from maisi.downstream.levels import level_of, levelled
 from maisi.downstream.page import downstream_page
@@ -31,7 +31,7 @@ from maisi.downstream.store import StoredCase, check_no_leak, known_classes, mem
 from maisi.downstream.synthetic import make_variant, variants_of, varied, without_blur
 from maisi.errors import InvalidConfigError, InvalidLabelsError, InvalidRequestError
 from maisi.evaluation.segmentation import Agreement
-from maisi.runs.tasks.downstream import Planned
+from maisi.runs.tasks.downstream import Planned, check
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume
 
@@ -362,6 +362,30 @@ def test_no_shell_of_muscle_stays_where_a_tumour_in_fat_was() -> None:
     assert ((found == SARCOMA) == (ids == SARCOMA)).all()
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"bundle": "nope"}, "no bundle 'nope'; accepted: .*ct-small"),
+        (
+            {"bundle": "ct-labels"},
+            "'ct-labels' makes no synthetic cases: it has no autoencoder and no unet",
+        ),
+        ({"source": "inpaint", "tumour": "foo"}, "unknown tumour 'foo'; .*accepted: .*hepatic tumor"),
+        ({"source": "inpaint", "tumour": "liver"}, "liver is no tumour"),
+        ({"source": "inpaint", "tumour": "hepatic tumor", "bundle": "nope"}, "no bundle 'nope'"),
+        ({"source": "inpaint", "tumour": "hepatic tumor", "bundle": "ct-labels"}, "it has no autoencoder and no unet"),
+    ],
+)
+def test_what_makes_no_synthetic_case_is_refused_when_the_experiment_is_checked(
+    manifest: Path, more: dict[str, Any], words: str
+) -> None:
+    settings = experiment(manifest, synthetic=more, regimes=[{"ratios": [0, 1], "seeds": [0]}])
+    with pytest.raises(InvalidRequestError, match=words):
+        check(DownstreamRequest(experiment=settings))
+    without = settings.model_copy(update={"regimes": (Regime(ratios=(0,)),)})
+    assert check(DownstreamRequest(experiment=without)).subject.cells
+
+
 # The built-in backend -------------------------------------------------------------------------------------------------
 
 
@@ -412,7 +436,7 @@ def test_a_small_class_pulls_at_the_network_more_with_a_balance() -> None:
 
 def test_places_are_those_of_the_volume_and_the_same_left_and_right_where_patches_are_mirrored() -> None:
     for flips in (False, True):
-        settings = TrainingSettings(patch=(8, 8, 8), flips=flips)
+        settings = TrainingSettings(patch=(8, 8, 8), channels=(4, 8), flips=flips)
         places = builtin.places_in((16, 8, 9), (8, 0, 0), settings)
         assert places[1, 0, 0, 0] == -1
         assert places[1, 0, 7, 0] == 1
@@ -693,6 +717,27 @@ def test_paths_of_an_experiment_are_relative_to_its_file(tmp_path: Path, monkeyp
 def test_a_regime_that_compares_nothing_is_refused(more: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Regime.model_validate(more)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"channels": [4]}, r"channels \[4\] .* accepted: at least two of 1 or more"),
+        ({"channels": []}, "at least two"),
+        ({"channels": [4, 0]}, "at least two of 1 or more"),
+        ({"channels": [4] * 5, "patch": [48, 48, 40]}, r"patch \(48, 48, 40\) .* accepted: multiples of 16"),
+        ({"channels": [4] * 4, "patch": [8, 8, 8]}, "one voxel .* accepted: a larger patch, or fewer channels"),
+    ],
+)
+def test_a_network_that_cannot_be_built_or_trained_on_the_patch_is_refused(more: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TrainingSettings.model_validate(more)
+
+
+def test_the_smallest_networks_and_patches_that_are_accepted_can_be_trained() -> None:
+    for channels, patch in (((4, 8), (8, 8, 8)), ((4,) * 4, (8, 8, 16)), ((4,) * 5, (16, 16, 32))):
+        settings = TrainingSettings(channels=channels, patch=patch)
+        assert builtin.build(1, settings, 0).train()(torch.zeros(1, 2, *patch)).shape == (1, 1, *patch)
 
 
 def test_a_device_that_the_built_in_backend_does_not_use_is_refused() -> None:

@@ -131,6 +131,28 @@ class TrainingSettings(Frozen):
             raise ValueError(f"patch {patch} is not of multiples of 8")
         return patch
 
+    @field_validator("channels")
+    @classmethod
+    def _levels(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if len(channels) < 2 or min(channels) < 1:
+            raise ValueError(f"channels {list(channels)} make no U-Net; accepted: at least two of 1 or more")
+        return channels
+
+    @model_validator(mode="after")
+    def _patch_has_levels(self) -> "TrainingSettings":
+        factor = 2 ** (len(self.channels) - 1)
+        if any(n % factor for n in self.patch):
+            raise ValueError(
+                f"patch {self.patch} is not halved {len(self.channels) - 1} times, as {len(self.channels)} channels "
+                f"ask for; accepted: multiples of {factor}"
+            )
+        if max(self.patch) == factor:
+            raise ValueError(
+                f"patch {self.patch} is one voxel in the last of {len(self.channels)} channels; accepted: a larger "
+                "patch, or fewer channels"
+            )
+        return self
+
     @model_validator(mode="after")
     def _possible(self) -> "TrainingSettings":
         if self.backend == "builtin" and self.device != "cpu":

@@ -12,7 +12,7 @@ from maisi.anatomy import morphology
 from maisi.anatomy.body import complete_labels
 from maisi.anatomy.deform import Warp, warped
 from maisi.anatomy.lesions import healthy_ids
-from maisi.anatomy.tumours import augment_tumours
+from maisi.anatomy.tumours import augment_tumours, tumour_named
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Bundle, load_bundle
 from maisi.compute.compute import Compute
@@ -33,12 +33,13 @@ from maisi.downstream.store import (
     members_of,
     stored,
 )
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidBundleError, InvalidRequestError
 from maisi.pipelines.generate import draw_one, rehearse
 from maisi.pipelines.inpaint import carry_in, scene_of, validate_scene, with_bundle
 from maisi.pipelines.inpaint_request import InpaintRequest
 from maisi.pipelines.labels import GivenLabels
 from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.validate import bundle_vocabulary
 from maisi.shapes import Frozen
 from maisi.space.grid import Grid
 from maisi.space.resample import crop, resample, with_spacing
@@ -64,6 +65,19 @@ class Variant(Frozen):
 def variants_of(training: Sequence[Case], count: int) -> tuple[Variant, ...]:
     """The first `count` synthetic cases of these real ones: one of each in turn, then a second one of each."""
     return tuple(Variant(case=training[n % len(training)], k=n // len(training)) for n in range(count))
+
+
+def check_can_make(settings: SyntheticSettings) -> None:
+    """Nothing, or the refusal of a bundle that there is not or that makes no such cases, or of what is no tumour."""
+    bundle = load_bundle(settings.bundle)
+    missing = [kind for kind in ("autoencoder", "unet", "controlnet") if kind not in bundle.kinds]
+    if missing:
+        raise InvalidBundleError(
+            f"bundle {bundle.name!r} makes no synthetic cases: it has no {' and no '.join(missing)}; accepted: a "
+            "bundle that follows labels"
+        )
+    if settings.tumour is not None:
+        tumour_named(settings.tumour, bundle_vocabulary(bundle))
 
 
 def make_variant(variant: Variant, experiment: Experiment, folder: Path) -> StoredCase:

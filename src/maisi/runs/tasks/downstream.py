@@ -25,7 +25,7 @@ from maisi.downstream.plan import (
 )
 from maisi.downstream.report import DownstreamReport, FailedCell, report_of
 from maisi.downstream.store import Members, StoredCase, check_no_leak, members_of, store_real
-from maisi.downstream.synthetic import Variant, make_variant, variants_of
+from maisi.downstream.synthetic import Variant, check_can_make, make_variant, variants_of
 from maisi.errors import InvalidRequestError, RunError
 from maisi.runs.spread import spread
 from maisi.runs.task import Checked, Output, Run, Task
@@ -87,13 +87,15 @@ class _Clock:
 
 
 def check(request: DownstreamRequest) -> Checked[DownstreamRequest]:
-    """The request, planned; nothing is read but the manifest, and sums of files of synthetic cases that are there."""
+    """The request, planned; of files the manifest, the bundle and sums of synthetic cases are read."""
     experiment = request.experiment
     backend_of(experiment.training).check()
     members = members_of(experiment.structures)
     cases = cases_of(experiment)
     split = divide(cases, experiment)
     folder = experiment.synthetic.folder
+    if folder is None and experiment.most_synthetic:
+        check_can_make(experiment.synthetic)
     given = () if folder is None else folder_cases(folder, cases, frozenset(split.test))
     planned = Planned(cases, given, split, cells_of(experiment, split, cases), members)
     for cell in planned.cells:
