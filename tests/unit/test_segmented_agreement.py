@@ -1,14 +1,16 @@
 """Which structures a segmenter is judged by, and how cases become a verdict."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from maisi.anatomy.segmented import class_map, segmented_classes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.manifest import Case
-from maisi.evaluation.labels import CaseAgreement, CommandJudge, NetworkJudge, Protocol, compare_labels
+from maisi.evaluation.labels import CaseAgreement, CommandJudge, LabelReport, NetworkJudge, Protocol, compare_labels
 from maisi.evaluation.labels_page import labels_page
 from maisi.evaluation.segmentation import Agreement
 from maisi.space.grid import Grid
@@ -78,8 +80,38 @@ def test_pairs_are_compared_by_pairs_and_patients_count_once() -> None:
     assert "equivalent" in labels_page(paired)
 
 
+def compared(real: Sequence[float], synthetic: Sequence[float]) -> LabelReport:
+    """The report on cases of these Dice, paired where there are as many; what has none was missed."""
+    sets = {"real": real, "synthetic": synthetic}
+    cases = [agreed(f"c{k}", which, each, found_ml=each) for which, of in sets.items() for k, each in enumerate(of)]
+    return compare_labels(cases, (), Protocol("x", 2.0, 0.05))
+
+
 def test_what_is_missed_is_counted_and_what_is_never_found_is_told() -> None:
-    cases = [agreed(f"{which}{k}", which, 0.0, found_ml=0.0) for k in range(3) for which in ("real", "synthetic")]
-    found = compare_labels(cases, (), Protocol("x", 2.0, 0.05))
+    found = compared([0.0] * 3, [0.0] * 3)
     assert found.structures[0].real.missed == 3
-    assert "the segmenter finds these nowhere, or does not know them: liver" in found.notes
+    assert "the segmenter finds these hardly anywhere, or does not know them: liver" in found.notes
+
+
+@pytest.mark.parametrize("many", [2, 3, 20])
+def test_what_is_found_in_neither_set_is_not_equivalent_but_not_found(many: int) -> None:
+    for real, synthetic in (([0.0] * many, [0.0] * many), ([0.0] * many, [0.0] * 30)):
+        found = compared(real, synthetic)
+        test = found.structures[0].test
+        assert (test.verdict, test.difference, test.low, test.p) == ("not found", None, None, None)
+        assert "not found" in labels_page(found)
+
+
+def test_a_case_in_ten_in_which_it_is_found_changes_nothing_and_one_more_does() -> None:
+    once, more = [0.0] * 9 + [0.1], [0.0] * 8 + [0.1] * 2
+    assert compared(once, once).structures[0].test.verdict == "not found"
+    for real, synthetic in ((more, once), (once, more), (more, more)):
+        found = compared(real, synthetic)
+        assert found.structures[0].test.verdict != "not found"
+        assert not found.notes
+
+
+def test_the_same_dice_everywhere_is_equivalent_and_what_one_set_misses_is_not() -> None:
+    assert compared([1.0] * 3, [1.0] * 3).structures[0].test.verdict == "equivalent"
+    assert compared([0.9] * 3, [0.0] * 3).structures[0].test.verdict == "not equivalent"
+    assert compared([0.0] * 3, [0.9] * 3).structures[0].test.verdict == "not equivalent"

@@ -13,13 +13,14 @@ LEVEL = 0.05
 LEAST = 3
 """Of fewer differences (or values of either set) no spread is estimated."""
 
-Verdict = Literal["equivalent", "not equivalent", "too few to say"]
+Verdict = Literal["equivalent", "not equivalent", "too few to say", "not found"]
 
 
 class Equivalence(Frozen):
     """Second mean less first, its 90 % interval, and what the two tests against plus and minus a margin say.
 
-    `equivalent` where the interval lies within the margin, `not equivalent` where it lies outside, else too few to say.
+    `equivalent` where the interval lies within the margin, `not equivalent` where it lies outside, else too few to say;
+    `not found` where both sets have hardly anything to compare.
     """
 
     verdict: Verdict
