@@ -96,6 +96,7 @@ def test_sets_without_a_structure_in_common_are_refused(maisi: Maisi, sets: Path
     done = ask(maisi, sets, "spleens", tmp_path / "out")
     assert done.code == 2
     assert "no structure is in both sets: real has liver; synthetic has spleen" in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_judged_is_refused_in_one_line(maisi: Maisi, sets: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Which structures a segmenter is judged by, and how cases become a verdict."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +12,22 @@ import pytest
 from maisi.anatomy.segmented import class_map, segmented_classes
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.data.manifest import Case
-from maisi.evaluation.labels import CaseAgreement, CommandJudge, LabelReport, NetworkJudge, Protocol, compare_labels
+from maisi.errors import InvalidLabelsError, InvalidRequestError
+from maisi.evaluation.labels import (
+    CaseAgreement,
+    CommandJudge,
+    LabelReport,
+    NetworkJudge,
+    Protocol,
+    SetName,
+    check_shared,
+    compare_labels,
+)
 from maisi.evaluation.labels_page import labels_page
+from maisi.evaluation.requests import EvaluateLabelsRequest
 from maisi.evaluation.segmentation import Agreement
+from maisi.runs.tasks.evaluate_labels import check
+from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume
 
@@ -57,6 +72,58 @@ def test_lesions_count_to_their_organ() -> None:
     judged = CommandJudge(segmenter, VOCABULARY, 2.0)(volume, labels, CASE)
     assert judged["liver"].dice == 1.0
     assert judged["hepatic tumor"].dice == 0.0
+
+
+def stored(folder: Path, name: str, structure: int) -> Case:
+    """A case whose label map lies in a file; of id 0 there is no file."""
+    ids = np.zeros(GRID.shape, np.uint8)
+    ids[5:13, 5:13, 3:9] = structure
+    path = folder / f"{name}.nii.gz"
+    if structure:
+        write_labels(LabelMap(ids, GRID), path)
+    return Case(id=name, labels_maisi=path)
+
+
+def never(volume: Volume) -> LabelMap:
+    raise AssertionError("no segmenter is asked before labels are compared")
+
+
+def test_sets_that_share_no_structure_are_refused_by_their_label_maps_alone(tmp_path: Path) -> None:
+    judge = CommandJudge(never, VOCABULARY, 2.0)
+    livers: list[tuple[SetName, Case]] = [("real", stored(tmp_path, f"r{k}", LIVER)) for k in range(2)]
+    spleens: list[tuple[SetName, Case]] = [("synthetic", stored(tmp_path, f"s{k}", SPLEEN)) for k in range(2)]
+    lost: list[tuple[SetName, Case]] = [("synthetic", stored(tmp_path, "lost", 0))]
+    with pytest.raises(InvalidLabelsError, match="no structure is in both sets: real has liver; synthetic has spleen"):
+        check_shared([*livers, *lost, *spleens], judge, VOCABULARY)
+    check_shared([*livers, *spleens, ("synthetic", stored(tmp_path, "s3", LIVER))], judge, VOCABULARY)
+    check_shared([*livers, *lost], judge, VOCABULARY)  # why nothing is left is told case by case
+
+
+def test_no_more_label_maps_are_read_than_it_takes_to_find_a_shared_structure(tmp_path: Path) -> None:
+    names: tuple[SetName, SetName] = ("real", "synthetic")
+    cases = [(which, stored(tmp_path, f"{which}{k}", LIVER)) for which in names for k in range(3)]
+    read: list[str] = []
+
+    class Noted:
+        def __call__(self, volume: Volume, labels: LabelMap, case: Case) -> dict[str, Agreement]:
+            return {}
+
+        def sought(self, labels: LabelMap, case: Case) -> list[str]:
+            read.append(case.id)
+            return ["liver"]
+
+    check_shared(cases, Noted(), VOCABULARY)
+    assert read == ["real0", "synthetic0"]
+
+
+def test_a_segmenter_that_is_not_installed_is_refused_when_the_request_is_checked(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for part in ("ct", "labels"):
+            (tmp_path / f"{name}_{part}.nii.gz").touch()
+    given = {"real": tmp_path, "synthetic": tmp_path}
+    with pytest.raises(InvalidRequestError, match=r"no command no-such-tool; accepted: .* on the path"):
+        check(EvaluateLabelsRequest(**given, segmenter="no-such-tool -i {image} -o {labels}"))
+    assert check(EvaluateLabelsRequest(**given, segmenter=f"'{sys.executable}' {{image}} {{labels}}")).subject.cases
 
 
 def agreed(id: str, which: Any, dice: float, patient: str = "", found_ml: float = 1.0) -> CaseAgreement:

@@ -4,9 +4,11 @@ This is Table S5 of Guo et al. (arXiv 2409.11169), with intervals and a test of 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import zip_longest
+from typing import Literal, runtime_checkable
 
 import numpy as np
 from pydantic import Field
@@ -17,7 +19,7 @@ from maisi.anatomy.vocabulary import Vocabulary
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.labelled import looked_for
 from maisi.data.manifest import Case
-from maisi.errors import InvalidLabelsError
+from maisi.errors import InvalidLabelsError, InvalidRequestError
 from maisi.evaluation.equivalence import Equivalence, paired_equivalence, unpaired_equivalence
 from maisi.evaluation.segmentation import Agreement, Interval, agreement, interval, known_agreement, of_patients
 from maisi.pipelines.quality.segmenter import Segmenter
@@ -30,8 +32,16 @@ MISSED = 0.9
 """Share of the cases of a set with Dice 0 from which on a structure is not found there."""
 
 SetName = Literal["real", "synthetic"]
-Judge = Callable[[Volume, LabelMap, Case], dict[str, Agreement]]
-"""How well a segmenter finds in a volume each structure that its labels have."""
+
+
+@runtime_checkable
+class Judge(typing.Protocol):
+    """Says how well a segmenter finds in a volume each structure that its labels have."""
+
+    def __call__(self, volume: Volume, labels: LabelMap, case: Case) -> dict[str, Agreement]: ...
+
+    def sought(self, labels: LabelMap, case: Case) -> list[str]:
+        """The names of the structures that it looks for in a case with these labels."""
 
 
 class CaseAgreement(Frozen):
@@ -101,14 +111,16 @@ class CommandJudge:
     tolerance_mm: float
 
     def __call__(self, volume: Volume, labels: LabelMap, case: Case) -> dict[str, Agreement]:
-        found = self.segmenter(volume)
-        present = set(self.vocabulary.check_ids(labels.array)) & looked_for(case, labels, self.vocabulary)
-        structures = {self.vocabulary.name(id): self._ids(id) for id in sorted(present)}
-        return agreement(labels, found, structures, self.tolerance_mm)
+        structures = {name: self._ids(name) for name in self.sought(labels, case)}
+        return agreement(labels, self.segmenter(volume), structures, self.tolerance_mm)
 
-    def _ids(self, id: int) -> tuple[int, ...]:
-        name = self.vocabulary.name(id)
-        return (id, *(each.id for each in self.vocabulary.structures if each.host == name))
+    def sought(self, labels: LabelMap, case: Case) -> list[str]:
+        present = set(self.vocabulary.check_ids(labels.array)) & looked_for(case, labels, self.vocabulary)
+        return [self.vocabulary.name(id) for id in sorted(present)]
+
+    def _ids(self, name: str) -> tuple[int, ...]:
+        lesions = [each.id for each in self.vocabulary.structures if each.host == name]
+        return (self.vocabulary.id(name), *lesions)
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,36 @@ class NetworkJudge:
         table = admissible(classes, sought, self.vocabulary)
         whole, channels = complete_labels(labels, volume, vocabulary=self.vocabulary), self.segmenter.classes(volume)
         found = known_agreement(whole, channels, table, [each.name for each in classes], self.tolerance_mm)
-        return {each.name: found[each.name] for each in classes if each.name in found and set(each.ids) & sought}
+        return {name: found[name] for name in self.sought(labels, case) if name in found}
+
+    def sought(self, labels: LabelMap, case: Case) -> list[str]:
+        ids = looked_for(case, labels, self.vocabulary)
+        return [each.name for each in self.segmenter.config.classes if set(each.ids) & ids]
+
+
+def check_shared(cases: Sequence[tuple[SetName, Case]], judge: Judge, vocabulary: Vocabulary) -> None:
+    """Nothing, or `InvalidLabelsError` where the labels of the two sets name no structure in common.
+
+    Label maps are read by turns, and no more of them than it takes to find one. What cannot be read is passed over.
+    """
+    named: dict[SetName, dict[str, None]] = {"real": {}, "synthetic": {}}
+    sets = [[each for each in cases if each[0] == name] for name in named]
+    for which, case in (each for turn in zip_longest(*sets) for each in turn if each is not None):
+        try:
+            labels = own_labels(case, vocabulary=vocabulary)
+        except InvalidRequestError:
+            continue
+        named[which] |= {} if labels is None else dict.fromkeys(judge.sought(labels, case))
+        if named["real"].keys() & named["synthetic"].keys():
+            return
+    if all(named.values()):
+        raise _nothing_shared(*map(list, named.values()))
+
+
+def _nothing_shared(real: Sequence[str], synthetic: Sequence[str]) -> InvalidLabelsError:
+    return InvalidLabelsError(
+        f"no structure is in both sets: real has {few(real) or 'none'}; synthetic has {few(synthetic) or 'none'}"
+    )
 
 
 def judged_case(
@@ -178,9 +219,7 @@ def compare_labels(cases: Sequence[CaseAgreement], failures: Sequence[FailedCase
     names = [_names(each) for each in (real, synthetic)]
     shared = [name for name in names[0] if name in names[1]]
     if not shared:
-        raise InvalidLabelsError(
-            f"no structure is in both sets: real has {few(names[0]) or 'none'}; synthetic has {few(names[1]) or 'none'}"
-        )
+        raise _nothing_shared(*names)
     rng = np.random.default_rng(protocol.seed)
     structures = tuple(_structure(name, real, synthetic, protocol, rng) for name in shared)
     return LabelReport(

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -10,13 +11,22 @@ from contextlib import suppress
 from pathlib import Path
 
 from maisi.data.door import open_labels
-from maisi.errors import InvalidLabelsError, RunError
+from maisi.errors import InvalidLabelsError, InvalidRequestError, RunError
 from maisi.pipelines.prepare.settings import PrepareSettings
 from maisi.space.files import write_volume
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap, Volume
 
 _SHOWN = 300  # characters of what a command that failed has said
+
+
+def check_installed(command: str) -> None:
+    """Nothing, or an `InvalidRequestError` where the program that a segmenter's command calls is not there."""
+    program = shlex.split(command)[0]
+    if shutil.which(program) is None:
+        raise InvalidRequestError(
+            f"segmenter: there is no command {program}; accepted: a program on the path, or the path of one"
+        )
 
 
 def segmented(volume: Volume, settings: PrepareSettings) -> LabelMap:

@@ -17,12 +17,14 @@ from maisi.evaluation.labels import (
     NetworkJudge,
     Protocol,
     SetName,
+    check_shared,
     compare_labels,
     judged_case,
 )
 from maisi.evaluation.labels_page import labels_page
 from maisi.evaluation.requests import EvaluateLabelsRequest
 from maisi.evaluation.sets import labelled_set
+from maisi.pipelines.prepare.segmenter import check_installed
 from maisi.pipelines.quality.segmenter import CommandSegmenter
 from maisi.pipelines.segment import segmenter_of
 from maisi.pipelines.validate import bundle_vocabulary, lasting_name
@@ -53,6 +55,7 @@ def check(request: EvaluateLabelsRequest) -> Checked[EvaluateLabelsRequest]:
     cases = (*both, *(("synthetic", case) for case in synthetic))
     spacing = None if request.spacing is None else checked_spacing(request.spacing)
     if request.segmenter is not None:
+        check_installed(request.segmenter)
         segmenter = CommandSegmenter(request.segmenter, request.segmenter_numbering, request.segmenter_minutes)
         vocabulary = load_vocabulary()
         judge: Judge = CommandJudge(segmenter, vocabulary, request.tolerance_mm)
@@ -83,6 +86,7 @@ def work(checked: Checked[EvaluateLabelsRequest], run: Run) -> None:
     request, given = checked.request, checked.subject
     judged: list[CaseAgreement] = []
     failures: list[FailedCase] = []
+    check_shared(given.cases, given.judge, given.vocabulary)  # before hours are spent
     for k, (which, case) in enumerate(given.cases, start=1):
         found = _judged(which, case, given, run)
         (judged if isinstance(found, CaseAgreement) else failures).append(found)  # type: ignore[arg-type]
