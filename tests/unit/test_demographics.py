@@ -10,6 +10,7 @@ from maisi.cli import main
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
 from maisi.evaluation.demographics import Grouping, by_group, chosen_figures, group_cases, read_numbers
+from maisi.evaluation.demographics_page import gap_rows
 
 
 def cases(num: int = 24) -> list[Case]:
@@ -47,6 +48,26 @@ def test_a_gap_is_told_from_chance_and_a_lone_patient_decides_nothing(tmp_path: 
     assert figure.groups["O"].mean is None
     assert (found.groups["O"].manifest, found.groups["O"].report) == (1, 1)
     assert "fewer than 5 patients, of which nothing is said: O" in found.notes
+
+
+@pytest.mark.parametrize("num_groups", [2, 6])
+def test_the_interval_of_the_gap_holds_0_where_groups_are_alike(num_groups: int) -> None:
+    alike = [Case(id=f"c{k}", attributes={"site": f"s{k % num_groups}"}) for k in range(8 * num_groups)]
+    rng = np.random.default_rng(0)
+    numbers = {f"{k}.dice": {case.id: float(rng.normal()) for case in alike} for k in range(100)}
+    found = by_group("r", numbers, alike, Grouping("site", group_cases(alike, "site")))
+    gaps = [each.gap for each in found.figures if each.gap is not None]
+    assert len(gaps) == 100
+    assert sum(not gap.low <= 0 <= gap.high for gap in gaps) <= 7
+
+
+def test_of_means_that_are_all_the_same_none_is_best() -> None:
+    numbers = {"dice": {case.id: 0.9 for case in cases()}}
+    found = by_group("r", numbers, cases(), Grouping("sex", group_cases(cases(), "sex")))
+    gap = found.figures[0].gap
+    assert gap is not None
+    assert (gap.best, gap.worst, gap.difference) == (None, None, 0.0)
+    assert gap_rows(found) == [("dice", "none", "none", "+0 (0 to 0)", "1.000", "no difference found")]
 
 
 def test_lower_is_better_of_errors() -> None:

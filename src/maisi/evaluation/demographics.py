@@ -1,10 +1,11 @@
 """Figures of a report by group of patients: is one group served worse, and can that be said at all?
 
-Groups come from a column of the manifest. The gap between the best and the worst group is tested by permutation, since
-the largest of several differences is never 0 by itself.
+Groups come from a column of the manifest. The largest of several differences is never 0 by itself: the gap between the
+best and the worst group is tested by permutation, and its interval is one of all differences at once.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
+from scipy import stats
 
 from maisi.data.manifest import Case
 from maisi.errors import InvalidRequestError
@@ -26,6 +28,7 @@ from maisi.shapes import Frozen
 FIELDS = ("group", "region", "split", "modality", "source")  # of a case, besides its attributes
 HIGHER, LOWER = ("dice", "surface_dice", "psnr_db", "ssim"), ("hd95_mm", "mae_hu", "lpips", "edges")
 PERMUTATIONS = 999
+ROUNDING = 1e-12  # differences of means up to it are none
 MOST_VALUES = 6  # that are groups by themselves; of more numbers thirds are made
 YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 1 / 52.18, "D": 1 / 365.25}  # units of a DICOM age
 
@@ -41,10 +44,13 @@ class GroupFigure(Frozen):
 
 
 class Gap(Frozen):
-    """Best less worst mean, its bootstrap interval, and how often chance makes one as large (permutation)."""
+    """Best less worst mean, its 95 % interval, and how often chance makes one as large (permutation).
 
-    best: str
-    worst: str
+    The interval holds for the differences of all pairs of groups at once (Tamhane's T2, 1977).
+    """
+
+    best: str | None = Field(description="None where all means are the same.")
+    worst: str | None
     difference: float
     low: float
     high: float
@@ -71,7 +77,7 @@ class Share(Frozen):
 class DemographicsReport(Frozen):
     """A report by groups of patients."""
 
-    version: int = 2
+    version: int = 3
     report: str | None = None
     by: str
     least: int
@@ -259,18 +265,36 @@ def _figure(name: str, values: Mapping[str, Sequence[float]], least: int, rng: n
 
 def _gap(values: Mapping[str, np.ndarray], lower_is_better: bool, rng: np.random.Generator) -> Gap:
     means = {group: float(each.mean()) for group, each in values.items()}
-    worst, best = (pick(means, key=means.__getitem__) for pick in ((max, min) if lower_is_better else (min, max)))
-    ends = [
-        each[rng.integers(0, len(each), (PERMUTATIONS, len(each)))].mean(1) for each in (values[best], values[worst])
-    ]
-    low, high = np.quantile(ends[0] - ends[1], (0.025, 0.975)).tolist()
+    worst, *_, best = sorted(means, key=means.__getitem__, reverse=lower_is_better)
+    difference = means[best] - means[worst]
+    reach = _reach(values[best], values[worst], math.comb(len(values), 2))
     together = np.concatenate(list(values.values()))
     cuts = np.cumsum([len(each) for each in values.values()])[:-1]
     shuffled = rng.permuted(np.tile(together, (PERMUTATIONS, 1)), axis=1)
     ranges = np.ptp([part.mean(1) for part in np.split(shuffled, cuts, axis=1)], axis=0)
-    difference = means[best] - means[worst]
-    p = (1 + int((ranges >= abs(difference) - 1e-12).sum())) / (1 + PERMUTATIONS)
-    return Gap(best=best, worst=worst, difference=difference, low=low, high=high, p=p)
+    p = (1 + int((ranges >= abs(difference) - ROUNDING).sum())) / (1 + PERMUTATIONS)
+    tied = abs(difference) < ROUNDING
+    return Gap(
+        best=None if tied else best,
+        worst=None if tied else worst,
+        difference=difference,
+        low=difference - reach,
+        high=difference + reach,
+        p=p,
+    )
+
+
+def _reach(first: np.ndarray, second: np.ndarray, num_pairs: int) -> float:
+    """How far the interval of a difference of means reaches to either side, where those of all pairs hold at once.
+
+    Tamhane's T2 (1977): Welch's degrees of freedom, and the level of one pair by Sidak's inequality.
+    """
+    spreads = [float(each.var(ddof=1)) / len(each) for each in (first, second)]
+    if not any(spreads):
+        return 0.0
+    own = [spread**2 / (len(each) - 1) for spread, each in zip(spreads, (first, second), strict=True)]
+    level = (1 - LEVEL) ** (1 / num_pairs)
+    return float(stats.t.ppf((1 + level) / 2, sum(spreads) ** 2 / sum(own))) * math.sqrt(sum(spreads))
 
 
 def _notes(

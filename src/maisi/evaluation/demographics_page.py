@@ -24,8 +24,9 @@ def demographics_page(found: DemographicsReport) -> str:
     means = [(each.name, *(_mean(each, group) for group in found.groups)) for each in sorted(found.figures, key=_p)]
     parts = [
         f"<h1>{escape(found.report or 'Groups')} by {escape(found.by)}</h1>",
-        f"<p class='faint'>Intervals: 95 %, over patients. Of groups of fewer than {found.least} patients nothing is "
-        "said. p: how often chance alone makes a gap as large (permutation).</p>",
+        f"<p class='faint'>Intervals: 95 %, over patients, of gaps for all pairs of groups at once. Of groups of fewer "
+        f"than {found.least} patients nothing is said. p: how often chance alone makes a gap as large (permutation)."
+        "</p>",
         "<h2>Groups</h2>",
         table((found.by, "cases of the manifest", "of the report"), shares),
         *_representation(found),
@@ -92,7 +93,8 @@ def gap_rows(found: DemographicsReport) -> list[tuple[str, ...]]:
         gap = each.gap
         told_gap = ("", "", "", "")
         if gap is not None:
-            told_gap = (gap.worst, gap.best, f"{gap.difference:+.3g} ({gap.low:.3g} to {gap.high:.3g})", f"{gap.p:.3f}")
+            interval = f"{gap.difference:+.3g} ({gap.low:.3g} to {gap.high:.3g})"
+            told_gap = (gap.worst or "none", gap.best or "none", interval, f"{gap.p:.3f}")
         rows.append((each.name, *told_gap, each.verdict))
     return rows
 
