@@ -114,6 +114,17 @@ def test_the_command_writes_report_and_page_and_refuses_in_one_line(
     assert not (tmp_path / "no").exists()
 
 
+def test_values_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    entries = [{"id": case.id, "dice": float("nan") if k < 3 else 0.5, "ssim": 1.0} for k, case in enumerate(cases())]
+    (tmp_path / "r.json").write_text(json.dumps({"cases": entries}))
+    numbers = chosen_figures(read_numbers(tmp_path / "r.json"), ())
+    found = by_group("r.json", numbers, cases(), Grouping("sex", group_cases(cases(), "sex")))
+    assert [note for note in found.notes if "not finite" in note] == [
+        "3 of 24 values of dice are not finite, and left out"
+    ]
+    assert [each.groups["F"].patients for each in found.figures] == [10, 12]
+
+
 def ask(*arguments: object) -> int:
     return main(["evaluate", "demographics", *map(str, arguments)])
 

@@ -93,8 +93,8 @@ class DemographicsReport(Frozen):
 def read_numbers(path: Path) -> Numbers:
     """The numbers of each case in a report, by figure: a list `cases` (or `generated`) of objects with `id` or `name`.
 
-    Numbers within objects have names with dots; where cases are of a `set`, that comes first. Raises
-    `InvalidRequestError` for a file without any.
+    Numbers within objects have names with dots; where cases are of a `set`, that comes first. NaN and infinity are
+    among them. Raises `InvalidRequestError` for a file without any.
     """
     accepted = "accepted: labels.json, autoencoder.json or memorization.json of `maisi evaluate`, or JSON with a list "
     accepted += "'cases' of objects with 'id' and numbers"
@@ -128,7 +128,7 @@ def _entries(content: dict[str, Any]) -> Any:
 def _numbers_in(value: Any, path: tuple[str, ...]) -> list[tuple[str, float]]:
     if isinstance(value, dict):
         return [each for key, inner in value.items() for each in _numbers_in(inner, (*path, key))]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return [(".".join(path), float(value))] if is_number else []
 
 
@@ -205,6 +205,7 @@ class Grouping:
 def by_group(name: str, numbers: Numbers, cases: Sequence[Case], grouping: Grouping) -> DemographicsReport:
     """The figures of the report `name` by group. Patients count: values of one patient in a group are averaged.
 
+    Values that are not finite are left out, which a note says.
     Raises `InvalidRequestError` where no case of the report is in the manifest.
     """
     patients, told = {case.id: case.patient or case.id for case in cases}, grouping.groups
@@ -225,7 +226,7 @@ def by_group(name: str, numbers: Numbers, cases: Sequence[Case], grouping: Group
         found = {
             group: of_patients([patients[i] for i in ids], [values[i] for i in ids])
             for group in groups
-            if (ids := [i for i in values if told.get(i) == group])
+            if (ids := [i for i, value in values.items() if told.get(i) == group and math.isfinite(value)])
         }
         figures.append(_figure(figure, found, grouping.least, rng))
     return DemographicsReport(
@@ -234,7 +235,7 @@ def by_group(name: str, numbers: Numbers, cases: Sequence[Case], grouping: Group
         least=grouping.least,
         groups=groups,
         figures=tuple(figures),
-        notes=tuple(_notes(reported, patients, grouping, figures)),
+        notes=(*_notes(reported, patients, grouping, figures), *_not_finite(numbers)),
     )
 
 
@@ -313,3 +314,12 @@ def _notes(
     if tested > 1:
         notes.append(f"{tested} figures were tested; about {tested * LEVEL:.1f} would differ by chance alone")
     return notes
+
+
+def _not_finite(numbers: Numbers) -> list[str]:
+    counts = {name: sum(not math.isfinite(value) for value in values.values()) for name, values in numbers.items()}
+    return [
+        f"{count} of {len(numbers[name])} values of {name} are not finite, and left out"
+        for name, count in counts.items()
+        if count
+    ]
