@@ -114,6 +114,13 @@ def test_the_command_writes_report_and_page_and_refuses_in_one_line(
     assert not (tmp_path / "no").exists()
 
 
+def test_figures_without_a_direction_are_refused_with_the_option_that_names_them() -> None:
+    with pytest.raises(
+        InvalidRequestError, match="known what is better; accepted: --figures with names of them, such as ml"
+    ):
+        chosen_figures({"ml": {"c0": 3.0}}, ())
+
+
 def test_values_that_are_no_numbers_are_told(tmp_path: Path) -> None:
     entries = [{"id": case.id, "dice": float("nan") if k < 3 else 0.5, "ssim": 1.0} for k, case in enumerate(cases())]
     (tmp_path / "r.json").write_text(json.dumps({"cases": entries}))
@@ -157,6 +164,15 @@ def test_shares_may_be_those_of_another_manifest_and_a_group_that_nobody_asked_f
     assert found["verdict"] == "differ"
 
 
+def test_one_group_may_be_asked_for_alone_and_a_small_p_is_no_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = manifest(tmp_path / "made.jsonl", 10, 10)
+    assert ask(made, "--by", "sex", "--asked", "F=1", "--out", tmp_path / "out") == 0
+    assert "shares: differ (p <0.001)" in capsys.readouterr().err
+    assert "differ (p &lt;0.001)" in (tmp_path / "out" / "demographics.html").read_text()
+
+
 def test_a_bundle_that_is_not_conditioned_on_the_column_is_told(tmp_path: Path) -> None:
     made = manifest(tmp_path / "made.jsonl", 10, 10)
     given = (made, "--by", "sex", "--asked", "F=1", "--asked", "M=1", "--bundle", "ct-small")
@@ -174,6 +190,8 @@ def test_a_bundle_that_is_not_conditioned_on_the_column_is_told(tmp_path: Path) 
         (("--asked", "F=-1"), "'F=-1' is no share of a group"),
         (("--asked", "F=0"), "no group was asked for"),
         (("--asked", "f=1"), "there is no group 'f'; did you mean 'F'?"),
+        (("--asked", "F=0.5"), "F=0.5 alone would ask for F and nobody else; accepted: a share of every group"),
+        (("--asked", "F=0.5", "--asked", "F=0.2", "--asked", "M=0.5"), "group 'F' is asked for twice; accepted: one"),
     ],
 )
 def test_shares_that_are_none_are_refused(

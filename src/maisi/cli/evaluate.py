@@ -180,7 +180,7 @@ def demographics(
     said. Writes demographics.json and demographics.html.
     """
     from maisi.evaluation.demographics import DemographicsReport
-    from maisi.evaluation.demographics_page import gap_rows, representation_rows
+    from maisi.evaluation.demographics_page import gap_rows, representation_rows, told_p
     from maisi.runs.tasks.evaluate_demographics import REPORT
 
     record, found = _measured("demographics", request, out, overwrite, DemographicsReport, REPORT)
@@ -189,7 +189,7 @@ def demographics(
         return
     if found.representation is not None:
         give_table(representation_rows(found.representation), (found.by, "patients", "share", "asked"))
-        tell(f"shares: {found.representation.verdict} (p {found.representation.p:.3f})")
+        tell(f"shares: {found.representation.verdict} (p {told_p(found.representation.p)})")
     if found.conditions is not None:
         tell(f"the bundle can be asked for: {', '.join(found.conditions)}")
     if found.figures:

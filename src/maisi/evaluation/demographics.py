@@ -144,7 +144,9 @@ def chosen_figures(numbers: Numbers, patterns: Sequence[str]) -> Numbers:
     }
     if not found:
         wanted = f"none fits {', '.join(patterns)}" if patterns else "of none it is known what is better"
-        raise InvalidRequestError(f"{wanted}; figures of the report: {', '.join(list(numbers)[:8])}")
+        raise InvalidRequestError(
+            f"{wanted}; accepted: --figures with names of them, such as {', '.join(list(numbers)[:8])}"
+        )
     return found
 
 

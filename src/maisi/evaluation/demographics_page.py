@@ -58,12 +58,17 @@ def _representation(found: DemographicsReport) -> list[str]:
     for name, group in each.groups.items():
         shares += [(name, group.share, group.low, group.high), ("asked", group.asked, group.asked, group.asked)]
     return [
-        f"<h2>What was generated against what was asked: {each.verdict} (p {each.p:.3f})</h2>",
+        f"<h2>What was generated against what was asked: {each.verdict} (p {escape(told_p(each.p))})</h2>",
         f"<p class='faint'>Asked by {escape(each.asked_by)}. Patients count, not volumes.</p>",
         bars(shares),
         table((found.by, "patients", "share", "asked"), representation_rows(each)),
         *told,
     ]
+
+
+def told_p(p: float) -> str:
+    """A probability to three places, none as 0."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def representation_rows(found: Representation) -> list[tuple[str, ...]]:
@@ -94,7 +99,7 @@ def gap_rows(found: DemographicsReport) -> list[tuple[str, ...]]:
         told_gap = ("", "", "", "")
         if gap is not None:
             interval = f"{gap.difference:+.3g} ({gap.low:.3g} to {gap.high:.3g})"
-            told_gap = (gap.worst or "none", gap.best or "none", interval, f"{gap.p:.3f}")
+            told_gap = (gap.worst or "none", gap.best or "none", interval, told_p(gap.p))
         rows.append((each.name, *told_gap, each.verdict))
     return rows
 

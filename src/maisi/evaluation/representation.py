@@ -29,7 +29,10 @@ class GroupShare(Frozen):
 
 
 class Representation(Frozen):
-    """Shares of groups against those asked for; `p` is how often chance alone is as far off (exact multinomial)."""
+    """Shares of groups against those asked for; `p` is how often chance alone is as far off.
+
+    It is by chi-square, of 9,999 random draws by the shares that were asked for (Monte Carlo).
+    """
 
     asked_by: str
     groups: dict[str, GroupShare]
@@ -46,10 +49,16 @@ class Asked:
 
     @classmethod
     def of_words(cls, words: Sequence[str], groups: Sequence[str]) -> "Asked":
-        """Shares written as NAME=SHARE, which are divided by their sum; raises `InvalidRequestError`."""
-        shares = {}
+        """Shares written as NAME=SHARE, which are divided by their sum.
+
+        Raises `InvalidRequestError` for what is no share, for a group named twice, and for one group alone, unless its
+        share is 1.
+        """
+        shares: dict[str, float] = {}
         for word in words:
             name, equals, value = word.rpartition("=")
+            if name in shares:
+                raise InvalidRequestError(f"group {name!r} is asked for twice; accepted: one share of each group")
             try:
                 shares[name] = float(value)
             except ValueError:
@@ -61,7 +70,12 @@ class Asked:
             close = get_close_matches(name.casefold(), alike, n=1)
             if close:
                 raise InvalidRequestError(f"there is no group {name!r}; did you mean {alike[close[0]]!r}?")
-        return cls("shares given", _normed(shares))
+        normed = _normed(shares)
+        if len(shares) == 1 and normed != shares:
+            raise InvalidRequestError(
+                f"{words[0]} alone would ask for {name} and nobody else; accepted: a share of every group, or {name}=1"
+            )
+        return cls("shares given", normed)
 
     @classmethod
     def of_cases(cls, by: str, groups: Mapping[str, str], patients: Mapping[str, str]) -> "Asked":

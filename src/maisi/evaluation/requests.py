@@ -115,7 +115,7 @@ class EvaluateDemographicsRequest(Frozen):
     by: str = Field(description="Column of the manifest: sex, age, any of its attributes, group, region.")
     bands: tuple[float, ...] = Field(default=(), description="Edge between bands of a number; may be repeated.")
     asked: tuple[str, ...] = Field(
-        default=(), description="Share that a group was to have, such as F=0.5; may be repeated."
+        default=(), description="Share that a group was to have, such as F=0.5, of the sum of all; may be repeated."
     )
     like: Path | None = Field(default=None, description="Manifest whose shares of groups were asked for.")
     bundle: str | None = Field(default=None, description="Bundle that generated: what it can be asked for is told.")
