@@ -62,6 +62,29 @@ def test_what_failed_its_check_is_in_no_set_and_every_format_that_is_read_is(ope
     )
 
 
+@SETS
+def test_a_volume_is_no_set(open_set: OpenSet, tmp_path: Path) -> None:
+    (tmp_path / "a_ct.nii.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(InvalidRequestError, match=r"a_ct\.nii\.gz is a single file; accepted: a manifest, or a folder"):
+        open_set(tmp_path / "a_ct.nii.gz")
+
+
+@pytest.mark.parametrize("open_set", [image_set, labelled_set])
+def test_files_whose_results_would_have_one_name_are_refused(open_set: OpenSet, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/b_ct.nii.gz", "a/b_labels.nii.gz", "a__b_ct.nii.gz", "a__b_labels.nii.gz", "c_ct.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(InvalidRequestError, match=r"files of the cases a/b\S* and a__b\S* would have one name; rename"):
+        open_set(tmp_path)
+
+
+def test_pairs_of_one_name_in_two_formats_are_refused(tmp_path: Path) -> None:
+    for name in ("a_ct.nii.gz", "a_ct.mha", "a_labels.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(InvalidRequestError, match="case ids must be unique; used twice: a"):
+        labelled_set(tmp_path)
+
+
 def test_files_of_one_name_in_several_folders_are_of_several_patients(tmp_path: Path) -> None:
     for name in ("p1", "p2"):
         (tmp_path / name).mkdir()

@@ -45,7 +45,11 @@ class Case(Frozen):
     @property
     def stem(self) -> str:
         """What files of the case are called after: its id, which may look like a path, as one name."""
-        return self.id.replace("/", "__").lstrip(".") or "case"
+        return _stem(self.id)
+
+
+def _stem(id: str) -> str:
+    return id.replace("/", "__").lstrip(".") or "case"
 
 
 def read_manifest(path: Path) -> tuple[Case, ...]:
@@ -68,17 +72,21 @@ def read_manifest(path: Path) -> tuple[Case, ...]:
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidConfigError(f"{path}: case field {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    ids = [case.id for case in cases]
+    check_ids(path, [case.id for case in cases])
+    return tuple(_resolve(case, path.parent) for case in cases)
+
+
+def check_ids(path: Path, ids: Sequence[str]) -> None:
+    """Raise `InvalidConfigError` where an id of a manifest or folder is used twice, or two give one file name."""
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
         raise InvalidConfigError(f"{path}: case ids must be unique; used twice: {', '.join(twice)}")
     stems: dict[str, str] = {}
-    for case in cases:
-        if (other := stems.setdefault(case.stem, case.id)) != case.id:
+    for id in ids:
+        if (other := stems.setdefault(_stem(id), id)) != id:
             raise InvalidConfigError(
-                f"{path}: files of the cases {other} and {case.id} would have one name; rename one of them"
+                f"{path}: files of the cases {other} and {id} would have one name; rename one of them"
             )
-    return tuple(_resolve(case, path.parent) for case in cases)
 
 
 def check_cases(cases: Sequence[Case]) -> None:

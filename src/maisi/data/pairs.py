@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from maisi.data.manifest import STORED, Case
+from maisi.data.manifest import STORED, Case, check_ids
 from maisi.space.endings import ending_of, name_of, stem_of
 from maisi.storage.folders import FAILED
 
@@ -24,7 +24,10 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 
 def pairs_in(folder: Path) -> list[Case]:
-    """A case for each CT with labels beside it, the latter in our ids or with names of its own."""
+    """A case for each CT with labels beside it, the latter in our ids or with names of its own.
+
+    Raises `InvalidConfigError` where two of them would have one id or one file name.
+    """
     files = list(files_in(folder))
     labels = {path.with_name(name_of(path)): path for path in files}
     cases = []
@@ -34,4 +37,5 @@ def pairs_in(folder: Path) -> list[Case]:
         if beside is not None:
             name = (image.parent.relative_to(folder) / stem.removesuffix(IMAGE)).as_posix()
             cases.append(Case(id=name, image=image, labels_maisi=beside))
+    check_ids(folder, [case.id for case in cases])
     return sorted(cases, key=lambda case: case.id)

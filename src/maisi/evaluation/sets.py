@@ -10,11 +10,11 @@ import numpy as np
 
 from maisi.data.cases import case_volume, own_labels
 from maisi.data.door import open_labels, open_volume
-from maisi.data.manifest import Case, read_manifest
+from maisi.data.manifest import Case, check_ids, read_manifest
 from maisi.data.pairs import files_in, is_of_files, pairs_in
 from maisi.errors import InvalidLabelsError, InvalidRequestError, InvalidVolumeError, MaisiError
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
-from maisi.space.endings import SEGMENTS, name_of, stem_of
+from maisi.space.endings import SEGMENTS, ending_of, name_of, stem_of
 from maisi.space.reading import ReadOptions
 from maisi.space.volume import LabelMap, Volume
 
@@ -81,7 +81,12 @@ def image_set(path: Path, split: str | None = None, modality: str = "ct", least:
 
 
 def _is_of_files(path: Path, split: str | None) -> bool:
-    """Whether it is a folder without a manifest; raises `InvalidRequestError` where a split of it is asked for."""
+    """Whether it is a folder without a manifest.
+
+    Raises `InvalidRequestError` for an image file, and where a split of a folder without a manifest is asked for.
+    """
+    if path.is_file() and ending_of(path):
+        raise InvalidRequestError(f"{path} is a single file; accepted: a manifest, or a folder of files")
     without = is_of_files(path)
     if without and split is not None:
         raise InvalidRequestError(f"{path} is a folder of files, which knows no split {split}; accepted: a manifest")
@@ -114,11 +119,13 @@ def _volume(path: Path, options: ReadOptions) -> Volume:
 
 def _files(folder: Path, modality: str) -> list[NamedImage]:
     options = ReadOptions.model_validate({"modality": modality})
-    return [
+    found = [
         NamedImage(path.relative_to(folder).as_posix(), _whose(path, folder), partial(_volume, path, options))
         for path in files_in(folder)
         if not stem_of(path).endswith(_NO_IMAGES)
     ]
+    check_ids(folder, [image.name for image in found])
+    return found
 
 
 def _whose(path: Path, folder: Path) -> str:
