@@ -19,6 +19,7 @@ from maisi.phantom.render import render_phantom
 from maisi.space.files import write_labels, write_volume
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume
+from maisi.storage.sums import sha256
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +133,11 @@ def test_features_that_say_nothing_are_told(
 ) -> None:
     (tmp_path / "odd_features.py").write_text(NAN + SAME + WRONG)
     monkeypatch.syspath_prepend(tmp_path)
+    told = f"sha256:{sha256(tmp_path / 'odd_features.py')[:12]}"
     for name, said in (
-        ("nan", "0_ct.nii.gz: odd_features:nan gives features that are NaN or infinite"),
+        ("nan", f"0_ct.nii.gz: odd_features:nan {told} gives features that are NaN or infinite"),
         ("same", "all 3 features are the same for every real plane"),
-        ("wrong", "0_ct.nii.gz: features by odd_features:wrong failed"),
+        ("wrong", f"0_ct.nii.gz: features by odd_features:wrong {told} failed: RuntimeError"),
     ):
         given = (sets / "real", sets / "other", "--features", f"odd_features:{name}")
         done = maisi("evaluate", "images", *given, "--out", tmp_path / name)

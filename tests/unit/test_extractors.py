@@ -1,5 +1,6 @@
 """Features by networks of local files."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from maisi.errors import InvalidRequestError
 from maisi.evaluation.extractors import MEANS, find_extractor
 from maisi.networks.trunks import TAP_CHANNELS, ResNet50, SqueezeNet
+from maisi.storage.sums import sha256
 
 
 def images() -> torch.Tensor:
@@ -105,3 +107,71 @@ def test_a_torchscript_network_gets_three_channels_from_0_to_1_and_maps_are_aver
     torch.jit.script(Mean()).save(str(tmp_path / "own.pt"))
     extractor = find_extractor(str(tmp_path / "own.pt"))
     np.testing.assert_allclose(extractor(images()), images().mean((2, 3)).expand(-1, 2), rtol=1e-6)
+
+
+OWN = """
+import torch
+
+sizes = 3
+
+def good(images):
+    return images.mean((2, 3))
+
+def flat(images):
+    return images.mean((1, 2, 3))
+
+def array(images):
+    return images.mean((2, 3)).numpy()
+
+def three(images):
+    return torch.zeros(3, 5)
+
+def raising(images):
+    raise KeyError("bad")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module of a user, which is imported anew."""
+    (tmp_path / "own_features.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_features", raising=False)
+    return "own_features"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "flat",
+            r"features by \S+:flat \S+ are a tensor of shape \(2,\); accepted: a tensor of 2 rows, one for each image",
+        ),
+        ("array", r"features by \S+:array \S+ are ndarray; accepted: a tensor"),
+        ("three", r"features by \S+:three \S+ are a tensor of shape \(3, 5\); accepted: a tensor of 2 rows"),
+        ("raising", r"features by \S+:raising \S+ failed: KeyError: 'bad'"),
+    ],
+)
+def test_code_that_gives_no_features_is_told(own: str, name: str, said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
+        find_extractor(f"{own}:{name}")(images()[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sys:path", r"'sys:path' are of type list"),
+        ("./own_features.py:good", r"cannot be imported: .*; accepted: module:callable, such as own:embed"),
+        ("own_features:sizes", r"own_features:sizes' are of type int; accepted: module:callable"),
+        ("own_broken:good", r"cannot be imported: .*SyntaxError"),
+    ],
+)
+def test_code_that_cannot_be_had_is_refused(own: str, tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "own_broken.py").write_text("def good(:")
+    with pytest.raises(InvalidRequestError, match=said):
+        find_extractor(name)
+
+
+def test_code_is_told_with_the_sum_of_its_file(own: str, tmp_path: Path) -> None:
+    total = sha256(tmp_path / "own_features.py")[:12]
+    assert find_extractor(f"{own}:good").name == f"own_features:good sha256:{total}"

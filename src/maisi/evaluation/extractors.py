@@ -1,6 +1,7 @@
 """Networks that give features of planes, from local files: nothing is downloaded, and no key is left out."""
 
 import importlib
+import traceback
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -48,9 +49,26 @@ class Network:
         means = torch.tensor(self.means, device=self.device)[:, None, None]
         parts = []
         for part in images.split(self.batch):
-            features = self.network(part.to(self.device).expand(-1, 3, -1, -1) - means)
+            features = self._features(part.to(self.device).expand(-1, 3, -1, -1) - means)
             parts.append((features.flatten(2).mean(-1) if features.ndim > 2 else features).to(images.device))
         return torch.cat(parts)
+
+    def _features(self, images: Tensor) -> Tensor:
+        try:
+            features: object = self.network(images)
+        except Exception as error:  # what is not ours may raise anything
+            raise InvalidRequestError(f"features by {self.name} failed: {_said(error)}") from error
+        told = f"a tensor of shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != len(images):
+            raise InvalidRequestError(
+                f"features by {self.name} are {told}; accepted: a tensor of {len(images)} rows, one for each image"
+            )
+        return features
+
+
+def _said(error: Exception) -> str:
+    """The kind of an error, and the last line of its message."""
+    return traceback.format_exception_only(error)[-1].strip()
 
 
 class LastTap(nn.Module):
@@ -66,7 +84,7 @@ class LastTap(nn.Module):
 
 
 def find_extractor(name: str, device: torch.device = CPU) -> FeatureExtractor:
-    """The extractor of a name: see `ACCEPTED`; of a file the report tells the SHA-256.
+    """The extractor of a name: see `ACCEPTED`; of a file, and of that of a module, the report tells the SHA-256.
 
     Raises `InvalidRequestError` for anything else. A module is code of yours, and is run.
     """
@@ -75,13 +93,25 @@ def find_extractor(name: str, device: torch.device = CPU) -> FeatureExtractor:
     path = Path(name)
     if path.suffix in SUFFIXES:
         return _of_file(path, device)
-    module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
+    return _of_module(name, device)
+
+
+def _of_module(name: str, device: torch.device) -> Network:
+    place, colon, attribute = name.partition(":")
+    if not colon or not place or not attribute:
         raise InvalidRequestError(f"unknown features {name!r}; accepted: {ACCEPTED}")
+    accepted = "module:callable, such as own:embed for a file own.py in a folder of PYTHONPATH"
     try:
-        return Network(name, getattr(importlib.import_module(module), attribute), device=device)
-    except (ImportError, AttributeError) as error:
-        raise InvalidRequestError(f"features {name!r} cannot be imported: {error}") from error
+        module = importlib.import_module(place)
+        network = getattr(module, attribute)
+    except Exception as error:  # what is not ours may raise anything
+        raise InvalidRequestError(
+            f"features {name!r} cannot be imported: {_said(error)}; accepted: {accepted}"
+        ) from error
+    if not callable(network):
+        raise InvalidRequestError(f"features {name!r} are of type {type(network).__name__}; accepted: {accepted}")
+    file = getattr(module, "__file__", None)  # one that is built in has none
+    return Network(f"{name} sha256:{sha256(Path(file))[:12]}" if file else name, network, device=device)
 
 
 def _of_file(path: Path, device: torch.device) -> Network:

@@ -49,7 +49,7 @@ class ImageReport(Frozen):
     """Synthetic against real volumes, beside two halves of the real ones."""
 
     version: int = 2
-    features: str = Field(description="The network or code that gave the features, of a file with its SHA-256.")
+    features: str = Field(description="The network or code that gave the features, with the SHA-256 of its file.")
     protocol_name: str
     protocol: PlaneProtocol
     num_features: int = Field(description="That distances are of: without those that never change.")

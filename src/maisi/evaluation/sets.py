@@ -49,6 +49,8 @@ def features_of(
         return plane_features([volume], extractor, protocol)[0]
     except InvalidVolumeError as error:
         raise InvalidVolumeError(f"{name}: {error}") from error
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{name}: {error}") from error
     except (RuntimeError, TypeError, ValueError) as error:  # of a network that is not ours
         if isinstance(error, MaisiError):
             raise
