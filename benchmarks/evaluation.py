@@ -123,12 +123,17 @@ def compared(cases: list[Case], folder: Path, synthetic: str, draws: int) -> Ima
     """The report of a set against the real one, from their features."""
     sets = [
         MeasuredSet(
-            [NamedImage(case.id, case.patient or case.id, lambda: read_volume(folder), case.group) for case in cases],
+            [named(case, folder / name / f"{case.id}.nii.gz") for case in cases],
             StoredPlanes([folder / name / f"{case.id}.npz" for case in cases]),
         )
         for name in ("real", synthetic)
     ]
     return compare_images(sets[0], sets[1], ImageProtocol("scattering", "maisi", PROTOCOLS["maisi"], draws))
+
+
+def named(case: Case, path: Path) -> NamedImage:
+    """The volume of a case that lies there."""
+    return NamedImage(case.id, case.patient or case.id, path, lambda: read_volume(path), case.group)
 
 
 def over_ranks(cases: list[Case], folder: Path, count: int) -> dict[str, float]:
@@ -156,7 +161,7 @@ def by_command(cases: list[Case], folder: Path, name: str, launcher: Sequence[st
                 link.hardlink_to(folder / each / link.name)
     out = folder / f"report_{name}"
     command = [sys.executable, *launcher, "-m", "maisi", "evaluate", "images", *map(str, sets), "--out", str(out)]
-    more = ["--draws", "0", "--threads", "1", "--overwrite"]
+    more = ["--draws", "10", "--threads", "1", "--overwrite"]
     subprocess.run([*command, *more], check=True, stdout=subprocess.DEVNULL)
     return out
 

@@ -34,7 +34,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(folder: Path, out: Path, ranks: Ranks | None = None) -> None:
-    request = EvaluateImagesRequest(real=folder / "real", synthetic=folder / "made", draws=3)
+    request = EvaluateImagesRequest(real=folder / "real", synthetic=folder / "made", draws=10)
     carry_out(EVALUATE_IMAGES, request, out, ranks=ranks)
 
 

@@ -115,10 +115,13 @@ def test_where_synthetic_volumes_are_few_halves_are_as_small_and_it_is_said(tmp_
     folders = {"real": (12, 0.0), "made": (3, 0.0)}
     sets = {}
     for seed, (name, (count, centre)) in enumerate(folders.items()):
-        images = [NamedImage(f"{name}{k}", f"{name}{k}", Path) for k in range(count)]
+        images = [NamedImage(f"{name}{k}", f"{name}{k}", tmp_path / name / f"{k}", Path) for k in range(count)]
         sets[name] = MeasuredSet(images, planes_in(tmp_path / name, count, centre, seed=seed))
     protocol = ImageProtocol("own", "own", PlaneProtocol(), draws=1)
     report = compare_images(sets["real"], sets["made"], protocol)
     assert "3 synthetic volumes are fewer than a half of the real ones" in " ".join(report.notes)
+    assert not [note for note in report.notes if "in both sets" in note]
+    same = compare_images(sets["real"], sets["real"], protocol)
+    assert "12 volumes are the same files in both sets" in same.notes
     low, high = (getattr(report.halves.frechet_mean, end) for end in ("low", "high"))
     assert low <= report.matched.frechet_mean.value <= high  # of one distribution, and as many of each

@@ -114,7 +114,7 @@ def compare_images(
         synthetic=_whole(across, protocol.draws, rng, on_draw),
         matched=matched,
         halves=halves,
-        notes=tuple(_notes(facts, size, num_all - int(scaling.varies.sum()))),
+        notes=(*_notes(facts, size, num_all - int(scaling.varies.sum())), *_same(real.images, made.images)),
     )
 
 
@@ -157,7 +157,7 @@ def _whole(
         drawn.append((across.frechet(*weights)["mean"], across.kernel(*weights), *shares))
         on_draw(k + 1, draws)
     values = (frechet["mean"], across.kernel(real, made), precision.share(made), recall.share(real))
-    columns = np.array(drawn or [values]).T
+    columns = np.array(drawn).T
     return SetDistance(
         frechet=frechet,
         frechet_mean=_moved_by_factor(values[0], columns[0]),
@@ -277,6 +277,11 @@ def _notes(facts: Sequence[SetFacts], size: int, constant: int) -> list[str]:
     if constant:
         notes.append(f"{constant} features never change over the real planes, and say nothing")
     return notes
+
+
+def _same(real: Sequence[NamedImage], made: Sequence[NamedImage]) -> list[str]:
+    same = {image.path.resolve() for image in real} & {image.path.resolve() for image in made}
+    return [f"{len(same)} volumes are the same files in both sets"] if same else []
 
 
 def _shown(spacings: Sequence[Spacing3]) -> str:

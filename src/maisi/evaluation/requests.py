@@ -25,7 +25,7 @@ class EvaluateImagesRequest(Frozen):
     real_split: str | None = Field(default=None, description="Split of the real manifest.")
     synthetic_split: str | None = Field(default=None, description="Split of the synthetic manifest.")
     modality: Modality = Field(default="ct", description="ct or mr.")
-    draws: int = Field(default=200, ge=0, description="Resamplings for the intervals.")
+    draws: int = Field(default=200, ge=10, description="Resamplings for the intervals.")
     seed: int = Field(default=0, ge=0, description="Of the resamplings.")
     compute: Compute = Compute()
 

@@ -25,10 +25,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class NamedImage:
-    """A volume that is read when it is needed; those of one patient belong together."""
+    """A volume that is read when it is needed, and its file or folder; those of one patient belong together."""
 
     name: str
     patient: str
+    path: Path
     read: Callable[[], Volume]
     group: str = ""
 
@@ -75,8 +76,9 @@ def image_set(path: Path, split: str | None = None, modality: str = "ct", least:
         _files(path, modality)
         if _is_of_files(path, split)
         else [
-            NamedImage(case.id, case.patient or case.id, partial(case_volume, case), case.group)
+            NamedImage(case.id, case.patient or case.id, case.image, partial(case_volume, case), case.group)
             for case in _cases(path, split, lambda case: case.image is not None)
+            if case.image is not None
         ]
     )
     return _enough(found, path, split, least, "images")
@@ -122,7 +124,7 @@ def _volume(path: Path, options: ReadOptions) -> Volume:
 def _files(folder: Path, modality: str) -> list[NamedImage]:
     options = ReadOptions.model_validate({"modality": modality})
     found = [
-        NamedImage(path.relative_to(folder).as_posix(), _whose(path, folder), partial(_volume, path, options))
+        NamedImage(path.relative_to(folder).as_posix(), _whose(path, folder), path, partial(_volume, path, options))
         for path in files_in(folder)
         if not stem_of(path).endswith(_NO_IMAGES)
     ]

@@ -16,7 +16,7 @@ from maisi.evaluation.images import ImageProtocol, MeasuredSet, check_patients, 
 from maisi.evaluation.images_page import images_page
 from maisi.evaluation.requests import EvaluateImagesRequest
 from maisi.evaluation.sets import NamedImage, features_of, image_set
-from maisi.evaluation.stored import StoredPlanes, write_features
+from maisi.evaluation.stored import StoredPlanes, features_are_of, write_features
 from maisi.runs.pieces import write_report
 from maisi.runs.task import Checked, Run, Task
 from maisi.splitting.ranks import Ranks
@@ -55,18 +55,26 @@ def inputs(request: EvaluateImagesRequest) -> tuple[Path, ...]:
 
 
 def work(checked: Checked[EvaluateImagesRequest], run: Run) -> None:
-    """Features volume by volume, each in a file of its own and shared out over ranks; then the report and its page."""
+    """Features volume by volume, each in a file of its own and shared out over ranks; then the report and its page.
+
+    Those that an earlier part of the run left are taken where volume and extractor are what they were made of.
+    """
     request, given = checked.request, checked.subject
     protocol = PROTOCOLS[request.protocol]
     named = [(image, _file("real", image)) for image in given.real]
     named += [(image, _file("synthetic", image)) for image in given.synthetic]
-    todo = [(image, name) for image, name in named if not run.has((name,))]
+    sources = {name: _made_of(image, given.extractor) for image, name in named}
+    todo = [
+        (image, name)
+        for image, name in named
+        if not (run.has((name,)) and features_are_of(run.folder / name, sources[name]))
+    ]
     done = len(named) - len(todo)
     for (_, name), (grid, planes) in zip(todo, _measured(todo, given, protocol, run.ranks), strict=True):
         done += 1
         if run.writes:
             with storage_errors(run.folder):
-                write_features(run.partial / name, planes, grid)
+                write_features(run.partial / name, planes, grid, sources[name])
             run.publish()
         run.on_stage("features", done, len(named))
     if not run.writes:
@@ -85,6 +93,14 @@ def work(checked: Checked[EvaluateImagesRequest], run: Run) -> None:
 
 def _file(which: str, image: NamedImage) -> str:
     return f"features_{which}_{image.name.replace('/', '__')}.npz"
+
+
+def _made_of(image: NamedImage, extractor: FeatureExtractor) -> str:
+    """What features depend on besides the settings: what gives them, and size and time of the file of the volume."""
+    if not image.path.exists():  # which is told where it is read
+        return ""
+    file = image.path.stat()
+    return f"{extractor.name} of {file.st_size} bytes written at {file.st_mtime_ns} ns"
 
 
 Measured = tuple[np.ndarray, dict[str, np.ndarray]]
