@@ -1,5 +1,7 @@
 """Copies among volumes: where they lie, what tells what near is, and what is no held-out set."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from torch import Tensor
@@ -23,7 +25,7 @@ def phantom(seed: int, size: tuple[int, int, int] = (39, 36, 15)) -> Volume:
 
 
 def named(name: str, volume: Volume) -> NamedImage:
-    return NamedImage(name, name, lambda: volume)
+    return NamedImage(name, name, Path(name), lambda: volume)
 
 
 def pair(name: str, distance: float) -> Neighbour:
