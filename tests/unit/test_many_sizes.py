@@ -1,12 +1,17 @@
 """Sizes of structures in a request file, as requests for anatomy take them."""
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from maisi.data.manifest import Case
 from maisi.errors import InvalidConfigError
+from maisi.pipelines.many.facts import SampleFacts
+from maisi.pipelines.many.page import write_page
+from maisi.pipelines.many.requests import ManyRequest
 from maisi.pipelines.many.sizes import check_sizes, draw_sizes
 
 
@@ -49,3 +54,16 @@ def test_a_choice_between_mappings_keeps_together_what_belongs_together() -> Non
 def test_what_are_no_sizes_is_refused_with_its_place(value: Any, message: str) -> None:
     with pytest.raises(InvalidConfigError, match=message):
         check_sizes(value, "anatomy")
+
+
+def test_the_page_holds_what_was_asked_for_against_what_is_compared_with_it(tmp_path: Path) -> None:
+    made = SampleFacts(
+        index=0,
+        request={"seed": 0},
+        case=Case(id="sample_00000", group="synthetic"),
+        volumes_ml={"liver": 820.0, "hepatic tumor": 700.0},
+        asked_ml={"liver": 1520.0},
+        obtained_ml={"liver": 1520.0},
+    )
+    page = write_page([made], ManyRequest(count=1), tmp_path).read_text()
+    assert "<td>liver</td><td>1</td><td>1520</td><td>1520</td><td>1</td>" in page

@@ -191,9 +191,11 @@ def test_an_organ_is_asked_for_with_the_tumours_in_it() -> None:
     labels.array[5:10, 5:10, 5:10] = TUMOUR
     report = judge_labels(labels, asked_ml={LIVER: 512.0, TUMOUR: 125.0})
     assert [each.check for name in ("liver", "hepatic tumor") for each in row(report, name).findings] == []
+    assert (row(report, "liver").ml, row(report, "liver").voxels) == (512.0, 512)
     lobes = blocks(left_lung_upper_lobe=slice(4, 9), right_lung_upper_lobe=slice(12, 18))
     report = judge_labels(lobes, asked_ml={VOCABULARY.id("lungs"): float(5**3 + 6**3)})
     assert not [reason for reason in report.reasons if "lungs" in reason and "asked" in reason]
+    assert row(report, "lungs").ml == row(report, "lungs").asked_ml
 
 
 def test_a_structure_that_was_asked_for_and_is_not_there_has_a_row_that_fails() -> None:

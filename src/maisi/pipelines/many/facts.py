@@ -37,6 +37,7 @@ class SampleFacts(Frozen):
     case: Case | None = None  # None where it failed
     volumes_ml: dict[str, float] = Field(default_factory=dict)
     asked_ml: dict[str, float] = Field(default_factory=dict)
+    obtained_ml: dict[str, float] = Field(default_factory=dict)  # of what was asked for, with all that counts to it
     origin: str = ""  # of labels from a library
     problems: tuple[str, ...] = ()
     failed: str = ""  # why there is no sample, or none among the good ones
@@ -102,7 +103,7 @@ def facts_of(made: Made, bundle: Bundle, folder: Path, names: Mapping[str, str])
         return SampleFacts(index=drawn.index, group=drawn.group, request=_told(request), failed=made.failed)
     parts = {kind: _sums(folder / name) for kind, name in names.items()}
     volumes = {} if sample.labels is None else volumes_ml(sample.labels, bundle_vocabulary(bundle))
-    asked = {each.name: each.asked_ml for each in sample.quality.structures if each.asked_ml is not None}
+    sized = {each.name: (each.asked_ml, each.ml) for each in sample.quality.structures if each.asked_ml is not None}
     return SampleFacts(
         index=drawn.index,
         group=drawn.group,
@@ -115,7 +116,8 @@ def facts_of(made: Made, bundle: Bundle, folder: Path, names: Mapping[str, str])
             update={"labels_present": tuple(volumes), "licence": bundle.info.licence}
         ),
         volumes_ml=volumes,
-        asked_ml={name: float(f"{ml:.4g}") for name, ml in asked.items()},
+        asked_ml={name: float(f"{ml:.4g}") for name, (ml, _) in sized.items()},
+        obtained_ml={name: float(f"{ml:.4g}") for name, (_, ml) in sized.items()},
         origin="" if sample.origin is None else str(sample.origin),
         problems=() if made.failed else sample.problems,
         failed=made.failed,

@@ -89,12 +89,11 @@ _SIZE_COLUMNS = ("structure", "samples", "asked, ml", "obtained, ml", "obtained 
 
 def _sizes(made: Sequence[SampleFacts]) -> Iterable[tuple[str, ...]]:
     """Of each structure whose size was asked for: medians of what was asked and obtained, and of their ratio."""
-    for name in sorted({name for each in made for name in each.asked_ml}):
-        asked = {each.index: each.asked_ml[name] for each in made if name in each.asked_ml}
-        got = {each.index: each.volumes_ml.get(name, 0.0) for each in made}
-        ratio = median(got[index] / ml for index, ml in asked.items())
-        told = (median(asked.values()), median(got[index] for index in asked), ratio)
-        yield (name, str(len(asked)), *map(number, told))
+    for name in sorted({name for each in made for name in each.obtained_ml}):
+        pairs = [(each.asked_ml[name], each.obtained_ml[name]) for each in made if name in each.obtained_ml]
+        asked, got = zip(*pairs, strict=True)
+        told = (median(asked), median(got), median(b / a for a, b in pairs))
+        yield (name, str(len(pairs)), *map(number, told))
 
 
 def _settings(made: Sequence[SampleFacts]) -> dict[str, list[Any]]:

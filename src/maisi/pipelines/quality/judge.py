@@ -9,6 +9,7 @@ from maisi.anatomy.vocabulary import BACKGROUND, Vocabulary, load_vocabulary
 from maisi.pipelines.quality import image
 from maisi.pipelines.quality.labels import (
     Findings,
+    extents_as_asked,
     host_findings,
     neighbour_findings,
     piece_findings,
@@ -28,9 +29,10 @@ NEIGHBOURS = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a label map and of its CT, by id."""
+    """What was measured of a label map and of its CT, by id; `asked` are the extents of what a volume was asked of."""
 
     extents: Mapping[int, Extent]
+    asked: Mapping[int, Extent]
     contacts: Mapping[tuple[int, int], int]
     pieces: Mapping[int, Pieces]
     looks: Mapping[int, Look] = field(default_factory=dict)
@@ -52,10 +54,11 @@ def judge_labels(
     is told and fails nothing.
     """
     vocabulary = vocabulary or load_vocabulary()
-    sizes = extents(labels)
-    measured = Measured(sizes, contacts(labels), pieces_of(labels, sizes, vocabulary))
-    findings = _of_labels(labels, measured, asked_ml or {}, is_given, vocabulary)
-    return QualityReport(structures=_rows(measured, findings, asked_ml or {}, vocabulary))
+    sizes, asked_ml = extents(labels), asked_ml or {}
+    as_asked = extents_as_asked(labels, asked_ml, vocabulary)
+    measured = Measured(sizes, as_asked, contacts(labels), pieces_of(labels, sizes, vocabulary))
+    findings = _of_labels(labels, measured, asked_ml, is_given, vocabulary)
+    return QualityReport(structures=_rows(measured, findings, asked_ml, vocabulary))
 
 
 def judge(
@@ -92,8 +95,10 @@ def judge(
     found = looks(volume, labels) if is_ct else {}
     phase = image.phase_of(modality, found, vocabulary)
     expected = image.ranges(sizes, vocabulary, phase) if is_ct else {}
+    asked_ml = asked_ml or {}
     measured = Measured(
         sizes,
+        extents_as_asked(labels, asked_ml, vocabulary),
         {pair: each.count for pair, each in touching.items()},
         pieces_of(labels, sizes, vocabulary),
         found,
@@ -102,12 +107,12 @@ def judge(
         overlaps or {},
     )
     findings = _joined(
-        _of_labels(labels, measured, asked_ml or {}, is_given, vocabulary),
+        _of_labels(labels, measured, asked_ml, is_given, vocabulary),
         image.hu_findings(found, expected, held),
         image.edge_findings(measured.edges, held),
         dice_findings(measured.overlaps, sizes, held, least_dice),
     )
-    rows = _rows(measured, findings, asked_ml or {}, vocabulary)
+    rows = _rows(measured, findings, asked_ml, vocabulary)
     return QualityReport(phase=phase, held_to=named, findings=whole, structures=rows)
 
 
@@ -115,7 +120,7 @@ def _of_labels(
     labels: LabelMap, measured: Measured, asked_ml: Mapping[int, float], is_given: bool, vocabulary: Vocabulary
 ) -> Findings:
     findings = _joined(
-        volume_findings(labels, measured.extents, asked_ml, vocabulary),
+        volume_findings({**measured.extents, **measured.asked}, asked_ml),
         piece_findings(measured.extents, measured.pieces, vocabulary),
         place_findings(labels, measured.extents, vocabulary, vocabulary.id(BODY) in measured.extents),
         host_findings(measured.extents, measured.contacts, vocabulary),
@@ -137,15 +142,15 @@ def _rows(
     """A row a structure that is there, or that was asked for, by id."""
     return tuple(
         _row(id, measured, findings.get(id, []), asked_ml.get(id), vocabulary)
-        for id in sorted({*measured.extents, *findings})
+        for id in sorted({*measured.extents, *asked_ml, *findings})
     )
 
 
 def _row(
     id: int, measured: Measured, findings: list[Finding], asked_ml: float | None, vocabulary: Vocabulary
 ) -> StructureReport:
-    extent, parts, look = measured.extents.get(id), measured.pieces.get(id), measured.looks.get(id)
-    overlap = measured.overlaps.get(id)
+    extent = measured.asked.get(id, measured.extents.get(id))
+    parts, look, overlap = measured.pieces.get(id), measured.looks.get(id), measured.overlaps.get(id)
     return StructureReport(
         id=id,
         name=vocabulary.name(id),

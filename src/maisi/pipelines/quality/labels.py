@@ -3,10 +3,12 @@
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
-from maisi.anatomy.measure import Extent, Pieces, pieces
+import numpy as np
+
+from maisi.anatomy.measure import Extent, Pieces, extents, pieces
 from maisi.anatomy.places import footprints, middle_of, misplacements
 from maisi.anatomy.references import neighbour_references, piece_references
-from maisi.anatomy.resize import mask_of, volume_ml
+from maisi.anatomy.resize import mask_of
 from maisi.anatomy.vocabulary import Vocabulary
 from maisi.pipelines.quality.report import Finding, Level
 from maisi.space.volume import LabelMap
@@ -38,17 +40,20 @@ CUT_FAIL = 0.4
 """Of what the field of view cuts the largest piece has at least this share, in real maps cut anywhere."""
 
 
-def volume_findings(
-    labels: LabelMap, found: Mapping[int, Extent], asked_ml: Mapping[int, float], vocabulary: Vocabulary
-) -> Findings:
-    """Structures that were asked for and are not there, the reverse, and volumes (ml) other than asked.
+def extents_as_asked(labels: LabelMap, asked_ml: Mapping[int, float], vocabulary: Vocabulary) -> dict[int, Extent]:
+    """The extents of structures that a volume was asked of, where they are there, with all that counts to them.
 
-    A volume is that of all that counts to a structure, as it is asked for: an organ with its tumours and vessels, lungs
-    with their lobes.
+    An organ with its tumours and vessels, lungs with their lobes.
     """
+    masks = {id: mask_of(labels, id, vocabulary) for id, ml in asked_ml.items() if ml}
+    return {id: extents(LabelMap(mask.astype(np.uint8), labels.grid))[1] for id, mask in masks.items() if mask.any()}
+
+
+def volume_findings(found: Mapping[int, Extent], asked_ml: Mapping[int, float]) -> Findings:
+    """Structures that were asked for and are not there, the reverse, and volumes (ml) other than asked."""
     findings: Findings = defaultdict(list)
     for id, asked in asked_ml.items():
-        ml = volume_ml(mask_of(labels, id, vocabulary), labels) if asked else found[id].ml if id in found else 0.0
+        ml = found[id].ml if id in found else 0.0
         if asked == 0 or ml == 0:
             if (asked == 0) != (ml == 0):
                 words = f"not asked for, and {ml:.3g} ml are there" if ml else f"asked for {asked:.3g} ml, not there"

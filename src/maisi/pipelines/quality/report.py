@@ -42,7 +42,9 @@ class StructureReport(Frozen):
     """What was measured of a structure: volumes in ml, HU, pieces, neighbours by surface, contrast at its edge.
 
     `edge` is the step in HU at the surface, as a share of what the means of both sides would make; partial volume makes
-    it about a half. `segmented_ml` and `dice` are by the segmenter, where one was set.
+    it about a half. Beside an `asked_ml`, `ml`, `voxels` and `is_cut` are of all that counts to the structure: an organ
+    with its tumours and vessels, lungs with their lobes. `segmented_ml` and `dice` are by the segmenter, where one was
+    set.
     """
 
     id: int
