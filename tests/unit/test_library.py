@@ -18,9 +18,11 @@ from maisi.data.library import INDEX, PEOPLE, Library, Wanted, add_map, entry_of
 from maisi.errors import InvalidAnatomyError, InvalidConfigError, InvalidRequestError
 from maisi.phantom.draw import draw_phantom
 from maisi.pipelines.asked import AskedLabels, asked
+from maisi.pipelines.label_requests import PrepareLabelsRequest
 from maisi.pipelines.library import library_source, people_source, view_centre
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import validate_generate
+from maisi.runs.tasks.labels_prepare import check
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap
@@ -154,6 +156,18 @@ def test_label_maps_are_found_in_files_folders_and_folders_of_folders(tmp_path: 
         find_maps(tmp_path / "empty")
     with pytest.raises(InvalidRequestError, match="nothing at"):
         find_maps(tmp_path / "nowhere")
+
+
+def test_label_maps_of_one_name_are_named_after_the_folders_that_tell_them_apart(tmp_path: Path) -> None:
+    for name in ("A/ct", "A/labels_maisi", "B/ct", "B/labels_maisi", "C/x", "p/labels/x_seg", "q/labels/x_seg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    apart = PrepareLabelsRequest(sources=tuple(tmp_path / name for name in ("A", "B", "C", "p/labels", "q/labels")))
+    assert [found.id for found in check(apart).subject] == ["A", "B", "x", "p_x", "q_x"]
+    assert [found.id for found in find_maps(tmp_path)] == ["A", "B", "C"]
+    (tmp_path / "C" / "x.nii").touch()
+    with pytest.raises(InvalidRequestError, match="two label maps are called x"):
+        check(PrepareLabelsRequest(sources=(tmp_path / "C",)))
 
 
 def test_where_nothing_is_asked_for_the_packaged_people_are_drawn_and_else_a_phantom() -> None:

@@ -1,6 +1,9 @@
 """Label maps wherever they are: a file, a folder of masks, a folder of either, a manifest."""
 
-from dataclasses import dataclass
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +11,7 @@ from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.data.cases import own_labels
 from maisi.data.door import open_labels
 from maisi.data.manifest import STORED, Case, read_manifest
+from maisi.data.sources.names import case_key, case_parts, is_label
 from maisi.errors import InvalidLabelsError, InvalidRequestError
 from maisi.space.endings import IMAGES, image_files, mask_files, name_of
 from maisi.space.files import log_findings
@@ -54,13 +58,35 @@ def find_maps(source: Path) -> tuple[FoundMap, ...]:
     elif is_one_map(source):
         found = [FoundMap(source.name, source)]
     else:
-        found = [FoundMap(name_of(path), path) for path in image_files(source)] or _in_folders(source)
+        found = [FoundMap(name_of(path), path) for path in _map_files(source)] or _in_folders(source)
     if not found:
         raise InvalidRequestError(
             f"no label map in {source}; accepted: {', '.join(IMAGES)} files, folders of masks named after "
             "structures, or a manifest whose cases have labels"
         )
     return tuple(found)
+
+
+def named_apart(found: Sequence[FoundMap]) -> tuple[FoundMap, ...]:
+    """The maps, those of one name called after the folders that tell them apart too; the cases of manifests are not."""
+    alike: dict[str, list[FoundMap]] = defaultdict(list)
+    for each in found:
+        alike[each.id.casefold()].append(each)  # some disks do not tell A from a
+    return tuple(_named_within(alike[each.id.casefold()], each) for each in found)
+
+
+def _named_within(alike: Sequence[FoundMap], one: FoundMap) -> FoundMap:
+    if len(alike) == 1 or one.case is not None:
+        return one
+    root = Path(os.path.commonpath([each.path.parent for each in alike]))
+    return replace(one, id=case_key(one.path, root))
+
+
+def _map_files(folder: Path) -> list[Path]:
+    """The image files right in a folder, without images whose labels lie beside them."""
+    files = image_files(folder)
+    labelled = {case_parts(path, folder) for path in files if is_label(path, folder)}
+    return [path for path in files if is_label(path, folder) or case_parts(path, folder) not in labelled]
 
 
 def _of_case(case: Case) -> FoundMap:
@@ -73,7 +99,7 @@ def _in_folders(source: Path) -> list[FoundMap]:
     """A map for each folder inside that is one, or holds one."""
     found = []
     for folder in sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = image_files(folder)
+        files = _map_files(folder)
         if is_one_map(folder):
             found.append(FoundMap(folder.name, folder))
         elif len(files) == 1:

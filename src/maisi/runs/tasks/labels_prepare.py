@@ -5,7 +5,7 @@ from pathlib import Path
 
 from maisi.anatomy.regions import RegionSpan
 from maisi.anatomy.vocabulary import load_vocabulary
-from maisi.data.label_maps import FoundMap, find_maps
+from maisi.data.label_maps import FoundMap, find_maps, named_apart
 from maisi.data.manifest import STORED, Case, write_manifest
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.label_requests import PrepareLabelsRequest
@@ -22,14 +22,14 @@ def check(request: PrepareLabelsRequest) -> Checked[PrepareLabelsRequest]:
     if not request.sources:
         raise InvalidRequestError("nothing to prepare; accepted: label maps, folders of them, manifests")
     resolved = tuple(user_path(source).resolve() for source in request.sources)
-    found = [each for source in resolved for each in find_maps(source)]
-    counts = Counter(each.id.casefold() for each in found)  # some disks do not tell A from a
+    found = named_apart([each for source in resolved for each in find_maps(source)])
+    counts = Counter(each.id.casefold() for each in found)
     twice = sorted({each.id for each in found if counts[each.id.casefold()] > 1})
     if twice:
         raise InvalidRequestError(
             f"two label maps are called {twice[0]}; accepted: names that differ, or one at a time"
         )
-    return Checked(request.model_copy(update={"sources": resolved}), tuple(found))
+    return Checked(request.model_copy(update={"sources": resolved}), found)
 
 
 def work(checked: Checked[PrepareLabelsRequest], run: Run) -> None:
