@@ -45,6 +45,18 @@ def test_what_lies_outside_of_the_region_is_refused_before_anything_is_drawn() -
         asked(PhantomLabels("chest", GRID), AnatomyRequest.parse(["bladder=any"]))
 
 
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ("hepatic tumor=0.5ml", "hepatic tumor of 0.5 ml is 0.977 voxels of 8 x 8 x 8 mm; accepted: 1 or more"),
+        ("spleen=4ml", "spleen of 4 ml is 7.81 voxels of 8 x 8 x 8 mm; accepted: 8 or more"),
+    ],
+)
+def test_what_is_smaller_than_its_fewest_voxels_is_refused_before_anything_is_drawn(wish: str, message: str) -> None:
+    with pytest.raises(InvalidAnatomyError, match=message):
+        asked(PhantomLabels("abdomen", GRID), AnatomyRequest.parse([wish]))
+
+
 def test_a_file_is_asked_for_what_it_can_show_only(tmp_path: Path) -> None:
     path = tmp_path / "patient.nii.gz"
     write_labels(draw_phantom("abdomen", GRID, np.random.default_rng(2)), path)

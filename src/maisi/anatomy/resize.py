@@ -17,7 +17,7 @@ from maisi.anatomy.morphology import IN_PLANE, close_mask, erode, fill_slices, p
 from maisi.anatomy.sizes import ChangeRules, size_rules
 from maisi.anatomy.vocabulary import BACKGROUND, Vocabulary
 from maisi.errors import InvalidAnatomyError
-from maisi.shapes import in_words
+from maisi.shapes import Spacing3, in_words
 from maisi.space.volume import LabelMap
 
 Box: TypeAlias = tuple[slice, slice, slice]
@@ -70,16 +70,23 @@ def resized(labels: LabelMap, id: int, ml: float, vocabulary: Vocabulary, keep: 
             f"the border of the field of view cuts the {name}: its volume is not known; accepted: {name}=any, or a "
             "field of view that holds it"
         )
+    check_voxels(id, ml, labels.grid.spacing, vocabulary)
     wanted = round(ml * 1000 / float(np.prod(labels.grid.spacing)))
-    if wanted < ENOUGH_VOXELS:
-        raise InvalidAnatomyError(
-            f"{name} of {ml:.3g} ml is {wanted} voxels of {in_words(labels.grid.spacing)} mm; "
-            f"accepted: at least {ENOUGH_VOXELS} voxels, so a larger size or a finer --spacing"
-        )
     change = _Change.around(labels, mask, id, vocabulary, frozenset(keep))
     if wanted > np.count_nonzero(mask):
         return change.grown(wanted)
     return change.shrunk(wanted)
+
+
+def check_voxels(id: int, ml: float, spacing: Spacing3, vocabulary: Vocabulary) -> None:
+    """Nothing, or the refusal of a volume (ml) of less than a voxel (mm) of a lesion, `ENOUGH_VOXELS` of an organ."""
+    voxels = ml * 1000 / float(np.prod(spacing))
+    least = 1 if id in lesion_ids(vocabulary) else ENOUGH_VOXELS
+    if voxels < least:
+        raise InvalidAnatomyError(
+            f"{vocabulary.name(id)} of {ml:.3g} ml is {voxels:.3g} voxels of {in_words(spacing)} mm; accepted: {least} "
+            "or more, so a larger size or a finer --spacing"
+        )
 
 
 def removed(labels: LabelMap, id: int, vocabulary: Vocabulary) -> LabelMap:

@@ -8,6 +8,7 @@ import torch
 
 from maisi.anatomy.fulfil import fulfil
 from maisi.anatomy.request import AnatomyRequest, check_region, check_view
+from maisi.anatomy.resize import check_voxels
 from maisi.errors import InvalidAnatomyError
 from maisi.pipelines.labels import Anatomy, GivenLabels, LabelFile, LabelsOf, LabelSource
 from maisi.space.reading import FileReport
@@ -50,11 +51,13 @@ def asked(source: LabelSource, request: AnatomyRequest) -> LabelSource:
     """The source with all that it draws changed into what was asked for.
 
     Raises `InvalidAnatomyError` for what can be known to be impossible before anything is drawn: structures outside of
-    the regions and what does not fit into the field of view. What given label maps lack is told by `file_source`.
+    the regions, what does not fit into the field of view and what is smaller than its fewest voxels. What given label maps lack is told by `file_source`.
     """
     if not is_given(source):
         check_region(request, source.span)
     check_view(request, source.grid.fov_mm)
+    for id, ml in request.sized.items():
+        check_voxels(id, ml, source.grid.spacing, request.vocabulary)
     return AskedLabels(source, request)
 
 
