@@ -88,7 +88,14 @@ def test_what_is_kept_lies_in_its_place_marked_and_counts_as_done(
     assert answer.code == 0
     assert not json.loads((out / "sample_000_quality.json").read_text())["passed"]
     assert json.loads((out / "run.json").read_text())["warnings"]
-    maisi("generate", "-b", tiny_bundle, *SMALL, "--on-failure", "keep", "-o", tmp_path / "good")
+    told = "warning: 1 failed the check, kept among the others, see their *_quality.json: sample_000"
+    assert answer.err.splitlines()[-1] == told
+    (out / "run.json").unlink()  # as of a run that was killed
+    again = maisi("generate", "-b", strict_bundle, *SMALL, "--on-failure", "keep", "-o", out)
+    assert again.err.splitlines()[-2].startswith("0 in ")
+    assert again.err.splitlines()[-1] == told
+    good = maisi("generate", "-b", tiny_bundle, *SMALL, "--on-failure", "keep", "-o", tmp_path / "good")
+    assert "failed the check" not in good.err
     marked, plain = (folder / "sample_000_preview.png" for folder in (out, tmp_path / "good"))
     kept, good = (nib.load(folder / "sample_000_ct.nii.gz") for folder in (out, tmp_path / "good"))
     assert np.array_equal(kept.dataobj, good.dataobj)

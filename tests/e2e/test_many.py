@@ -184,9 +184,10 @@ def test_a_cluster_that_is_not_there_is_told_before_anything_is_written(
 
 
 def test_parts_of_an_array_job_make_the_whole_together(maisi: Maisi, asked: Path, whole: Path, tmp_path: Path) -> None:
-    for part in ("2/2", "1/2"):
+    for part, made in (("2/2", 1), ("1/2", 2)):
         answer = maisi(*ask(asked, tmp_path / "parts"), "--shard", part)
         assert answer.code == 0, answer.err
+        assert answer.err.splitlines()[-1].startswith(f"{made} in ")
     assert samples(tmp_path / "parts") == samples(whole)
 
 

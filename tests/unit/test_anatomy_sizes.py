@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     labels = a_bar()
     with pytest.raises(InvalidAnatomyError, match=r"spleen of 900 ml does not fit.*up to about"):
         resized(labels, SPLEEN, 900, V)
-    with pytest.raises(InvalidAnatomyError, match="is 1.25 voxels of 2 x 2 x 2 mm"):
+    with pytest.raises(InvalidAnatomyError, match=r"is 1\.25 voxels of 2 x 2 x 2 mm"):
         resized(labels, SPLEEN, 0.01, V)
 
 

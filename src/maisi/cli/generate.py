@@ -8,7 +8,7 @@ import typer
 
 from maisi.cli.console import give, give_json, tell
 from maisi.cli.options import AsJson, Out, Overwrite, takes
-from maisi.cli.run import TOLD, exit_on_failures, run_task, tell_cost
+from maisi.cli.run import TOLD, exit_on_failures, run_task, tell_cost, tell_kept
 from maisi.pipelines.requests import GenerateRequest
 from maisi.storage.folders import FAILED
 
@@ -61,7 +61,8 @@ def generate(
         return
     if as_json:
         give_json({"out": str(out), **record.model_dump(mode="json")})
-    tell_cost(f"{request.count}", record)
+    tell_cost(record.num_made, record)
+    tell_kept(record.kept)
     exit_on_failures(record.failed, f"{len(record.failed)} failed the check, see {out / FAILED}")
 
 
@@ -87,5 +88,6 @@ def _generate_many(
     else:
         give(str(out / "manifest.jsonl"))
         give(str(out / "summary.html"))
-    tell_cost(f"{request.count}", record)
+    tell_cost(record.num_made, record)
+    tell_kept(record.kept)
     exit_on_failures(record.failed, f"{len(record.failed)} of {request.count} failed, see {out / 'summary.html'}")

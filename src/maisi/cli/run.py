@@ -42,16 +42,25 @@ def _is_slice(file: Path) -> bool:
     return file.suffix == ".dcm" and file.stem.isdigit()
 
 
-def tell_cost(what: str, record: "RunRecord") -> None:
-    """How long something took, and how much memory."""
+def tell_cost(what: str | int, record: "RunRecord") -> None:
+    """How long something, or so many samples, took, and how much memory."""
     from maisi.compute.compute import format_bytes
 
     tell(f"{what} in {record.seconds:.1f} s, at most {format_bytes(record.peak_bytes)}")
 
 
+def tell_kept(kept: Sequence[str]) -> None:
+    """Tell how many failed their check and lie among the others."""
+    if kept:
+        tell(f"warning: {len(kept)} failed the check, kept among the others, see their *_quality.json: {_some(kept)}")
+
+
 def exit_on_failures(failed: Sequence[str], told: str) -> None:
     """Tell which samples failed, and exit with 1 where there are some."""
     if failed:
-        shown = ", ".join(failed[:TOLD]) + (", ..." if len(failed) > TOLD else "")
-        complain(f"{told}: {shown}")
+        complain(f"{told}: {_some(failed)}")
         raise typer.Exit(1)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:TOLD]) + (", ..." if len(names) > TOLD else "")

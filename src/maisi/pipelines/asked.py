@@ -51,7 +51,8 @@ def asked(source: LabelSource, request: AnatomyRequest) -> LabelSource:
     """The source with all that it draws changed into what was asked for.
 
     Raises `InvalidAnatomyError` for what can be known to be impossible before anything is drawn: structures outside of
-    the regions, what does not fit into the field of view and what is smaller than its fewest voxels. What given label maps lack is told by `file_source`.
+    the regions, what does not fit into the field of view and what is smaller than its fewest voxels. What given label
+    maps lack is told by `file_source`.
     """
     if not is_given(source):
         check_region(request, source.span)

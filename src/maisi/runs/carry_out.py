@@ -312,6 +312,8 @@ def make_record(known: _Known, checked: Checked[Any], run: Run) -> RunRecord:
         files=checked.files,
         warnings=tuple(run.warnings),
         failed=tuple(run.failed),
+        kept=tuple(run.kept),
+        num_made=run.num_made,
         outputs={name_in(path, run): sha256(path) for path in sorted(run.outputs)},
         stages=stages,
         seconds=round(sum(stage.seconds for stage in stages.values()), 3),

@@ -39,6 +39,8 @@ class RunRecord(Frozen):
     files: tuple[FileReport, ...] = ()
     warnings: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()  # what was made but failed its check
+    kept: tuple[str, ...] = ()  # what failed its check and lies among the others all the same
+    num_made: int = 0  # samples, without those that an earlier part of the run made
     outputs: dict[str, str]
     stages: dict[str, Stage]
     seconds: float

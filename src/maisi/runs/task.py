@@ -66,6 +66,8 @@ class Run:
     outputs: set[Path] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # what came out, but is not good
+    kept: list[str] = field(default_factory=list)  # what is not good and lies among what is
+    num_made: int = 0  # samples of this run, without those of earlier parts of it
 
     def made(self, name: str) -> Provenance | None:
         """What a file of this name says of its making."""

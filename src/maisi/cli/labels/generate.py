@@ -1,7 +1,7 @@
 """`maisi labels generate`: label maps drawn by a network."""
 
 from maisi.cli.options import Out, Overwrite, takes
-from maisi.cli.run import exit_on_failures, run_task, tell_cost
+from maisi.cli.run import exit_on_failures, run_task, tell_cost, tell_kept
 from maisi.pipelines.requests import GenerateLabelsRequest
 from maisi.storage.folders import FAILED
 
@@ -17,5 +17,6 @@ def generate(request: GenerateLabelsRequest, out: Out, overwrite: Overwrite = Fa
     """
     record = run_task("labels generate", request, out, overwrite)
     if record is not None:
-        tell_cost(f"{request.count}", record)
+        tell_cost(record.num_made, record)
+        tell_kept(record.kept)
         exit_on_failures(record.failed, f"{len(record.failed)} failed the check, see {out / FAILED}")

@@ -78,7 +78,7 @@ def draw(request: LibraryDrawRequest, out: Out, overwrite: Overwrite = False) ->
     """
     record = run_task("labels library draw", request, out, overwrite)
     assert record is not None
-    tell_cost(f"{request.count}", record)
+    tell_cost(record.num_made, record)
 
 
 library.command()(add)

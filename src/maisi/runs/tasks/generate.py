@@ -10,6 +10,7 @@ from maisi.pipelines.clinical import ClinicalCase, names_in, write_pair
 from maisi.pipelines.generate import Sample, draw_one, fit_to
 from maisi.pipelines.labels import LabelFile, LabelSource
 from maisi.pipelines.preview import preview, write_png
+from maisi.pipelines.quality.report import QualityReport
 from maisi.pipelines.requests import GenerateRequest
 from maisi.pipelines.validate import ValidRequest, bundle_vocabulary, validate_generate
 from maisi.runs.record import identity, installed_version, known_sums
@@ -43,15 +44,19 @@ def work(checked: Checked[GenerateRequest], run: Run) -> None:
         for index in request.indices:
             stem, names = stem_of(request, source, index), file_names(request, source, index)
             if run.has(names.values()):
+                run.kept += [] if has_passed(run.folder / names["quality"]) else [stem]
                 continue
             if run.has(set_apart(names).values()):
                 run.failed.append(stem)
                 continue
             sample = draw_one(request, each, source, index, run.on_stage)
+            run.num_made += 1
             run.warnings += [f"{stem}: {problem}" for problem in sample.problems]
             if is_set_apart(sample, request):
                 run.failed.append(stem)
                 names = set_apart(names)
+            elif not sample.quality.passed:
+                run.kept.append(stem)
             if run.writes:
                 files = {kind: run.partial / name for kind, name in names.items()}
                 write_sample(sample, request, bundle, files, made_by(request, bundle, source, index))
@@ -61,6 +66,11 @@ def work(checked: Checked[GenerateRequest], run: Run) -> None:
 def is_set_apart(sample: Sample, request: GenerateRequest) -> bool:
     """Whether a sample is not to lie among the good ones."""
     return not sample.quality.passed and request.quality.sets_apart
+
+
+def has_passed(report: Path) -> bool:
+    """Whether the sample passed its check whose report is in a file."""
+    return QualityReport.model_validate_json(report.read_text(encoding="utf-8")).passed
 
 
 def set_apart(names: Mapping[str, str]) -> dict[str, str]:

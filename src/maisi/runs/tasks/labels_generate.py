@@ -24,7 +24,7 @@ from maisi.pipelines.quality.report import QualityReport
 from maisi.pipelines.requests import GenerateLabelsRequest
 from maisi.pipelines.validate import bundle_vocabulary, compute_for, lasting_name, load_for
 from maisi.runs.task import Checked, Run, Task
-from maisi.runs.tasks.generate import set_apart
+from maisi.runs.tasks.generate import has_passed, set_apart
 from maisi.space.files import write_labels
 from maisi.space.grid import Grid
 from maisi.space.volume import LabelMap, Volume, id_counts
@@ -93,6 +93,7 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
     for index in range(request.count):
         names = file_names(request, index)
         if run.has(names.values()):
+            run.kept += [] if has_passed(run.folder / names["quality"]) else [stem_of(index)]
             continue
         if run.has(set_apart(names).values()):
             run.failed.append(stem_of(index))
@@ -103,11 +104,14 @@ def work(checked: Checked[GenerateLabelsRequest], run: Run) -> None:
         )
         run.on_stage("labels", 1, 1)
         assert report is not None, "networks draw labels"
+        run.num_made += 1
         run.warnings += [f"{stem_of(index)}: {reason}" for reason in report.reasons]
         provenance = run.made(names["labels"])
         if not report.passed and not keeps:
             run.failed.append(stem_of(index))
             names = set_apart(names)
+        elif not report.passed:
+            run.kept.append(stem_of(index))
         if run.writes:
             title = f"{bundle.name} · {request.region} · seed {request.seed} · label map {index}"
             files = {kind: run.partial / name for kind, name in names.items()}

@@ -96,6 +96,7 @@ def work_draw(checked: Checked[LibraryDrawRequest], run: Run) -> None:
             continue
         rng, of_labels, _ = sample_generators(request.seed, index)
         drawn = source.draw(rng, of_labels)
+        run.num_made += 1
         run.on_stage("labels", 1, 1)
         files = {kind: run.partial / name for kind, name in names.items()}
         write_drawn(drawn, f"{request.region} · label map {index}", files, run.made(names["labels"]))

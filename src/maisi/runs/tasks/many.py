@@ -94,6 +94,8 @@ def work(checked: Checked[ManyRequest], run: Run) -> None:
     for done, error in enumerate(make(items, checked, run), start=1 + len(own) - len(items)):
         if error:
             run.warnings.append(error)
+        else:
+            run.num_made += 1
         run.watch.on_stage("samples", done, len(own))
     facts = all_facts(folder)
     run.outputs |= {write_cases(facts, folder), write_page(facts, request, folder)}
@@ -113,6 +115,7 @@ def _check_complete(own: Sequence[SampleWork], run: Run) -> None:
     """Nothing, or a `RunError` where samples are missing that another try may make; those that failed are told."""
     known = [_known(item) for item in own]
     run.failed += [facts.stem for facts in known if facts is not None and facts.failed]
+    run.kept += [facts.stem for facts in known if facts is not None and facts.problems and not facts.failed]
     missing = [item.drawn.stem for item, facts in zip(own, known, strict=True) if facts is None]
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
