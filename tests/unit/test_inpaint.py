@@ -11,17 +11,21 @@ from made_abdomen import BODY, GRID, LIMITS, LIVER, TUMOUR, VOCABULARY, write_ab
 from made_bundle import random_bundle
 from scipy import ndimage
 
+from maisi.anatomy.lesions import healthy_ids
 from maisi.bundle.bundle import Bundle
 from maisi.diffusion.scheduler import RectifiedFlow
 from maisi.errors import InvalidGridError, InvalidPlanError, InvalidRequestError
+from maisi.phantom.draw import draw_phantom
+from maisi.phantom.render import render_phantom
 from maisi.pipelines.blend import measure_seam, soft_edge
 from maisi.pipelines.generate import Locked
-from maisi.pipelines.inpaint import Inpainted, inpaint, validate_inpaint
+from maisi.pipelines.inpaint import Inpainted, inpaint, scene_of, validate_inpaint
 from maisi.pipelines.inpaint_request import InpaintRequest
+from maisi.pipelines.lesion_masks import find_lesion
 from maisi.pipelines.redraw import free_latent
 from maisi.pipelines.windows import windows_of
 from maisi.space.grid import Grid
-from maisi.space.volume import Volume
+from maisi.space.volume import LabelMap, Volume
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,17 @@ def test_without_labels_coarse_tissues_stand_for_them(bundle: Bundle, abdomen: P
     made = inpaint(request, bundle)
     assert TUMOUR in made.labels.array
     assert BODY in made.labels.array
+
+
+@pytest.mark.parametrize("place", [{"random": 1}, {"at": (116.0, -4.0, -44.0)}])
+def test_partial_labels_that_do_not_name_the_host_are_filled_to_find_it(place: dict) -> None:
+    rng, heart = np.random.default_rng(0), VOCABULARY.id("heart")
+    whole = draw_phantom("chest", Grid.centered((48, 40, 32), (8, 8, 8)), rng)
+    partial = LabelMap(np.where(whole.array == heart, whole.array, 0), whole.grid)
+    request = InpaintRequest.model_validate({"source": "ct.nii", "tumor": "lung tumor", "diameter": 40, **place})
+    lesion = find_lesion(request, scene_of(render_phantom(whole, rng), partial, "ct.nii"), rng, VOCABULARY)
+    lungs = np.isin(whole.array, healthy_ids(VOCABULARY, VOCABULARY.id("lung tumor")))
+    assert lungs[lesion.mask].mean() > 0.9
 
 
 def test_memory_that_is_too_little_is_refused_with_the_least_that_would_do(bundle: Bundle, abdomen: Path) -> None:

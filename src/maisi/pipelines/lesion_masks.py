@@ -41,6 +41,15 @@ class Scene:
         except InvalidVolumeError:  # no body in this box
             return labels
 
+    def showing_host(self, tumour: int, vocabulary: Vocabulary) -> "Scene":
+        """The scene, filled by coarse tissues where its labels do not name what a tumour grows in."""
+        if not self.is_given or _knows_host(self, tumour, vocabulary):
+            return self
+        try:
+            return replace(self, labels=complete_labels(self.labels, self.volume, vocabulary=vocabulary))
+        except InvalidVolumeError:  # no body in this CT
+            return self
+
 
 @dataclass(frozen=True, eq=False)
 class Lesion:
@@ -61,6 +70,7 @@ def find_lesion(request: InpaintRequest, scene: Scene, rng: np.random.Generator,
     if request.remove:
         return Lesion(_to_remove(request, scene, tumour, vocabulary), None)
     assert tumour is not None
+    scene = scene.showing_host(tumour, vocabulary)
     if request.mask is not None:
         mask = read_mask(request.mask, scene.volume)
         _check_host(mask, scene, tumour, vocabulary, request)
