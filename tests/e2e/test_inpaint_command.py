@@ -60,10 +60,13 @@ def test_cases_of_a_manifest_are_done_but_for_those_that_cannot(
     manifest.write_text("".join(f"{json.dumps(case)}\n" for case in cases))
     answer = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, *LESION, "-o", out)
 
-    assert answer.code == 0, answer.err
+    assert answer.code == 1, answer.err
     names = [name.replace("ct_", "p1__whole_", 1) for name in MADE]
     assert files_in(out) == sorted([*names, "manifest.jsonl", "run.json", "run.yaml"])
     assert "unlabelled: --random draws places in the liver" in answer.err
+    assert "accepted: a case with labels of the liver\n" in answer.err
+    assert answer.err.splitlines()[-1] == "error: 1 of the cases could not be done: unlabelled"
+    assert json.loads((out / "run.json").read_text())["failed"] == ["unlabelled"]
     (case,) = (json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines())
     assert case["labels_maisi"] == "p1__whole_labels.nii.gz"
     assert "put in by maisi inpaint" in case["notes"]
@@ -75,6 +78,7 @@ def test_cases_of_a_manifest_are_done_but_for_those_that_cannot(
     assert (shown.code, "is read; accepted: another place" in shown.err) == (2, True), shown.err
     healed = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, "--remove", "-o", out, "--overwrite")
     assert (healed.code, "no case could be inpainted" in healed.err) == (2, True)  # what was made before is not listed
+    assert "--mask" not in healed.err
     assert (out / names[0]).is_file()  # it stays until there is another in its place
     manifest.write_text(json.dumps(cases[0] | {"id": "other"}) + "\n")
     other = maisi("inpaint", "--manifest", manifest, "-b", tiny_bundle, *LESION, "-o", out, "--overwrite")

@@ -99,13 +99,20 @@ def _to_remove(request: InpaintRequest, scene: Scene, tumour: int | None, vocabu
     if request.mask is not None:
         return read_mask(request.mask, scene.volume)
     if not scene.is_given:
-        raise InvalidLabelsError("--remove without --mask needs labels that name the lesion; there are none")
+        raise InvalidLabelsError(f"there are no labels that name the lesion to remove; accepted: {_marked(request)}")
     wanted = lesion_ids(vocabulary) if tumour is None else (tumour,)
     mask = np.isin(scene.labels.array, wanted)
     if not mask.any():
         what = "any lesion" if tumour is None else repr(vocabulary.name(tumour))
-        raise InvalidLabelsError(f"the labels do not hold {what}, so there is nothing to remove; accepted: --mask FILE")
+        raise InvalidLabelsError(
+            f"the labels do not hold {what}, so there is nothing to remove; accepted: {_marked(request)}"
+        )
     return mask
+
+
+def _marked(request: InpaintRequest) -> str:
+    """What would say where the lesion to remove is."""
+    return "--mask FILE, or labels that name it" if request.manifest is None else "a case with labels that name it"
 
 
 def _placed(
@@ -146,9 +153,10 @@ def _drawn(
         scene = _hidden_but(request.within, scene, tumour, vocabulary)
     if not _knows_host(scene, tumour, vocabulary):
         host = vocabulary.structure(tumour).host or "body"
+        other = f"--labels FILE with the {host}, --at X Y Z, or --mask FILE"
+        accepted = other if request.manifest is None else f"a case with labels of the {host}"
         raise InvalidLabelsError(
-            f"--random draws places in the {host}, which the labels do not name; accepted: --labels FILE with the "
-            f"{host}, --at X Y Z, or --mask FILE"
+            f"--random draws places in the {host}, which the labels do not name; accepted: {accepted}"
         )
     return _planted(scene, tumour, rng, vocabulary, diameter_mm=request.diameter, number=request.random)
 

@@ -38,7 +38,7 @@ class RunRecord(Frozen):
     inputs: dict[str, str]
     files: tuple[FileReport, ...] = ()
     warnings: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()  # what was made but failed its check
+    failed: tuple[str, ...] = ()  # what was made but failed its check, or could not be made
     kept: tuple[str, ...] = ()  # what failed its check and lies among the others all the same
     num_made: int = 0  # samples, without those that an earlier part of the run made
     outputs: dict[str, str]

@@ -65,7 +65,7 @@ class Run:
     provenance: Provenance | None = None  # for the files that have a place for it
     outputs: set[Path] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)  # what came out, but is not good
+    failed: list[str] = field(default_factory=list)  # what came out, but is not good, or did not come out
     kept: list[str] = field(default_factory=list)  # what is not good and lies among what is
     num_made: int = 0  # samples of this run, without those of earlier parts of it
 

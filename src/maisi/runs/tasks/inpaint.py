@@ -69,6 +69,7 @@ def work(checked: Checked[InpaintRequest], run: Run) -> None:
             valid = valid_case(checked.request, subject.bundle, case, index)
         except InvalidRequestError as error:
             run.warnings.append(f"{case.id}: {error}")
+            run.failed.append(case.id)
             continue
         _one(valid, case.stem, run, index)
     _list(subject.cases, _what(checked.request), run)
