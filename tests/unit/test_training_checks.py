@@ -1,4 +1,4 @@
-"""What an autoencoder's training refuses before its first step."""
+"""What trainings refuse before their first step."""
 
 from pathlib import Path
 
@@ -11,7 +11,9 @@ from maisi.networks.discriminator import DiscriminatorConfig
 from maisi.recipes.load import load_recipe
 from maisi.recipes.recipe import BundleRecipe
 from maisi.recipes.variations import volumes_of
-from maisi.storage.settings import check_settings
+from maisi.runs.tasks import task_named
+from maisi.runs.tasks.train import TrainRequest
+from maisi.storage.settings import check_settings, with_assignments
 from maisi.training.autoencoder import AutoencoderTraining, check_autoencoder_training
 from maisi.training.loop import LoopConfig
 
@@ -88,3 +90,22 @@ def test_cases_of_no_group_that_is_weighed_are_refused_and_others_seen() -> None
 def test_the_packaged_recipes_can_be_trained_to_the_end(name: str) -> None:
     config = load_recipe(name).for_autoencoder()
     check_autoencoder_training(config, num_cases=10, has_start=config.start_from is not None)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "said"),
+    [
+        ("autoencoder", "autoencoder.device", "no device cuda:99 here to train on"),
+        ("diffusion", "diffusion.device", "no device cuda:99 here to train on"),
+        ("controlnet", "controlnet.device", "no device cuda:99 here to train on"),
+        ("segmenter", "segmenter.device", "no device cuda:99 here to train on"),
+        ("recipe", "controlnet.device", "no device cuda:99 here to train on"),
+        ("labels", "labels.diffusion.device", "no device cuda:99 here to train on"),
+        ("diffusion", "controlnet.device", "absent.json"),  # which is not trained
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_any_case_is_read(part: str, setting: str, said: str) -> None:
+    settings = with_assignments(load_recipe("tiny").model_dump(mode="json"), [f"{setting}=cuda:99"])
+    request = TrainRequest(recipe=check_settings(BundleRecipe, settings), manifest=Path("absent.json"))
+    with pytest.raises(InvalidRequestError, match=said):
+        task_named(f"train {part}").check(request)

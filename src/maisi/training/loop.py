@@ -252,13 +252,19 @@ def _cut_metrics(path: Path, step: int) -> None:
         path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
-def training_device(name: str) -> torch.device:
+def found_device(name: str) -> torch.device:
     """The device of a setting, `cuda` that of this process; raises `InvalidRequestError` for one that is not there."""
     device = local_device(torch.device(name))
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
         raise InvalidRequestError(f"there is no device {name} here to train on; accepted: {there}")
+    return device
+
+
+def training_device(name: str) -> torch.device:
+    """The same, made ready to train on."""
+    device = found_device(name)
     if device.type == "cuda" and torch.cuda.is_available():
         torch.cuda.set_device(device)  # what is put "on the GPU" without a number is on this one
     if device.type == "cuda":

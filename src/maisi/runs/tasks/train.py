@@ -47,6 +47,7 @@ from maisi.splitting.cpu.heap import freed_slabs
 from maisi.storage.settings import check_settings
 from maisi.training.autoencoder import check_autoencoder_training
 from maisi.training.distributed import Team
+from maisi.training.loop import found_device
 from maisi.training.memory import TRAINING_PROCESS_BYTES, StepMemory
 from maisi.training.optimization import Optimization
 from maisi.training.pace import PACE, STEPS, spelled
@@ -75,11 +76,11 @@ class TrainRequest(Frozen):
 
 
 def check(request: TrainRequest, *trained: str) -> Checked[TrainRequest]:
-    """The request, its manifest read and its bundle found, if a step of what is trained fits into its memory."""
+    """The request, its manifest read and its bundle found, if this machine can train what is trained."""
     if (request.manifest is None) == (request.latents is None):
         raise InvalidRequestError("a training needs cases: give either --manifest or --latents")
     bundle = None if request.bundle is None else load_bundle(request.bundle)
-    _check_memory(request, trained, bundle)
+    _check_machine(request, trained, bundle)
     settings = with_classes(request.recipe.model_dump(mode="json"), request.bundle)
     update: dict[str, object] = {"recipe": check_settings(BundleRecipe, settings)}
     if request.manifest is not None:
@@ -103,6 +104,14 @@ def _filled_in(request: TrainRequest, bundle: Bundle | None) -> Checked[TrainReq
     if request.bundle is None or bundle is None:
         return Checked(request)
     return Checked(request.model_copy(update={"bundle": lasting_name(request.bundle, bundle)}), bundle=bundle)
+
+
+def _check_machine(request: TrainRequest, trained: Sequence[str], bundle: Bundle | None) -> None:
+    """Nothing, or the refusal of a recipe whose devices are not there, or whose steps do not fit into its memory."""
+    for part in trained:
+        whole = request.recipe.for_labels() if part in LABEL_STEPS else request.recipe
+        found_device(getattr(whole, part.removeprefix("label_")).device)
+    _check_memory(request, trained, bundle)
 
 
 def _check_memory(request: TrainRequest, trained: Sequence[str], bundle: Bundle | None) -> None:
@@ -400,7 +409,7 @@ def check_labels(request: TrainRequest) -> Checked[TrainRequest]:
         raise InvalidRequestError("nothing to learn from; accepted: --manifest, or labels.maps.num_phantoms above 0")
     if request.manifest is not None:
         return check(request, *LABEL_STEPS)
-    _check_memory(request, LABEL_STEPS, None)
+    _check_machine(request, LABEL_STEPS, None)
     return _filled_in(request, None if request.bundle is None else load_bundle(request.bundle))
 
 
