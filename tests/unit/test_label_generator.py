@@ -20,14 +20,15 @@ from maisi.bundle.bundle import (
 )
 from maisi.compute.compute import Compute
 from maisi.compute.fit import fit
-from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError, NotDrawnError
+from maisi.errors import InvalidAnatomyError, InvalidBundleError, InvalidGridError, InvalidRequestError, NotDrawnError
 from maisi.networks.autoencoder import Autoencoder, AutoencoderConfig
 from maisi.networks.unet import DenoisingUNet, UNetConfig
 from maisi.pipelines.label_codec import decode_ids, logits_of
 from maisi.pipelines.label_generator import GeneratedLabels, rehearse, slot_values
 from maisi.pipelines.labels import LabelSource
-from maisi.pipelines.requests import GenerateRequest
+from maisi.pipelines.requests import GenerateLabelsRequest, GenerateRequest
 from maisi.pipelines.validate import label_sources
+from maisi.runs.tasks.labels_generate import source_of
 from maisi.space.grid import Grid
 
 ID = load_vocabulary().id
@@ -228,3 +229,22 @@ def test_a_request_for_cts_may_name_the_bundle_that_draws_its_labels(tmp_path) -
     assert isinstance(made, GeneratedLabels)
     assert made.grid.shape == (40, 40, 16)  # as much of the usual view as the network draws, in whole multiples
     assert made.grid.spacing == (4.0, 4.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "lacking"), [("pancreas=0.5", "pancreas"), ("spleen=any", "spleen"), ("pancreatic tumor=15mm", "pancreas")]
+)
+def test_what_it_has_no_channel_for_is_refused_before_anything_is_drawn(tmp_path, wish: str, lacking: str) -> None:
+    bundle = generator_bundle()
+    path = save_bundle(bundle, tmp_path / "drawn")
+    asked = {"region": "abdomen", "spacing": (4.0, 4.0, 4.0), "anatomy": (wish,), "compute": COMPUTE}
+    refused = f"bundle drawn draws no {lacking}; accepted: colon, hepatic tumor, liver"
+    with pytest.raises(InvalidAnatomyError, match=refused):
+        label_sources(GenerateRequest(label_bundle=str(path), force=True, **asked), load_bundle("ct-small"))
+    with pytest.raises(InvalidAnatomyError, match=refused):
+        source_of(GenerateLabelsRequest(**asked), bundle, GRID)
+
+
+def test_a_tumour_that_it_has_not_learned_is_planted_into_a_host_that_it_draws() -> None:
+    asked = GenerateLabelsRequest(anatomy=("colon cancer primaries=15mm", "gallbladder=none"), compute=COMPUTE)
+    source_of(asked, generator_bundle(), GRID)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maisi.anatomy.fulfil import needed
 from maisi.anatomy.lesions import lesion_ids
 from maisi.anatomy.mending import mended
 from maisi.anatomy.regions import RegionSpan, region_span
@@ -25,7 +26,7 @@ from maisi.compute.fit import between_calls, fit
 from maisi.compute.machine import device_of, dtype_of
 from maisi.diffusion.denoiser import denoiser, guide
 from maisi.diffusion.sampler import Denoise, sample
-from maisi.errors import InvalidBundleError, InvalidGridError, InvalidRequestError, NotDrawnError
+from maisi.errors import InvalidAnatomyError, InvalidBundleError, InvalidGridError, InvalidRequestError, NotDrawnError
 from maisi.networks.autoencoder import Autoencoder
 from maisi.networks.unet import DenoisingUNet
 from maisi.pipelines.codec import as_weights
@@ -143,6 +144,8 @@ def generated_source(
         most = (n * s / wanted for n, s, wanted in zip(told.size, told.spacing_mm, grid.spacing, strict=True))
         x, y, z = (min(n, int(m) // rules.multiple * rules.multiple) for n, m in zip(grid.shape, most, strict=True))
         grid = region_grid(region, replace(rules, size=(x, y, z)))
+    if anatomy is not None:
+        check_channels(bundle, anatomy)
     values = {} if anatomy is None else slot_values(anatomy, told)
     source = GeneratedLabels(bundle, region, grid, values, compute=compute)
     return replace(source, bundle=fit(bundle, compute, partial(rehearse, source)))
@@ -203,6 +206,18 @@ def unasked_size(told: LabelGeneratorInfo, name: str) -> float:
     if "tumours" in vocabulary.structure(name).groups:
         return ABSENT
     return OPEN if told.open_sizes else size_of(name, vocabulary.places[name].ml[0])
+
+
+def check_channels(bundle: Bundle, anatomy: AnatomyRequest) -> None:
+    """Nothing, or the refusal of what no map of a generator shows: organs, and hosts of tumours that are planted."""
+    channels, vocabulary = channels_of(bundle), anatomy.vocabulary
+    lacking = [name for name, ids in needed(anatomy).items() if ids.isdisjoint(channels)]
+    if lacking:
+        drawn = sorted(vocabulary.name(id) for id in channels if id and id in vocabulary.ids)
+        raise InvalidAnatomyError(
+            f"the label generator of bundle {bundle.name} draws no {' and no '.join(lacking)}; accepted: "
+            f"{', '.join(name for name in drawn if name != 'body')}"
+        )
 
 
 def check_asked(told: LabelGeneratorInfo, sizes: Mapping[str, float], grid: Grid) -> None:

@@ -17,7 +17,7 @@ from maisi.compute.fit import fit
 from maisi.errors import InvalidRequestError
 from maisi.pipelines.asked import asked
 from maisi.pipelines.generate import draw_labels
-from maisi.pipelines.label_generator import GeneratedLabels, generator_info, rehearse, slot_values
+from maisi.pipelines.label_generator import GeneratedLabels, check_channels, generator_info, rehearse, slot_values
 from maisi.pipelines.labels import Anatomy, LabelSource
 from maisi.pipelines.preview import preview, write_png
 from maisi.pipelines.quality.report import QualityReport
@@ -70,6 +70,7 @@ def drawn_by_network(
     request: GenerateLabelsRequest, bundle: Bundle, grid: Grid, anatomy: AnatomyRequest
 ) -> GeneratedLabels:
     """The networks alone, told of the anatomy that is asked for."""
+    check_channels(bundle, anatomy)
     return GeneratedLabels(
         bundle,
         request.region,
