@@ -1,5 +1,6 @@
 """NIfTI in and out, what is refused at the door, and files that appear whole or not at all."""
 
+import errno
 import gzip
 import multiprocessing
 import os
@@ -466,6 +467,14 @@ def test_a_disk_known_to_be_too_small_is_told_before_anything_is_written(tmp_pat
     ):
         pytest.fail("the block must not run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_without_a_need_that_nobody_knows(tmp_path):
+    with (
+        pytest.raises(StorageError, match=rf"run\.yaml: {os.strerror(errno.ENOSPC)}; the \d+ bytes free are too few$"),
+        write_atomically(tmp_path / "run.yaml"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _said_by(write, messages) -> None:

@@ -23,7 +23,8 @@ def write_atomically(path: str | Path, num_bytes: int | None = None) -> Iterator
     On any error the temporary is removed. Temporaries of processes that were killed are removed first.
     With `num_bytes` the free space is checked before anything is written.
 
-    Raises `StorageError` where the disk is full (needed and free bytes are told), not writable or without that folder.
+    Raises `StorageError` where the disk is full (free bytes are told, and those needed where they are known), not
+    writable or without that folder.
     """
     path = Path(path)
     temporary = path.parent / f"{_PREFIX}{owner_mark()}{''.join(path.suffixes[-2:])}"
@@ -122,9 +123,9 @@ def _storage_errors(path: Path, temporary: Path, num_bytes: int | None) -> Itera
     except OSError as error:
         if error.errno in _FULL:
             written = temporary.stat().st_size if temporary.exists() else 0
-            needed = f"{num_bytes} bytes needed" if num_bytes is not None else f"more than {written} bytes needed"
             free = _free_bytes(path) + written
-            raise StorageError(f"cannot write {path}: {error.strerror}; {needed}, {free} free") from error
+            room = f"{num_bytes} bytes needed, {free} free" if num_bytes else f"the {free} bytes free are too few"
+            raise StorageError(f"cannot write {path}: {error.strerror}; {room}") from error
         if error.errno in _DENIED:
             found = f"cannot write {path}: {error.strerror}"
             raise StorageError(f"{found}; accepted: a folder that can be written to") from error
