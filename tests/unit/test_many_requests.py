@@ -132,6 +132,11 @@ def test_bundles_of_label_generators_are_found_from_any_folder(tmp_path: Path, m
         ({"region": {"choice": {"chest": 2, "head": -1}}}, "'head' has -1"),
         ({"region": {"choice": []}}, "region: choice"),
         ({"steps": {"choice": [1, {"hole": [1, 2]}]}}, r"steps: unknown distribution 'hole'; did you mean 'whole'\?"),
+        ({"region": {"choice": ["chest", "bely"]}}, "region: unknown body region 'bely'"),
+        ({"groups": {"a": {"region": {"choice": {"chest": 1, "bely": 1}}}}}, "groups.a.region: unknown body region"),
+        ({"steps": {"choice": [1, {"choice": [0]}]}}, "steps: 0 is not accepted"),
+        ({"quality": {"on_failure": {"choice": ["keep", "drop"]}}}, "quality.on_failure: 'drop' is not accepted"),
+        ({"spacing": {"choice": [4, -1]}}, "spacing"),
         ({"groups": {"a": {"regoin": "chest"}}}, r"unknown setting 'groups.a.regoin'; did you mean 'region'\?"),
         ({"groups": {"a": {"weight": 0}}}, "groups.a.weight: 0 is not accepted"),
         ({"count": 0}, "count"),
@@ -145,7 +150,7 @@ def test_what_cannot_be_drawn_is_refused_with_its_place(settings: dict, message:
 
 
 def test_a_drawn_request_that_is_none_is_told_with_its_index() -> None:
-    request = many(steps={"choice": [{"whole": [1, 3]}, -1]})
+    request = many(steps={"choice": [{"whole": [1, 3]}, {"whole": [-1, -1]}]})
     bad = next(index for index, steps in enumerate(drawn(request, "steps")) if steps == -1)
     with pytest.raises(InvalidConfigError, match=rf"request {bad}: steps: -1 is not accepted"):
         request_of(draw_request(request, bad))

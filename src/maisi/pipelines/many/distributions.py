@@ -1,7 +1,7 @@
 """Values of a request file: fixed, or a distribution that each request draws from. Imports no torch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
@@ -197,6 +197,15 @@ def check_value(value: Any, where: str) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             check_value(item, where)
+
+
+def plain_items(value: Any) -> Iterator[Any]:
+    """What a choice names that is drawn as it stands, in choices within it too."""
+    for item in value.get("choice", ()) if isinstance(value, Mapping) else ():
+        if isinstance(item, Mapping):
+            yield from plain_items(item)
+        elif not isinstance(item, list | tuple):
+            yield item
 
 
 def _short(number: float, ends: tuple[float, float]) -> float:

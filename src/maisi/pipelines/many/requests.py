@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
+from maisi.anatomy.regions import BodyRegion
 from maisi.bundle.places import find_bundle, lasting_name_of
 from maisi.compute.across import Across
 from maisi.compute.compute import Compute
-from maisi.errors import InvalidConfigError
-from maisi.pipelines.many.distributions import check_value, draw_value
+from maisi.errors import InvalidConfigError, InvalidRequestError
+from maisi.pipelines.many.distributions import check_value, draw_value, plain_items
 from maisi.pipelines.many.sizes import check_sizes, draw_sizes
 from maisi.pipelines.requests import DEFAULT_BUNDLE, BundleName, GenerateRequest
 from maisi.shapes import Frozen
@@ -47,6 +48,7 @@ _NESTED: dict[str, type[BaseModel]] = {
     if isinstance(kind := GenerateRequest.model_fields[name].annotation, type) and issubclass(kind, BaseModel)
 }
 
+ON_AXES = ("size", "spacing")
 PHANTOM = "phantom"
 WEIGHT = "weight"
 MOST_SAMPLES = 1_000_000  # all requests are drawn and checked before the first sample is made
@@ -81,10 +83,10 @@ class ManyRequest(Frozen):
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> "ManyRequest":
-        _check_drawn(self.drawn, "", (*_OWN, *SAID))
+        _check_drawn(self.drawn, "", (*_OWN, *SAID), GenerateRequest)
         for name, settings in self.groups.items():
             rest = {key: value for key, value in settings.items() if key != WEIGHT}
-            _check_drawn(rest, f"groups.{name}.", (WEIGHT, *SAID))
+            _check_drawn(rest, f"groups.{name}.", (WEIGHT, *SAID), GenerateRequest)
             weight = settings.get(WEIGHT, 1)
             if not isinstance(weight, int | float) or not 0 < weight < 1e9:
                 raise InvalidConfigError(f"groups.{name}.{WEIGHT}: {weight!r} is not accepted: a number above 0")
@@ -103,8 +105,8 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _check_drawn(settings: Mapping[str, Any], where: str, allowed: Iterable[str]) -> None:
-    """Nothing, or an `InvalidConfigError` for a setting that is unknown or cannot be drawn."""
+def _check_drawn(settings: Mapping[str, Any], where: str, allowed: Iterable[str], kind: type[BaseModel]) -> None:
+    """Nothing, or an `InvalidConfigError` for a setting of `kind` that is unknown or cannot be drawn."""
     known = list(allowed)
     for name, value in settings.items():
         if name not in known:
@@ -115,9 +117,28 @@ def _check_drawn(settings: Mapping[str, Any], where: str, allowed: Iterable[str]
             raise InvalidConfigError(f"unknown setting {where + name!r}; {hint}")
         if name in _NESTED and isinstance(value, Mapping):
             inner = tuple(_NESTED[name].model_fields)
-            _check_drawn(value, f"{where}{name}.", inner)
+            _check_drawn(value, f"{where}{name}.", inner, _NESTED[name])
+        elif name in SIZES:
+            check_sizes(value, where + name)
         else:
-            (check_sizes if name in SIZES else check_value)(value, where + name)
+            check_value(value, where + name)
+            _check_items(kind, name, value, where)
+
+
+def _check_items(kind: type[BaseModel], name: str, value: Any, where: str) -> None:
+    """Nothing, or an `InvalidConfigError` for an item of a choice that the setting never takes."""
+    field = kind.model_fields[name]
+    alone = create_model(name, **{name: (field.annotation, field)})  # type: ignore[call-overload]
+    for item in plain_items(value):
+        try:
+            check_settings(alone, {name: _on_axes(item) if name in ON_AXES else item})
+        except InvalidConfigError as error:
+            raise InvalidConfigError(f"{where}{error}") from error
+        if name == "region" and item is not None:
+            try:
+                BodyRegion.named(item)
+            except InvalidRequestError as error:
+                raise InvalidConfigError(f"{where}{name}: {error}") from error
 
 
 def read_requests(path: Path, options: Mapping[str, Any], across: Across) -> ManyRequest:
@@ -170,7 +191,7 @@ def draw_request(many: ManyRequest, index: int) -> Drawn:
         values["anatomy"] = sizes
     if values.get("labels") == PHANTOM:
         values |= {"labels": None, PHANTOM: True}
-    for name in ("size", "spacing"):
+    for name in ON_AXES:
         if name in values:
             values[name] = _on_axes(values[name])
     shared = {"bundle": many.bundle, "reading": many.reading, "compute": many.compute}
