@@ -41,7 +41,8 @@ def test_a_setting_depends_on_seed_index_and_its_own_distribution_alone(
     seed: int, index: int, spacing: dict, other: dict, steps: dict, count: int
 ) -> None:
     one = draw_request(asked(seed, 1, spacing=spacing, steps=steps), index).settings
-    two = draw_request(asked(seed, count, steps=steps, spacing=other, region={"choice": ["head", "chest"]}), index).settings
+    asked_for = asked(seed, count, steps=steps, spacing=other, region={"choice": ["head", "chest"]})
+    two = draw_request(asked_for, index).settings
     assert (one["seed"], one["steps"]) == (two["seed"], two["steps"])
 
 

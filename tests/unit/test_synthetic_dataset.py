@@ -149,6 +149,9 @@ def test_a_dictionary_that_names_a_sample_becomes_it_and_others_go_another_way(r
     assert same(made, samples[1])
     assert load({"image": "a.nii.gz"}) == {"image": "a.nii.gz", "read": True}
     assert Synthesized(samples)({"image": "a.nii.gz"}) == {"image": "a.nii.gz"}
+    for wrong in ("x", None):
+        with pytest.raises(InvalidRequestError, match=rf"'synthetic' is {wrong!r}; accepted: the number of a sample"):
+            load({"synthetic": wrong})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.8])

@@ -129,7 +129,13 @@ class Synthesized:
         if self.key not in data:
             return dict(data) if self.otherwise is None else self.otherwise(dict(data))
         rest = {name: value for name, value in data.items() if name != self.key}
-        return {**rest, **self.samples[int(data[self.key])]}
+        return {**rest, **self.samples[self._index(data[self.key])]}
+
+    def _index(self, said: Any) -> int:
+        try:
+            return int(said)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"{self.key!r} is {said!r}; accepted: the number of a sample") from error
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from maisi.space.reading import ReadOptions
 class RefineRequest(Frozen):
     """Structures of a CT (generated, or any other with labels) to be drawn again at finer spacing."""
 
-    source: Path = Field(description=".nii or .nii.gz.")
+    source: Path = Field(description=".nii, .nii.gz, .nrrd, .mha or a DICOM folder.")
     labels: Path | None = Field(default=None, description="The label map that belongs to it.")
     structures: tuple[str, ...] = Field(default=(), description="Structures or groups, such as gallbladder,pancreas.")
     zoom: Spacing = Field(
