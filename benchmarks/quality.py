@@ -13,6 +13,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
 
+import torch
+
 from maisi.bundle.bundle import load_bundle
 from maisi.pipelines.generate import generate
 from maisi.pipelines.requests import GenerateRequest
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--max-tries", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     bundle, reports, failures = load_bundle(arguments.bundle), [], []
     seconds: dict[str, list[float]] = defaultdict(list)
     remarks: Counter[str] = Counter()

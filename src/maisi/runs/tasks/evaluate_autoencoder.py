@@ -54,7 +54,7 @@ def work(checked: Checked[EvaluateAutoencoderRequest], run: Run) -> None:
     for k, image in enumerate(given.images, start=1):
         try:
             make = partial(_measured, image, bundle, request, given.perceptual)
-            done.append(piece(run, case_file(image.name), CaseFidelity, make))
+            done.append(piece(run, case_file(image.name), CaseFidelity, (image.path,), make))
         except StorageError:
             raise
         except (InvalidRequestError, RunError) as error:

@@ -17,7 +17,7 @@ from maisi.evaluation.images_page import images_page
 from maisi.evaluation.requests import EvaluateImagesRequest
 from maisi.evaluation.sets import NamedImage, features_of, image_set
 from maisi.evaluation.stored import StoredPlanes, features_are_of, write_features
-from maisi.runs.pieces import write_report
+from maisi.runs.pieces import file_state, write_report
 from maisi.runs.task import Checked, Run, Task
 from maisi.splitting.ranks import Ranks
 from maisi.storage.folders import storage_errors
@@ -96,11 +96,8 @@ def _file(which: str, image: NamedImage) -> str:
 
 
 def _made_of(image: NamedImage, extractor: FeatureExtractor) -> str:
-    """What features depend on besides the settings: what gives them, and size and time of the file of the volume."""
-    if not image.path.exists():  # which is told where it is read
-        return ""
-    file = image.path.stat()
-    return f"{extractor.name} of {file.st_size} bytes written at {file.st_mtime_ns} ns"
+    """What features depend on besides the settings: what gives them, and the file of the volume."""
+    return f"{extractor.name} of {file_state(image.path)}"
 
 
 Measured = tuple[np.ndarray, dict[str, np.ndarray]]

@@ -104,7 +104,8 @@ def _judged(which: SetName, case: Case, given: ToJudge, run: Run) -> CaseAgreeme
     name = case_file(which, case.id)
     try:
         make = partial(judged_case, case, which, given.judge, given.vocabulary, given.spacing_mm)
-        return piece(run, name, CaseAgreement, make)
+        files = [path for path in (case.image, case.labels, case.labels_maisi) if path is not None]
+        return piece(run, name, CaseAgreement, files, make)
     except StorageError:
         raise
     except (InvalidRequestError, RunError) as error:

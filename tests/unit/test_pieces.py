@@ -1,0 +1,61 @@
+"""Work case by case: what is taken from an earlier part of a run, and what is made anew."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from maisi.errors import RunError
+from maisi.runs.carry_out import carry_out
+from maisi.runs.pieces import case_file, piece
+from maisi.runs.task import Checked, Run, Task
+from maisi.shapes import Frozen
+
+
+class Words(Frozen):
+    """The words of a file."""
+
+    words: str
+
+
+class Reading(Frozen):
+    """Files to read, case by case; the run ends at the first that says so."""
+
+    folder: Path
+
+
+def read_all(checked: Checked[Reading], run: Run) -> None:
+    for path in sorted(checked.request.folder.iterdir()):
+        found = piece(run, case_file(path.name), Words, (path,), lambda: Words(words=read(path)))  # noqa: B023
+        if found.words == "stop":
+            raise RunError("stopped")
+
+
+READ: list[str] = []
+
+
+def read(path: Path) -> str:
+    READ.append(path.name)
+    return path.read_text()
+
+
+TASK = Task("read", Reading, Checked, read_all)
+
+
+def test_a_file_that_took_the_place_of_another_is_read_again_and_others_are_not(tmp_path: Path) -> None:
+    folder, out = tmp_path / "cases", tmp_path / "out"
+    folder.mkdir()
+    for name, words in (("a", "one"), ("b", "two"), ("c", "stop")):
+        (folder / name).write_text(words)
+    READ.clear()
+    with pytest.raises(RunError, match="stopped"):
+        carry_out(TASK, Reading(folder=folder), out)
+    assert READ == ["a", "b", "c"]
+    state = (folder / "a").stat()
+    (folder / "a").write_text("eno")
+    os.utime(folder / "a", ns=(state.st_atime_ns, state.st_mtime_ns + 1))  # of the same size, a moment later
+    (folder / "c").write_text("three")
+    READ.clear()
+    carry_out(TASK, Reading(folder=folder), out)
+    assert READ == ["a", "c"]
+    assert '"eno"' in (out / "case_a.json").read_text()
