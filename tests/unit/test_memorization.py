@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from maisi.errors import InvalidRequestError
+from maisi.errors import InvalidRequestError, InvalidVolumeError
 from maisi.evaluation.features import PROTOCOLS
-from maisi.evaluation.memorization import find_copies, in_place
+from maisi.evaluation.memorization import find_copies, in_place, sight_of
 from maisi.evaluation.neighbours import Neighbour, judged
 from maisi.evaluation.requests import EvaluateMemorizationRequest
 from maisi.evaluation.sets import NamedImage
 from maisi.phantom.draw import draw_phantom
 from maisi.phantom.render import render_phantom
 from maisi.pipelines.preview import comparison
+from maisi.runs.carry_out import carry_out
+from maisi.runs.tasks import evaluate_memorization
+from maisi.space.files import write_volume
 from maisi.space.grid import Grid
 from maisi.space.volume import Volume
 
@@ -45,13 +48,11 @@ def test_a_copy_lies_upon_its_original_whatever_the_parity_of_its_sizes() -> Non
     original = phantom(0, (39, 36, 15))
     flipped = Volume(np.ascontiguousarray(original.array[::-1]), original.grid)
     shorter = Volume(original.array[:-1, :, :-2], Grid(original.array[:-1, :, :-2].shape, original.grid.affine))
-    found = find_copies(
-        [named("flipped", flipped), named("shorter", shorter)],
-        [named("original", original)],
-        [named("a", phantom(2))],
-        Brightness(),
-        PROTOCOLS["maisi"],
-    )
+    seen = {
+        name: sight_of(named(name, volume), Brightness(), PROTOCOLS["maisi"])
+        for name, volume in (("flipped", flipped), ("shorter", shorter), ("original", original), ("a", phantom(2)))
+    }
+    found = find_copies([seen["flipped"], seen["shorter"]], [seen["original"]], [seen["a"]])
     told = {each.name: each for each in found.generated}
     assert told["flipped"].mirrored
     assert told["flipped"].shift_mm == pytest.approx((0, 0, 0), abs=1e-6)
@@ -85,3 +86,34 @@ def test_two_volumes_of_one_name_are_compared() -> None:
     volume = Volume(np.full((8, 8, 8), 40, np.float32), Grid.centered((8, 8, 8), (8.0, 8.0, 8.0)))
     sheet = comparison(volume, volume, names=("sample_000_ct", "sample_000_ct"))
     assert sheet.size == comparison(volume, volume, names=("one", "other")).size
+
+
+def test_a_run_goes_on_with_what_it_has_of_the_volumes_that_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_memorization, "find_extractor", lambda name: Brightness())
+    rng = np.random.default_rng(0)
+    paths = {}
+    for name, count in (("made", 1), ("training", 2), ("held_out", 2)):
+        (tmp_path / name).mkdir()
+        for k in range(count):
+            noise = rng.normal(40, 50, (16, 16, 16)).astype(np.float32)
+            paths[name, k] = tmp_path / name / f"{name}{k}_ct.nii"
+            write_volume(Volume(noise, Grid.centered((16, 16, 16), (8.0, 8.0, 8.0))), paths[name, k])
+    asked = EvaluateMemorizationRequest(
+        generated=tmp_path / "made", real=tmp_path / "training", held_out=tmp_path / "held_out"
+    )
+    whole = paths["held_out", 1].read_bytes()
+    paths["held_out", 1].write_bytes(b"no volume")
+    out = tmp_path / "out"
+    with pytest.raises(InvalidVolumeError):
+        carry_out(evaluate_memorization.EVALUATE_MEMORIZATION, asked, out)
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("sight_*.npz")}
+    assert len(before) == 4
+    paths["held_out", 1].write_bytes(whole)
+    paths["training", 1].write_bytes(paths["training", 0].read_bytes() + b"\0")  # another took its place
+    carry_out(evaluate_memorization.EVALUATE_MEMORIZATION, asked, out)
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("sight_*.npz")}
+    assert len(after) == 5
+    assert [name for name in before if before[name] != after[name]] == ["sight_training_training1_ct.nii.npz"]
+    assert (out / "memorization.json").is_file()

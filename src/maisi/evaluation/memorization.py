@@ -6,7 +6,9 @@ copy that was shifted or mirrored is as near as one that was not.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from pydantic import Field
@@ -35,63 +37,70 @@ class MemorizationReport(Frozen):
 
 
 @dataclass(frozen=True)
-class _Sight:
-    """What is compared of a volume: features, and its fine anatomy (of norm one) in frequencies.
+class Sight:
+    """What is compared of a volume: features, and its fine anatomy, a cube of norm one (float32).
 
-    `middle` is that of its field of view in the cube of the fine anatomy, in voxels.
+    `middle` is that of its field of view in the cube, in voxels.
     """
 
     name: str
     features: np.ndarray
-    spectrum: np.ndarray
-    mirrored: np.ndarray
+    fine: np.ndarray
     middle: np.ndarray
 
-    def seen(self, is_mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Spectrum and middle as they are, or mirrored left to right."""
-        if not is_mirrored:
-            return self.spectrum, self.middle
+    @property
+    def mirrored(self) -> "Sight":
+        """The same left to right; features stay."""
         x, y, z = self.middle
-        return self.mirrored, np.array((THUMB_SIZE - 1 - x, y, z))
+        return replace(self, fine=self.fine[::-1], middle=np.array((THUMB_SIZE - 1 - x, y, z)))
+
+
+def sight_of(image: NamedImage, extractor: FeatureExtractor, protocol: PlaneProtocol) -> Sight:
+    """What is compared of a volume; raises what reading it and features of it do."""
+    volume = image.read()
+    planes = features_of(image.name, volume, extractor, protocol)
+    means, fine = np.concatenate([planes[key].mean(0) for key in sorted(planes)]), fine_anatomy(volume)
+    middle = (_middle(volume.grid) - np.array(fine.grid.origin)) / THUMB_MM
+    return Sight(image.name, means, fine.array, middle)
+
+
+def sight_bytes(sight: Sight) -> int:
+    """What a sight takes in memory."""
+    return int(sight.features.nbytes + sight.fine.nbytes)
+
+
+def write_sight(path: Path, sight: Sight, made_of: str) -> None:
+    """Write a sight, and what it was made of, as `features_are_of` finds it."""
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file, name=sight.name, features=sight.features, fine=sight.fine, middle=sight.middle, made_of=made_of
+        )
+
+
+def read_sight(path: Path) -> Sight:
+    """A sight that was written."""
+    with np.load(path, allow_pickle=False) as file:
+        return Sight(str(file["name"]), file["features"], file["fine"], file["middle"])
 
 
 def find_copies(
-    generated: Sequence[NamedImage],
-    training: Sequence[NamedImage],
-    held_out: Sequence[NamedImage],
-    extractor: FeatureExtractor,
-    protocol: PlaneProtocol,
+    generated: Sequence[Sight],
+    training: Sequence[Sight],
+    held_out: Sequence[Sight],
     on_stage: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Neighbours:
     """The neighbours. A generated volume is close where it is nearer than every held-out one to the training set.
 
     If generated volumes were new patients, one of (held-out + 1) would be close by chance: `expected_close` of them.
     """
-    total, told, sights = len(generated) + len(training) + len(held_out), 0, []
-    for images in (training, held_out, generated):
-        found = []
-        for image in images:
-            found.append(_sight(image, extractor, protocol))
-            told += 1
-            on_stage("features", told, total)
-        sights.append(found)
-    there, unseen, made = sights
-    features = np.stack([sight.features for sight in there])
-    scale, asked = np.maximum(features.std(0), 1e-6), [*unseen, *made]
-    neighbours = []
-    for k, sight in enumerate(asked, start=1):
-        neighbours.append(_neighbour(sight, there, scale))
-        on_stage("neighbours", k, len(asked))
-    return judged(neighbours[len(unseen) :], neighbours[: len(unseen)], len(training))
-
-
-def _sight(image: NamedImage, extractor: FeatureExtractor, protocol: PlaneProtocol) -> _Sight:
-    volume = image.read()
-    planes = features_of(image.name, volume, extractor, protocol)
-    means, fine = np.concatenate([planes[key].mean(0) for key in sorted(planes)]), fine_anatomy(volume)
-    as_it_is, mirrored = (np.fft.rfftn(cube).astype(np.complex64) for cube in (fine.array, fine.array[::-1]))
-    middle = (_middle(volume.grid) - np.array(fine.grid.origin)) / THUMB_MM
-    return _Sight(image.name, means, as_it_is, mirrored, middle)
+    features = np.stack([sight.features for sight in training])
+    features, scale = features.astype(np.float64), np.maximum(features.std(0), 1e-6)
+    num_asked, neighbours = len(held_out) + len(generated), []
+    for k, sight in enumerate(chain(held_out, generated), start=1):
+        apart = np.sqrt(np.square((sight.features - features) / scale).mean(1))
+        neighbours.append(_neighbour(sight, training, apart))
+        on_stage("neighbours", k, num_asked)
+    return judged(neighbours[len(held_out) :], neighbours[: len(held_out)], len(training))
 
 
 def fine_anatomy(volume: Volume) -> Volume:
@@ -109,25 +118,27 @@ def _middle(grid: Grid) -> np.ndarray:
     return np.asarray(grid.world((np.array(grid.shape) - 1) / 2))
 
 
-def _neighbour(sight: _Sight, others: Sequence[_Sight], scale: np.ndarray) -> Neighbour:
-    apart = [float(np.sqrt(np.square((sight.features - o.features) / scale).mean())) for o in others]
-    by_features = int(np.argmin(apart))
-    best = (np.inf, 0, False, 0)
-    for k, other in enumerate(others):
-        for is_mirrored in (False, True):
-            own, _ = sight.seen(is_mirrored)
-            likeness = np.fft.irfftn(other.spectrum * np.conj(own), s=(THUMB_SIZE,) * 3, axes=(0, 1, 2))
+def _neighbour(sight: Sight, others: Sequence[Sight], apart: np.ndarray) -> Neighbour:
+    """The nearest of the others, of whose features it is that far apart."""
+    both = (sight, sight.mirrored)
+    spectra = [np.conj(np.fft.rfftn(each.fine)).astype(np.complex64) for each in both]
+    best, shift, found = np.inf, np.zeros(3), ("", False)
+    for other in others:
+        spectrum = np.fft.rfftn(other.fine).astype(np.complex64)
+        for own, conjugate, is_mirrored in zip(both, spectra, (False, True), strict=True):
+            likeness = np.fft.irfftn(spectrum * conjugate, s=(THUMB_SIZE,) * 3, axes=(0, 1, 2))
             place = int(likeness.argmax())
-            best = min(best, (1 - float(likeness.flat[place]), k, is_mirrored, place))
-    distance, nearest, mirrored, place = best
-    x, y, z = (_shift(place) + THUMB_MM * (sight.seen(mirrored)[1] - others[nearest].middle)).tolist()
+            if 1 - float(likeness.flat[place]) < best:
+                best, found = 1 - float(likeness.flat[place]), (other.name, is_mirrored)
+                shift = _shift(place) + THUMB_MM * (own.middle - other.middle)
+    x, y, z = shift.tolist()
     return Neighbour(
         name=sight.name,
-        nearest=others[nearest].name,
-        distance=max(0.0, distance),
-        nearest_by_features=others[by_features].name,
-        features=apart[by_features],
-        mirrored=mirrored,
+        nearest=found[0],
+        distance=max(0.0, best),
+        nearest_by_features=others[int(np.argmin(apart))].name,
+        features=float(apart.min()),
+        mirrored=found[1],
         shift_mm=(x, y, z),
     )
 

@@ -2,25 +2,39 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from maisi.data.lazy import LazySequence
 from maisi.evaluation.extractors import find_extractor
 from maisi.evaluation.features import PROTOCOLS, FeatureExtractor
-from maisi.evaluation.memorization import MemorizationReport, find_copies, in_place
+from maisi.evaluation.memorization import (
+    MemorizationReport,
+    Sight,
+    find_copies,
+    in_place,
+    read_sight,
+    sight_bytes,
+    sight_of,
+    write_sight,
+)
 from maisi.evaluation.memorization_page import memorization_page
 from maisi.evaluation.memorized_labels import find_copied_labels
 from maisi.evaluation.neighbours import Neighbours
 from maisi.evaluation.requests import EvaluateMemorizationRequest
 from maisi.evaluation.sets import NamedImage, NamedLabels, image_set, label_set
+from maisi.evaluation.stored import KEPT_BYTES, features_are_of
 from maisi.pipelines.preview import comparison, preview, write_png
-from maisi.runs.pieces import write_report
+from maisi.runs.pieces import file_state, write_report
 from maisi.runs.task import Checked, Run, Task
 from maisi.space.volume import LabelMap, Volume
+from maisi.storage.folders import storage_errors
 
 REPORT, PAGE, NUM_PAIRS = "memorization.json", "memorization.html", 5
+SETS = ("generated", "training", "held_out")
 INSIDE_HU, OUTSIDE_HU = 40.0, -1000.0  # of the grey behind the colours of a label map
 
 
@@ -67,8 +81,9 @@ def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
     images = labels = None
     pictures: dict[str, list[bytes]] = {}
     if given.images:
-        made, training, held_out = given.images
-        images = find_copies(made, training, held_out, given.extractor, PROTOCOLS["maisi"], run.on_stage)
+        made, training, _ = given.images
+        seen_made, seen_training, seen_held_out = _sights(given, run)
+        images = find_copies(seen_made, seen_training, seen_held_out, run.on_stage)
         pictures["images"] = _written(_pairs(images, made, training), "pair", run.partial)
     if given.labels:
         made_maps, training_maps, held_out_maps = given.labels
@@ -82,6 +97,30 @@ def work(checked: Checked[EvaluateMemorizationRequest], run: Run) -> None:
     run.warnings += [f"{pair.name} is a copy of {pair.nearest}" for pair in copies]
     run.warnings += [note for each in parts for note in each.notes]
     run.publish()
+
+
+def _sights(given: ToCompare, run: Run) -> list[LazySequence[Sight]]:
+    """What is compared of each set, a file a volume; those that an earlier part of the run left are taken."""
+    done, total, sights = 0, sum(map(len, given.images)), []
+    for which, images in zip(SETS, given.images, strict=True):
+        paths = []
+        for image in images:
+            paths.append(_sight_file(which, image, given.extractor, run))
+            done += 1
+            run.on_stage("features", done, total)
+        sights.append(LazySequence([partial(read_sight, path) for path in paths], sight_bytes, KEPT_BYTES))
+    return sights
+
+
+def _sight_file(which: str, image: NamedImage, extractor: FeatureExtractor, run: Run) -> Path:
+    name = f"sight_{which}_{image.name.replace('/', '__')}.npz"
+    made_of = f"{extractor.name} of {file_state(image.path)}"
+    if not (run.has((name,)) and features_are_of(run.folder / name, made_of)):
+        sight = sight_of(image, extractor, PROTOCOLS["maisi"])
+        with storage_errors(run.folder):
+            write_sight(run.partial / name, sight, made_of)
+        run.publish()
+    return run.folder / name
 
 
 def _written(pictures: Sequence[Image.Image], stem: str, folder: Path) -> list[bytes]:
