@@ -16,7 +16,7 @@ from made_limbs import SARCOMA, save_limbs
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import save_bundle
 from maisi.data.manifest import Case, read_manifest
-from maisi.downstream.backends import builtin
+from maisi.downstream.backends import auto3dseg, builtin
 from maisi.downstream.backends.auto3dseg import Auto3DSeg, write_input
 from maisi.downstream.backends.backend import Exercise, backend_of
 from maisi.downstream.cell import CellResult, CellWork, ScoredCase, carry_out_cell
@@ -563,6 +563,21 @@ def test_auto3dseg_sees_synthetic_cases_in_as_many_steps_as_real_ones_alone(mani
 def test_a_seed_is_told_to_algorithms_that_take_one(algorithms: str, told: list[str], tmp_path: Path) -> None:
     settings = TrainingSettings.model_validate({"backend": "auto3dseg", "algorithms": algorithms})
     assert Auto3DSeg(settings).command(tmp_path, None, 5)[7:] == ["-", *told, "run"]
+
+
+@pytest.mark.parametrize("algorithms", ["dints", "segresnet, swinunetr", "segresnet,segresnet2d"])
+def test_algorithms_of_gpus_are_refused_where_there_is_none(algorithms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto3dseg, "find_spec", lambda name: True)
+    backend = Auto3DSeg(TrainingSettings.model_validate({"backend": "auto3dseg", "algorithms": algorithms}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    backend.check()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused = [name for name in ("dints", "swinunetr") if name in algorithms]
+    if not refused:
+        backend.check()
+        return
+    with pytest.raises(InvalidRequestError, match=f"{refused[0]} of Auto3DSeg train on a CUDA GPU alone"):
+        backend.check()
 
 
 @pytest.mark.parametrize(

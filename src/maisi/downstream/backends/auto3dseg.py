@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 import yaml
 
 from maisi.downstream.backends.backend import Exercise, OnStep
@@ -23,6 +24,9 @@ _NEEDED = ("monai", "fire")
 SEEDED = {"dints", "swinunetr", "segresnet2d"}
 """Algorithms whose templates have a `random_seed`; segresnet has none."""
 
+OF_GPUS = {"dints", "swinunetr"}
+"""Algorithms whose templates call CUDA as they start."""
+
 
 @dataclass(frozen=True)
 class Auto3DSeg:
@@ -37,11 +41,25 @@ class Auto3DSeg:
             missing = [name for name in _NEEDED if find_spec(name) is None]
             if missing:
                 raise InvalidRequestError(f"Auto3DSeg is not installed: no {missing[0]}; install it by: {INSTALL}")
+            self._check_device()
         templates = self.settings.templates
         if templates is not None and not templates.is_dir():
             raise InvalidRequestError(
                 f"there are no algorithm templates at {templates}; accepted: the folder algorithm_templates of MONAI's "
                 "research contributions, or none, to let MONAI download them"
+            )
+
+    @property
+    def algorithms(self) -> set[str]:
+        """The names of the algorithms."""
+        return {name.strip() for name in self.settings.algorithms.split(",")}
+
+    def _check_device(self) -> None:
+        lacking = sorted(self.algorithms & OF_GPUS)
+        if lacking and not torch.cuda.is_available():
+            raise InvalidRequestError(
+                f"training.algorithms: {' and '.join(lacking)} of Auto3DSeg train on a CUDA GPU alone, and torch finds "
+                "none here; accepted: segresnet, segresnet2d, or a machine with one"
             )
 
     def segment(self, exercise: Exercise, scratch: Path, on_step: OnStep) -> Iterator[tuple[StoredCase, LabelMap]]:
@@ -63,7 +81,7 @@ class Auto3DSeg:
         """What is called; a lone dash ends the arguments of a part. The seed is for algorithms that take one."""
         environment, templates = self.settings.environment, self.settings.templates
         python = sys.executable if environment is None else command_in(environment, "python", "Auto3DSeg", INSTALL)
-        takes_seed = {name.strip() for name in self.settings.algorithms.split(",")} <= SEEDED
+        takes_seed = self.algorithms <= SEEDED
         told = ({} if epochs is None else {"num_epochs": epochs}) | ({"random_seed": seed} if takes_seed else {})
         params = ["set_training_params", f"--params={told}", "-"] if told else []
         return [
