@@ -48,8 +48,8 @@ def test_what_lies_outside_of_the_region_is_refused_before_anything_is_drawn() -
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ("hepatic tumor=0.5ml", "hepatic tumor of 0.5 ml is 0.977 voxels of 8 x 8 x 8 mm; accepted: 1 or more"),
-        ("spleen=4ml", "spleen of 4 ml is 7.81 voxels of 8 x 8 x 8 mm; accepted: 8 or more"),
+        ("hepatic tumor=0.4ml", "hepatic tumor of 0.4 ml is 0.781 voxels of 8 x 8 x 8 mm; accepted: 0.8 or more"),
+        ("spleen=3.8ml", "spleen of 3.8 ml is 7.42 voxels of 8 x 8 x 8 mm; accepted: 8 or more"),
     ],
 )
 def test_what_is_smaller_than_its_fewest_voxels_is_refused_before_anything_is_drawn(wish: str, message: str) -> None:

@@ -165,6 +165,11 @@ def test_label_maps_of_one_name_are_named_after_the_folders_that_tell_them_apart
     apart = PrepareLabelsRequest(sources=tuple(tmp_path / name for name in ("A", "B", "C", "p/labels", "q/labels")))
     assert [found.id for found in check(apart).subject] == ["A", "B", "x", "p_x", "q_x"]
     assert [found.id for found in find_maps(tmp_path)] == ["A", "B", "C"]
+    for name in ("labelsTr", "labelsTs"):
+        (tmp_path / "msd" / name).mkdir(parents=True)
+        (tmp_path / "msd" / name / "x.nii.gz").touch()
+    parts = PrepareLabelsRequest(sources=tuple(tmp_path / "msd" / name for name in ("labelsTr", "labelsTs")))
+    assert [found.id for found in check(parts).subject] == ["labelsTr_x", "labelsTs_x"]
     (tmp_path / "C" / "x.nii").touch()
     with pytest.raises(InvalidRequestError, match="two label maps are called x"):
         check(PrepareLabelsRequest(sources=(tmp_path / "C",)))

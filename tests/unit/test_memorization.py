@@ -1,5 +1,6 @@
 """Copies among volumes: where they lie, what tells what near is, and what is no held-out set."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from torch import Tensor
 
 from maisi.errors import InvalidRequestError, InvalidVolumeError
+from maisi.evaluation import memorization
 from maisi.evaluation.features import PROTOCOLS
-from maisi.evaluation.memorization import find_copies, in_place, sight_of
+from maisi.evaluation.memorization import Sight, find_copies, in_place, sight_of
 from maisi.evaluation.neighbours import Neighbour, judged
 from maisi.evaluation.requests import EvaluateMemorizationRequest
 from maisi.evaluation.sets import NamedImage
@@ -65,6 +67,23 @@ def test_what_was_held_out_but_is_of_training_tells_nothing_of_what_near_is() ->
     assert found.least == 0.6
     assert [each.name for each in found.copies] == ["copy"]
     assert sum("is as near to t as a copy" in note for note in found.notes) == 3
+
+
+def test_blocks_of_training_volumes_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+
+    def sight(name: str) -> Sight:
+        fine = rng.normal(size=(memorization.THUMB_SIZE,) * 3).astype(np.float32)
+        return Sight(name, rng.normal(size=3), fine / np.linalg.norm(fine), np.full(3, 31.5))
+
+    training, others = [sight(f"t{k}") for k in range(3)], [sight("a"), sight("b")]
+    copies = [replace(training[2].mirrored, name="copy")]
+    whole = find_copies(copies, training, others)
+    monkeypatch.setattr(memorization, "AT_A_TIME", 2)
+    steps: list[tuple[str, int, int]] = []
+    assert find_copies(copies, training, others, lambda *told: steps.append(told)) == whole
+    assert (whole.generated[0].nearest, whole.generated[0].mirrored) == ("t2", True)
+    assert steps[-1][1] == steps[-1][2] == 2
 
 
 def test_a_held_out_set_that_is_all_of_training_is_refused() -> None:

@@ -24,6 +24,7 @@ Box: TypeAlias = tuple[slice, slice, slice]
 
 MOST_ROUNDS = 12
 ENOUGH_VOXELS = 8  # fewer tell nothing of a structure that came apart
+LEAST_OF_LESION = 0.8  # voxels
 
 
 def members_of(id: int, vocabulary: Vocabulary) -> tuple[int, ...]:
@@ -79,10 +80,14 @@ def resized(labels: LabelMap, id: int, ml: float, vocabulary: Vocabulary, keep: 
 
 
 def check_voxels(id: int, ml: float, spacing: Spacing3, vocabulary: Vocabulary) -> None:
-    """Nothing, or the refusal of a volume (ml) of less than a voxel (mm) of a lesion, `ENOUGH_VOXELS` of an organ."""
+    """Nothing, or the refusal of a volume (ml) of too few voxels (mm): `ENOUGH_VOXELS` of an organ.
+
+    A lesion may be of one voxel, which is at most 25 % more than was asked for.
+    """
     voxels = ml * 1000 / float(np.prod(spacing))
-    least = 1 if id in lesion_ids(vocabulary) else ENOUGH_VOXELS
-    if voxels < least:
+    is_lesion = id in lesion_ids(vocabulary)
+    least = LEAST_OF_LESION if is_lesion else ENOUGH_VOXELS
+    if (voxels if is_lesion else round(voxels)) < least:
         raise InvalidAnatomyError(
             f"{vocabulary.name(id)} of {ml:.3g} ml is {voxels:.3g} voxels of {in_words(spacing)} mm; accepted: {least} "
             "or more, so a larger size or a finer --spacing"

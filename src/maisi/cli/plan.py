@@ -25,8 +25,8 @@ def plan(
 ) -> None:
     """Show how encoding, sampling and decoding a volume would be cut to stay within an amount of memory.
 
-    Nothing is computed, so the device need not be there. Give --size and --memory, or --train; of a recipe that takes
-    cases whole, --size is then that of the largest.
+    Nothing is computed, so the device need not be there. Give --size and --memory, or --train: then --size is that of
+    the largest case, where the recipe takes cases whole.
     """
     from maisi.compute.compute import format_bytes
     from maisi.pipelines.plan import plan_all

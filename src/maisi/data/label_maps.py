@@ -11,7 +11,7 @@ from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
 from maisi.data.cases import own_labels
 from maisi.data.door import open_labels
 from maisi.data.manifest import STORED, Case, read_manifest
-from maisi.data.sources.names import case_key, case_parts, is_label
+from maisi.data.sources.names import case_key, case_parts, is_label, safe_id
 from maisi.errors import InvalidLabelsError, InvalidRequestError
 from maisi.space.endings import IMAGES, image_files, mask_files, name_of
 from maisi.space.files import log_findings
@@ -72,14 +72,19 @@ def named_apart(found: Sequence[FoundMap]) -> tuple[FoundMap, ...]:
     alike: dict[str, list[FoundMap]] = defaultdict(list)
     for each in found:
         alike[each.id.casefold()].append(each)  # some disks do not tell A from a
-    return tuple(_named_within(alike[each.id.casefold()], each) for each in found)
+    names = {id: iter(_names_within(group)) for id, group in alike.items()}
+    return tuple(replace(each, id=next(names[each.id.casefold()])) for each in found)
 
 
-def _named_within(alike: Sequence[FoundMap], one: FoundMap) -> FoundMap:
-    if len(alike) == 1 or one.case is not None:
-        return one
+def _names_within(alike: Sequence[FoundMap]) -> list[str]:
+    """The names of maps that have one name: after the folders of a case, else after all folders."""
+    if len(alike) == 1 or any(each.case is not None for each in alike):
+        return [each.id for each in alike]
     root = Path(os.path.commonpath([each.path.parent for each in alike]))
-    return replace(one, id=case_key(one.path, root))
+    keys = [case_key(each.path, root) for each in alike]
+    if len({key.casefold() for key in keys}) == len(keys):
+        return keys
+    return [safe_id("_".join((*each.path.relative_to(root).parent.parts, each.id))) for each in alike]
 
 
 def _map_files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ paths in it are relative to the file.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,7 @@ def read_manifest(path: Path) -> tuple[Case, ...]:
 
 def check_ids(path: Path, ids: Sequence[str]) -> None:
     """Raise `InvalidConfigError` where an id of a manifest or folder is used twice, or two give one file name."""
-    twice = sorted({i for i in ids if ids.count(i) > 1})
+    twice = sorted(id for id, count in Counter(ids).items() if count > 1)
     if twice:
         raise InvalidConfigError(f"{path}: case ids must be unique; used twice: {', '.join(twice)}")
     stems: dict[str, str] = {}

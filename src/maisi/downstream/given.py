@@ -44,7 +44,8 @@ def folder_cases(path: Path, cases: Sequence[Case], held_out: frozenset[str]) ->
             if patient_of(origin) in held_out:
                 raise InvalidRequestError(
                     f"{path}: synthetic case {case.id!r} {how} case {origin.id!r} of patient {patient_of(origin)!r}, "
-                    "who is held out for testing; accepted: cases of training patients"
+                    "who is held out for testing; accepted: cases of training patients, or another name where it is of "
+                    "nobody in the data"
                 )
     patients = [tuple(dict.fromkeys(patient_of(origin) for origin, _ in found)) for found in told]
     return tuple(Given(case=case, patients=each) for case, each in zip(synthetic, patients, strict=True))

@@ -1,7 +1,6 @@
 """Networks that give features of planes, from local files: nothing is downloaded, and no key is left out."""
 
 import importlib
-import traceback
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -68,7 +67,8 @@ class Network:
 
 def _said(error: Exception) -> str:
     """The kind of an error, and the last line of its message."""
-    return traceback.format_exception_only(error)[-1].strip()
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
 class LastTap(nn.Module):

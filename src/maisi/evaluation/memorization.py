@@ -7,7 +7,7 @@ copy that was shifted or mirrored is as near as one that was not.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,16 @@ from pydantic import Field
 from scipy import ndimage
 
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol
-from maisi.evaluation.neighbours import Neighbour, Neighbours, judged
+from maisi.evaluation.neighbours import Neighbour, Neighbours, judged, usual_distance
 from maisi.evaluation.sets import NamedImage, features_of
-from maisi.shapes import Frozen
+from maisi.shapes import Frozen, Spacing3
 from maisi.space.grid import Grid
 from maisi.space.intensity import to_unit
 from maisi.space.resample import fit, resample, with_spacing
 from maisi.space.volume import Volume
 
 THUMB_MM, THUMB_SIZE = 8.0, 64
+AT_A_TIME = 100  # training volumes, of about 2 MB each
 
 
 class MemorizationReport(Frozen):
@@ -93,14 +94,37 @@ def find_copies(
 
     If generated volumes were new patients, one of (held-out + 1) would be close by chance: `expected_close` of them.
     """
-    features = np.stack([sight.features for sight in training])
-    features, scale = features.astype(np.float64), np.maximum(features.std(0), 1e-6)
-    num_asked, neighbours = len(held_out) + len(generated), []
-    for k, sight in enumerate(chain(held_out, generated), start=1):
-        apart = np.sqrt(np.square((sight.features - features) / scale).mean(1))
-        neighbours.append(_neighbour(sight, training, apart))
-        on_stage("neighbours", k, num_asked)
-    return judged(neighbours[len(held_out) :], neighbours[: len(held_out)], len(training))
+    unseen = _neighbours(held_out, training, partial(on_stage, "neighbours of what was held out"))
+    usual_distance(unseen)  # refuses a held-out set that is all of training
+    return judged(_neighbours(generated, training, partial(on_stage, "neighbours")), unseen, len(training))
+
+
+def _neighbours(
+    asked: Sequence[Sight], training: Sequence[Sight], on_step: Callable[[int, int], None]
+) -> list[Neighbour]:
+    """The neighbour of each; the training volumes are read once, so many at a time that they take little memory."""
+    features, names = (np.array(each) for each in zip(*((s.features, s.name) for s in training), strict=True))
+    scale, starts = np.maximum(features.std(0), 1e-6), range(0, len(training), AT_A_TIME)
+    nearest, apart = [_Nearest() for _ in asked], []
+    for done, start in enumerate(starts):
+        block = [(sight, _spectrum(sight)) for sight in training[start : start + AT_A_TIME]]
+        for k, sight in enumerate(asked):
+            nearest[k] = min(nearest[k], _nearest_in(block, sight), key=lambda each: each.distance)
+            if start == 0:
+                apart.append(np.sqrt(np.square((sight.features - features) / scale).mean(1)))
+            on_step(done * len(asked) + k + 1, len(starts) * len(asked))
+    return [
+        Neighbour(
+            name=sight.name,
+            nearest=found.name,
+            distance=max(0.0, found.distance),
+            nearest_by_features=str(names[far.argmin()]),
+            features=float(far.min()),
+            mirrored=found.mirrored,
+            shift_mm=found.shift_mm,
+        )
+        for sight, found, far in zip(asked, nearest, apart, strict=True)
+    ]
 
 
 def fine_anatomy(volume: Volume) -> Volume:
@@ -118,29 +142,32 @@ def _middle(grid: Grid) -> np.ndarray:
     return np.asarray(grid.world((np.array(grid.shape) - 1) / 2))
 
 
-def _neighbour(sight: Sight, others: Sequence[Sight], apart: np.ndarray) -> Neighbour:
-    """The nearest of the others, of whose features it is that far apart."""
-    both = (sight, sight.mirrored)
-    spectra = [np.conj(np.fft.rfftn(each.fine)).astype(np.complex64) for each in both]
-    best, shift, found = np.inf, np.zeros(3), ("", False)
-    for other in others:
-        spectrum = np.fft.rfftn(other.fine).astype(np.complex64)
-        for own, conjugate, is_mirrored in zip(both, spectra, (False, True), strict=True):
+@dataclass(frozen=True)
+class _Nearest:
+    """The nearest of some training volumes, and where it shows the same."""
+
+    distance: float = np.inf
+    name: str = ""
+    mirrored: bool = False
+    shift_mm: Spacing3 = (0.0, 0.0, 0.0)
+
+
+def _nearest_in(block: Sequence[tuple[Sight, np.ndarray]], sight: Sight) -> _Nearest:
+    best = _Nearest()
+    for is_mirrored, own in ((False, sight), (True, sight.mirrored)):
+        conjugate = np.conj(_spectrum(own))
+        for other, spectrum in block:
             likeness = np.fft.irfftn(spectrum * conjugate, s=(THUMB_SIZE,) * 3, axes=(0, 1, 2))
             place = int(likeness.argmax())
-            if 1 - float(likeness.flat[place]) < best:
-                best, found = 1 - float(likeness.flat[place]), (other.name, is_mirrored)
-                shift = _shift(place) + THUMB_MM * (own.middle - other.middle)
-    x, y, z = shift.tolist()
-    return Neighbour(
-        name=sight.name,
-        nearest=found[0],
-        distance=max(0.0, best),
-        nearest_by_features=others[int(np.argmin(apart))].name,
-        features=float(apart.min()),
-        mirrored=found[1],
-        shift_mm=(x, y, z),
-    )
+            distance = 1 - float(likeness.flat[place])
+            if distance < best.distance:
+                x, y, z = (_shift(place) + THUMB_MM * (own.middle - other.middle)).tolist()
+                best = _Nearest(distance, other.name, is_mirrored, (x, y, z))
+    return best
+
+
+def _spectrum(sight: Sight) -> np.ndarray:
+    return np.fft.rfftn(sight.fine).astype(np.complex64)
 
 
 def _shift(place: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from maisi.anatomy.likeness import Likeness
 from maisi.anatomy.vocabulary import Vocabulary, load_vocabulary
-from maisi.evaluation.neighbours import Neighbour, Neighbours, judged
+from maisi.evaluation.neighbours import Neighbour, Neighbours, judged, usual_distance
 from maisi.evaluation.sets import NamedLabels
 from maisi.space.volume import LabelMap
 
@@ -29,6 +29,8 @@ def find_copied_labels(
     for k, each in enumerate(asked, start=1):
         found.append(_neighbour(each.name, each.read(), there))
         on_stage("neighbours of label maps", k, len(asked))
+        if k == len(held_out):
+            usual_distance(found)  # refuses a held-out set that is all of training
     return judged(found[len(held_out) :], found[: len(held_out)], len(training))
 
 

@@ -52,21 +52,26 @@ class Neighbours(Frozen):
         return sum(each.is_close for each in self.generated)
 
 
-def judged(generated: Sequence[Neighbour], held_out: Sequence[Neighbour], num_training: int) -> Neighbours:
-    """The neighbours with what is close and what is a copy.
-
-    Something held out that is the same as something of training, or much nearer to it than is usual there (than
-    `COPY_SHARE` of the median of the others), may show a patient of training: it tells nothing of what near is, and is
-    told. Raises `InvalidRequestError` where all of them are the same as training.
-    """
+def usual_distance(held_out: Sequence[Neighbour]) -> float:
+    """The median of what is not the same; raises `InvalidRequestError` where all of them are the same as training."""
     others = [each.distance for each in held_out if each.distance > SAME]
     if not others:
         raise InvalidRequestError(
             f"all {len(held_out)} held out are as near to training as copies, such as {held_out[0].name} to "
             f"{held_out[0].nearest}; accepted: real ones that were not trained on, which tell what near is"
         )
-    usual = float(np.median(others))
-    strange = [each for each in held_out if each.distance < max(SAME, COPY_SHARE * usual)]
+    return float(np.median(others))
+
+
+def judged(generated: Sequence[Neighbour], held_out: Sequence[Neighbour], num_training: int) -> Neighbours:
+    """The neighbours with what is close and what is a copy.
+
+    Something held out that is the same as something of training, or much nearer to it than is usual there (than
+    `COPY_SHARE` of the median of the others), may show a patient of training: it tells nothing of what near is, and is
+    told.
+    """
+    usual = usual_distance(held_out)
+    strange = [each for each in held_out if each.distance <= SAME or each.distance < COPY_SHARE * usual]
     least = min(each.distance for each in held_out if each not in strange)
     found = [
         each.model_copy(update={"is_close": each.distance < least, "is_copy": each.distance < COPY_SHARE * least})

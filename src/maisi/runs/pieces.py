@@ -1,10 +1,11 @@
 """Work case by case: what was made of a case stays, and a run that was killed goes on with the next."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from maisi.runs.task import Run
 from maisi.storage.folders import storage_errors
@@ -26,9 +27,10 @@ def piece(run: Run, name: str, model: type[Made], files: Sequence[Path], make: C
     """
     made_of = tuple(file_state(path) for path in files)
     if run.has((name,)):
-        there = Piece[model].model_validate_json((run.folder / name).read_text(encoding="utf-8"))  # type: ignore[valid-type]
-        if there.made_of == made_of:
-            return there.made
+        with suppress(ValidationError):  # of a version that wrote it otherwise
+            there = Piece[model].model_validate_json((run.folder / name).read_text(encoding="utf-8"))  # type: ignore[valid-type]
+            if there.made_of == made_of:
+                return there.made
     made = make()
     write_report(run, {name: Piece[model](made_of=made_of, made=made)})  # type: ignore[valid-type]
     run.publish()
@@ -36,11 +38,13 @@ def piece(run: Run, name: str, model: type[Made], files: Sequence[Path], make: C
 
 
 def file_state(path: Path) -> str:
-    """Size and time of a file (or folder), which change where another takes its place; of none that it is not there."""
-    if not path.exists():  # which is told where it is read
+    """Size and time of a file, or of all in a folder, which change where another takes its place."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    states = [file.stat() for file in files if file.is_file()]
+    if not states:  # which is told where it is read
         return "not there"
-    found = path.stat()
-    return f"{found.st_size} bytes written at {found.st_mtime_ns} ns"
+    size, latest = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+    return f"{len(states)} of {size} bytes written until {latest} ns"
 
 
 def write_report(run: Run, files: Mapping[str, BaseModel | str]) -> None:

@@ -89,8 +89,12 @@ _SIZE_COLUMNS = ("structure", "samples", "asked, ml", "obtained, ml", "obtained 
 
 def _sizes(made: Sequence[SampleFacts]) -> Iterable[tuple[str, ...]]:
     """Of each structure whose size was asked for: medians of what was asked and obtained, and of their ratio."""
-    for name in sorted({name for each in made for name in each.obtained_ml}):
-        pairs = [(each.asked_ml[name], each.obtained_ml[name]) for each in made if name in each.obtained_ml]
+    for name in sorted({name for each in made for name in each.asked_ml}):
+        pairs = [
+            (each.asked_ml[name], each.obtained_ml.get(name, each.volumes_ml.get(name, 0.0)))
+            for each in made
+            if name in each.asked_ml
+        ]
         asked, got = zip(*pairs, strict=True)
         told = (median(asked), median(got), median(b / a for a, b in pairs))
         yield (name, str(len(pairs)), *map(number, told))

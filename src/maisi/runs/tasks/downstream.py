@@ -64,7 +64,8 @@ class Planned:
         count = num_synthetic(cell, len(real))
         if experiment.synthetic.source != "folder":
             return tuple(each.id for each in variants_of(real, count))
-        own = [each.id for each in self.given if not set(each.patients) & self.split.held_out(cell.fold)]
+        held_out = self.split.held_out(cell.fold)
+        own = [each.id for each in self.given if held_out.isdisjoint(each.patients)]
         if count > len(own):
             raise InvalidRequestError(
                 f"{cell.name} takes {count} synthetic cases; {experiment.synthetic.folder} has {len(own)} for this fold"
