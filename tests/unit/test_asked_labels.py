@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maisi.anatomy.request import AnatomyRequest
+from maisi.anatomy.resize import check_voxels
 from maisi.anatomy.vocabulary import load_vocabulary
 from maisi.bundle.bundle import Limits
 from maisi.cli.options import one_by_one
@@ -55,6 +56,16 @@ def test_what_lies_outside_of_the_region_is_refused_before_anything_is_drawn() -
 def test_what_is_smaller_than_its_fewest_voxels_is_refused_before_anything_is_drawn(wish: str, message: str) -> None:
     with pytest.raises(InvalidAnatomyError, match=message):
         asked(PhantomLabels("abdomen", GRID), AnatomyRequest.parse([wish]))
+
+
+def test_as_many_voxels_as_are_needed_are_enough_on_every_grid() -> None:
+    for step in range(10, 101):
+        spacing = (0.05 * step,) * 3
+        voxel_ml = float(np.prod(spacing)) / 1000
+        for name, voxels in (("liver", 8), ("liver", 7.6), ("hepatic tumor", 1), ("hepatic tumor", 0.81)):
+            check_voxels(V.id(name), voxels * voxel_ml, spacing, V)
+        with pytest.raises(InvalidAnatomyError):
+            check_voxels(V.id("liver"), 7.4 * voxel_ml, spacing, V)
 
 
 def test_a_file_is_asked_for_what_it_can_show_only(tmp_path: Path) -> None:

@@ -128,6 +128,9 @@ def three(images):
 
 def raising(images):
     raise KeyError("bad")
+
+def wordy(images):
+    raise RuntimeError("out of memory\\nof the device")
 """
 
 
@@ -149,6 +152,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ),
         ("array", r"features by \S+:array \S+ are ndarray; accepted: a tensor"),
         ("three", r"features by \S+:three \S+ are a tensor of shape \(3, 5\); accepted: a tensor of 2 rows"),
+        ("wordy", r"features by \S+:wordy \S+ failed: RuntimeError: of the device$"),
         ("raising", r"features by \S+:raising \S+ failed: KeyError: 'bad'"),
     ],
 )

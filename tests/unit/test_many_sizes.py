@@ -67,3 +67,6 @@ def test_the_page_holds_what_was_asked_for_against_what_is_compared_with_it(tmp_
     )
     page = write_page([made], ManyRequest(count=1), tmp_path).read_text()
     assert "<td>liver</td><td>1</td><td>1520</td><td>1520</td><td>1</td>" in page
+    before = made.model_copy(update={"index": 1, "obtained_ml": {}})  # of a version that did not tell it
+    both = write_page([made, before], ManyRequest(count=2), tmp_path).read_text()
+    assert "<td>liver</td><td>2</td><td>1520</td><td>1170</td>" in both

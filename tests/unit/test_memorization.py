@@ -86,9 +86,15 @@ def test_blocks_of_training_volumes_give_what_all_at_once_give(monkeypatch: pyte
     assert steps[-1][1] == steps[-1][2] == 2
 
 
-def test_a_held_out_set_that_is_all_of_training_is_refused() -> None:
+def test_a_held_out_set_that_is_all_of_training_is_refused_before_anything_generated_is_looked_at() -> None:
     with pytest.raises(InvalidRequestError, match="all 2 held out are as near to training as copies"):
         judged([pair("copy", 0.0)], [pair("a", 0.0), pair("b", 0.001)], 2)
+    fine = np.random.default_rng(0).normal(size=(memorization.THUMB_SIZE,) * 3).astype(np.float32)
+    one = Sight("one", np.zeros(3), fine / np.linalg.norm(fine), np.full(3, 31.5))
+    stages: set[str] = set()
+    with pytest.raises(InvalidRequestError, match="all 1 held out are as near"):
+        find_copies([one], [one], [one], lambda stage, done, total: stages.add(stage))
+    assert stages == {"neighbours of what was held out"}
 
 
 def test_a_split_that_is_named_holds_with_a_held_out_set_too() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from maisi.cli.console import complain, give, progress, tell
+from maisi.shapes import few
 
 if TYPE_CHECKING:
     from maisi.runs.record import RunRecord
@@ -52,15 +53,12 @@ def tell_cost(what: str | int, record: "RunRecord") -> None:
 def tell_kept(kept: Sequence[str]) -> None:
     """Tell how many failed their check and lie among the others."""
     if kept:
-        tell(f"warning: {len(kept)} failed the check, kept among the others, see their *_quality.json: {_some(kept)}")
+        told = few(kept, TOLD)
+        tell(f"warning: {len(kept)} failed the check, kept among the others, see their *_quality.json: {told}")
 
 
 def exit_on_failures(failed: Sequence[str], told: str) -> None:
     """Tell which samples failed, and exit with 1 where there are some."""
     if failed:
-        complain(f"{told}: {_some(failed)}")
+        complain(f"{told}: {few(failed, TOLD)}")
         raise typer.Exit(1)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:TOLD]) + (", ..." if len(names) > TOLD else "")

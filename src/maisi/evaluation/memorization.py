@@ -65,11 +65,6 @@ def sight_of(image: NamedImage, extractor: FeatureExtractor, protocol: PlaneProt
     return Sight(image.name, means, fine.array, middle)
 
 
-def sight_bytes(sight: Sight) -> int:
-    """What a sight takes in memory."""
-    return int(sight.features.nbytes + sight.fine.nbytes)
-
-
 def write_sight(path: Path, sight: Sight, made_of: str) -> None:
     """Write a sight, and what it was made of, as `features_are_of` finds it."""
     with path.open("wb") as file:
@@ -94,37 +89,37 @@ def find_copies(
 
     If generated volumes were new patients, one of (held-out + 1) would be close by chance: `expected_close` of them.
     """
-    unseen = _neighbours(held_out, training, partial(on_stage, "neighbours of what was held out"))
+    among = _Features.of(training)
+    unseen = _neighbours(held_out, training, among, partial(on_stage, "neighbours of what was held out"))
     usual_distance(unseen)  # refuses a held-out set that is all of training
-    return judged(_neighbours(generated, training, partial(on_stage, "neighbours")), unseen, len(training))
+    made = _neighbours(generated, training, among, partial(on_stage, "neighbours"))
+    return judged(made, unseen, len(training))
 
 
 def _neighbours(
-    asked: Sequence[Sight], training: Sequence[Sight], on_step: Callable[[int, int], None]
+    asked: Sequence[Sight], training: Sequence[Sight], among: "_Features", on_step: Callable[[int, int], None]
 ) -> list[Neighbour]:
-    """The neighbour of each; the training volumes are read once, so many at a time that they take little memory."""
-    features, names = (np.array(each) for each in zip(*((s.features, s.name) for s in training), strict=True))
-    scale, starts = np.maximum(features.std(0), 1e-6), range(0, len(training), AT_A_TIME)
-    nearest, apart = [_Nearest() for _ in asked], []
+    """The neighbour of each; of the training volumes so many are in memory at a time that they take little of it."""
+    nearest, starts = [_Nearest() for _ in asked], range(0, len(training), AT_A_TIME)
     for done, start in enumerate(starts):
         block = [(sight, _spectrum(sight)) for sight in training[start : start + AT_A_TIME]]
         for k, sight in enumerate(asked):
             nearest[k] = min(nearest[k], _nearest_in(block, sight), key=lambda each: each.distance)
-            if start == 0:
-                apart.append(np.sqrt(np.square((sight.features - features) / scale).mean(1)))
             on_step(done * len(asked) + k + 1, len(starts) * len(asked))
-    return [
-        Neighbour(
-            name=sight.name,
-            nearest=found.name,
-            distance=max(0.0, found.distance),
-            nearest_by_features=str(names[far.argmin()]),
-            features=float(far.min()),
-            mirrored=found.mirrored,
-            shift_mm=found.shift_mm,
-        )
-        for sight, found, far in zip(asked, nearest, apart, strict=True)
-    ]
+    return [_neighbour(sight, found, among) for sight, found in zip(asked, nearest, strict=True)]
+
+
+def _neighbour(sight: Sight, found: "_Nearest", among: "_Features") -> Neighbour:
+    apart = np.sqrt(np.square((sight.features - among.values) / among.scale).mean(1))
+    return Neighbour(
+        name=sight.name,
+        nearest=found.name,
+        distance=max(0.0, found.distance),
+        nearest_by_features=among.names[int(apart.argmin())],
+        features=float(apart.min()),
+        mirrored=found.mirrored,
+        shift_mm=found.shift_mm,
+    )
 
 
 def fine_anatomy(volume: Volume) -> Volume:
@@ -140,6 +135,21 @@ def fine_anatomy(volume: Volume) -> Volume:
 def _middle(grid: Grid) -> np.ndarray:
     """The middle of a field of view in the world, mm."""
     return np.asarray(grid.world((np.array(grid.shape) - 1) / 2))
+
+
+@dataclass(frozen=True)
+class _Features:
+    """The features (n, d) of the training volumes, and their deviation (d,)."""
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, training: Sequence[Sight]) -> "_Features":
+        names, features = zip(*((sight.name, sight.features) for sight in training), strict=True)
+        values = np.stack(features)
+        return cls(names, values, np.maximum(values.std(0), 1e-6))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from maisi.data.cases import case_volume, own_labels
 from maisi.data.door import open_labels, open_volume
 from maisi.data.manifest import Case, check_ids, read_manifest
 from maisi.data.pairs import files_in, is_of_files, pairs_in
-from maisi.errors import InvalidLabelsError, InvalidRequestError, InvalidVolumeError, MaisiError
+from maisi.errors import InvalidLabelsError, InvalidRequestError, MaisiError
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol, plane_features
 from maisi.space.endings import SEGMENTS, ending_of, name_of, stem_of
 from maisi.space.reading import ReadOptions
@@ -48,10 +48,8 @@ def features_of(
     """The features of the planes of a volume by orientation; what is wrong with it is told with its name."""
     try:
         return plane_features([volume], extractor, protocol)[0]
-    except InvalidVolumeError as error:
-        raise InvalidVolumeError(f"{name}: {error}") from error
     except InvalidRequestError as error:
-        raise InvalidRequestError(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     except (RuntimeError, TypeError, ValueError) as error:  # of a network that is not ours
         if isinstance(error, MaisiError):
             raise

@@ -47,6 +47,11 @@ def file_state(path: Path) -> str:
     return f"{len(states)} of {size} bytes written until {latest} ns"
 
 
+def features_made_of(extractor: str, volume: Path) -> str:
+    """What features depend on besides the settings: the name of what gives them, and the file of the volume."""
+    return f"{extractor} of {file_state(volume)}"
+
+
 def write_report(run: Run, files: Mapping[str, BaseModel | str]) -> None:
     """Write models as JSON and pages as they are, under these names; raises `StorageError` where there is no room."""
     with storage_errors(run.folder):
@@ -55,6 +60,6 @@ def write_report(run: Run, files: Mapping[str, BaseModel | str]) -> None:
             (run.partial / name).write_text(text, encoding="utf-8")
 
 
-def case_file(*parts: str) -> str:
+def case_file(*parts: str, ending: str = ".json", kind: str = "case") -> str:
     """The name of the file of a case; an id that is a path names one file all the same."""
-    return "case_" + "_".join(part.replace("/", "__") for part in parts) + ".json"
+    return "_".join((kind, *(part.replace("/", "__") for part in parts))) + ending

@@ -17,7 +17,7 @@ from maisi.evaluation.images_page import images_page
 from maisi.evaluation.requests import EvaluateImagesRequest
 from maisi.evaluation.sets import NamedImage, features_of, image_set
 from maisi.evaluation.stored import StoredPlanes, features_are_of, write_features
-from maisi.runs.pieces import file_state, write_report
+from maisi.runs.pieces import case_file, features_made_of, write_report
 from maisi.runs.task import Checked, Run, Task
 from maisi.splitting.ranks import Ranks
 from maisi.storage.folders import storage_errors
@@ -63,7 +63,7 @@ def work(checked: Checked[EvaluateImagesRequest], run: Run) -> None:
     protocol = PROTOCOLS[request.protocol]
     named = [(image, _file("real", image)) for image in given.real]
     named += [(image, _file("synthetic", image)) for image in given.synthetic]
-    sources = {name: _made_of(image, given.extractor) for image, name in named}
+    sources = {name: features_made_of(given.extractor.name, image.path) for image, name in named}
     todo = [
         (image, name)
         for image, name in named
@@ -92,12 +92,7 @@ def work(checked: Checked[EvaluateImagesRequest], run: Run) -> None:
 
 
 def _file(which: str, image: NamedImage) -> str:
-    return f"features_{which}_{image.name.replace('/', '__')}.npz"
-
-
-def _made_of(image: NamedImage, extractor: FeatureExtractor) -> str:
-    """What features depend on besides the settings: what gives them, and the file of the volume."""
-    return f"{extractor.name} of {file_state(image.path)}"
+    return case_file(which, image.name, kind="features", ending=".npz")
 
 
 Measured = tuple[np.ndarray, dict[str, np.ndarray]]

@@ -17,7 +17,6 @@ from maisi.evaluation.memorization import (
     find_copies,
     in_place,
     read_sight,
-    sight_bytes,
     sight_of,
     write_sight,
 )
@@ -26,9 +25,9 @@ from maisi.evaluation.memorized_labels import find_copied_labels
 from maisi.evaluation.neighbours import Neighbours
 from maisi.evaluation.requests import EvaluateMemorizationRequest
 from maisi.evaluation.sets import NamedImage, NamedLabels, image_set, label_set
-from maisi.evaluation.stored import KEPT_BYTES, features_are_of
+from maisi.evaluation.stored import features_are_of
 from maisi.pipelines.preview import comparison, preview, write_png
-from maisi.runs.pieces import file_state, write_report
+from maisi.runs.pieces import case_file, features_made_of, write_report
 from maisi.runs.task import Checked, Run, Task
 from maisi.space.volume import LabelMap, Volume
 from maisi.storage.folders import storage_errors
@@ -50,21 +49,21 @@ class ToCompare:
 def check(request: EvaluateMemorizationRequest) -> Checked[EvaluateMemorizationRequest]:
     """The request with generated, training and held-out volumes or label maps, and the features."""
     extractor = find_extractor(request.features)
-    splits = request.splits
+    training_split, held_out_split = request.splits
     held_out = request.held_out or request.real
     images: tuple[Sequence[NamedImage], ...] = ()
     labels: tuple[Sequence[NamedLabels], ...] = ()
     if request.of != "labels":
         images = (
             image_set(request.generated, None, request.modality, least=1),
-            image_set(request.real, splits[0], request.modality),
-            image_set(held_out, splits[1], request.modality),
+            image_set(request.real, training_split, request.modality),
+            image_set(held_out, held_out_split, request.modality),
         )
     if request.of != "images":
         labels = (
             label_set(request.generated, None, least=1),
-            label_set(request.real, splits[0]),
-            label_set(held_out, splits[1]),
+            label_set(request.real, training_split),
+            label_set(held_out, held_out_split),
         )
     return Checked(request, ToCompare(images, labels, extractor))
 
@@ -108,13 +107,14 @@ def _sights(given: ToCompare, run: Run) -> list[LazySequence[Sight]]:
             paths.append(_sight_file(which, image, given.extractor, run))
             done += 1
             run.on_stage("features", done, total)
-        sights.append(LazySequence([partial(read_sight, path) for path in paths], sight_bytes, KEPT_BYTES))
+        loads = [partial(read_sight, path) for path in paths]
+        sights.append(LazySequence(loads, lambda sight: sight.fine.nbytes, kept_bytes=0))
     return sights
 
 
 def _sight_file(which: str, image: NamedImage, extractor: FeatureExtractor, run: Run) -> Path:
-    name = f"sight_{which}_{image.name.replace('/', '__')}.npz"
-    made_of = f"{extractor.name} of {file_state(image.path)}"
+    name = case_file(which, image.name, kind="sight", ending=".npz")
+    made_of = features_made_of(extractor.name, image.path)
     if not (run.has((name,)) and features_are_of(run.folder / name, made_of)):
         sight = sight_of(image, extractor, PROTOCOLS["maisi"])
         with storage_errors(run.folder):
