@@ -107,6 +107,13 @@ def test_a_split_that_is_named_holds_with_a_held_out_set_too() -> None:
     assert splits(held_out="c", training_split="training") == ("training", None)
 
 
+@pytest.mark.parametrize("more", [{"held_out": "real"}, {"held_out_split": "training"}])
+def test_training_volumes_are_no_held_out_set_by_the_request_alone(more: dict[str, str]) -> None:
+    request = EvaluateMemorizationRequest.model_validate({"generated": "made", "real": "real", **more})
+    with pytest.raises(InvalidRequestError, match="what was held out is what was trained on: real, split"):
+        evaluate_memorization.check(request)
+
+
 def test_two_volumes_of_one_name_are_compared() -> None:
     volume = Volume(np.full((8, 8, 8), 40, np.float32), Grid.centered((8, 8, 8), (8.0, 8.0, 8.0)))
     sheet = comparison(volume, volume, names=("sample_000_ct", "sample_000_ct"))

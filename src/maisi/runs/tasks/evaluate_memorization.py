@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from maisi.data.lazy import LazySequence
+from maisi.errors import InvalidRequestError
 from maisi.evaluation.extractors import find_extractor
 from maisi.evaluation.features import PROTOCOLS, FeatureExtractor
 from maisi.evaluation.memorization import (
@@ -51,6 +52,11 @@ def check(request: EvaluateMemorizationRequest) -> Checked[EvaluateMemorizationR
     extractor = find_extractor(request.features)
     training_split, held_out_split = request.splits
     held_out = request.held_out or request.real
+    if held_out.resolve() == request.real.resolve() and held_out_split == training_split:
+        raise InvalidRequestError(
+            f"what was held out is what was trained on: {request.real}, split {training_split or 'any'}; accepted: "
+            "real volumes that were not trained on, which tell what near is"
+        )
     images: tuple[Sequence[NamedImage], ...] = ()
     labels: tuple[Sequence[NamedLabels], ...] = ()
     if request.of != "labels":
