@@ -194,6 +194,20 @@ def test_a_training_is_planned_with_the_networks_of_its_bundle_for_the_largest_c
     assert (refused.code, "has no autoencoder, which goes before; it has segmenter" in refused.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--train", "inpaint", "--size", 0, 8, 8), "size (0, 8, 8) has an axis without voxels"),
+        (("--train", "tiny", "--size", 64, 64, 64), "--size is of recipes that take cases whole"),
+        (("--train", "tiny", "--memory", "8GB"), "--memory is what --train tells"),
+        (("--size", 8, -8, 8, "--memory", "8GB"), "size (8, -8, 8) has an axis without voxels"),
+    ],
+)
+def test_what_no_plan_can_heed_is_refused(maisi: Maisi, asked: tuple, said: str) -> None:
+    refused = maisi("plan", *asked)
+    assert (refused.code, said in " ".join(refused.err.split())) == (2, True), refused.err
+
+
 def test_a_step_of_a_training_is_divided_by_its_slabs(maisi: Maisi, tmp_path: Path) -> None:
     part = {
         "network": {"channels": [8, 16], "num_res_blocks": [1, 1], "norm_groups": 2},

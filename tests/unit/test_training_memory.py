@@ -72,3 +72,5 @@ def test_a_step_on_whole_cases_takes_what_the_largest_needs() -> None:
         for volume in ((32, 32, 32), (32, 32, 64))
     )
     assert large > 1.9 * small
+    odd = training_memory(whole, parts=("diffusion",), volume=(31, 29, 61))["diffusion"].activations
+    assert odd == large  # to sizes of the U-Net

@@ -71,7 +71,12 @@ def _plan_training(name: str, assignments: list[str], request: PlanRequest, as_j
     from maisi.storage.settings import check_settings, with_assignments
     from maisi.training.memory import TRAINING_PROCESS_BYTES
 
+    if request.compute.memory is not None:
+        raise typer.BadParameter("--memory is what --train tells; `maisi train ... --memory` holds a training to it")
     recipe = check_settings(BundleRecipe, with_assignments(read_recipe(name), assignments))
+    whole = [part for part in ("diffusion", "controlnet") if (of := getattr(recipe, part)) and not of.sizes]
+    if request.size is not None and not whole:
+        raise typer.BadParameter(f"--size is of recipes that take cases whole (sizes: []); {name} takes crops")
     is_whole = recipe.autoencoder is not None or (recipe.diffusion is None and recipe.controlnet is None)
     before = None if is_whole else load_bundle(request.bundle)
     if before is not None:
@@ -90,9 +95,8 @@ def _plan_training(name: str, assignments: list[str], request: PlanRequest, as_j
     give(f"besides: {format_bytes(TRAINING_PROCESS_BYTES)} for the process, and volumes or latents that it keeps")
     if not is_whole:
         give(f"the networks that go before are those of bundle {request.bundle} (--bundle)")
-    takes_whole = [part for part in ("diffusion", "controlnet") if part in found and not getattr(recipe, part).sizes]
-    if takes_whole:
-        give(f"{', '.join(takes_whole)}: takes cases whole, the largest of {in_words(volume)} voxels (--size)")
+    if whole:
+        give(f"{', '.join(whole)}: takes cases whole, the largest of {in_words(volume)} voxels (--size)")
     give("at the largest patch or latent of the recipe, in float32; half precision takes about half of the activations")
     give("at most: gradients come as activations go; with what is computed again, and what libraries work in")
     if any(memory.processes > 1 for memory in found.values()):

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from maisi.pipelines.requests import Spacing, Wishes
-from maisi.shapes import Frozen, Size3
+from maisi.pipelines.requests import Spacing, Voxels, Wishes
+from maisi.shapes import Frozen
 from maisi.space.reading import ReadOptions
 
 
@@ -40,7 +40,7 @@ class LibraryDrawRequest(Frozen):
 
     library: Path = Field(description="Folder of the library.")
     region: str | None = Field(default=None, description="head, chest, abdomen, lower.")
-    size: Size3 | None = Field(default=None, description="Voxels.", json_schema_extra={"shown_default": "the region's"})
+    size: Voxels = Field(default=None, description="Voxels.", json_schema_extra={"shown_default": "the region's"})
     spacing: Spacing = Field(default=None, description="Voxel size in mm.")
     anatomy: Wishes = Field(default=(), description="Structures asked for: liver=0.6 gallbladder=none.")
     min_distance: float | None = Field(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from maisi.anatomy.wish import Wish
 from maisi.compute.across import Across
@@ -25,7 +25,14 @@ def _finite(spacing: Spacing3 | None) -> Spacing3 | None:
     return spacing
 
 
+def _positive(size: Size3 | None) -> Size3 | None:
+    if size is not None and min(size) < 1:
+        raise ValueError(f"size {size} has an axis without voxels")
+    return size
+
+
 Spacing = Annotated[Spacing3 | None, AfterValidator(_finite)]
+Voxels = Annotated[Size3 | None, AfterValidator(_positive)]
 BundleName = Annotated[str, Field(description="Packaged bundle or folder.")]
 
 
@@ -57,7 +64,7 @@ class GenerateRequest(Frozen):
         description="head, chest, abdomen, lower; labels show it too.",
         json_schema_extra={"shown_default": DEFAULT_REGION},
     )
-    size: Size3 | None = Field(
+    size: Voxels = Field(
         default=None, description="Voxels.", json_schema_extra={"shown_default": "what shows the region"}
     )
     spacing: Spacing = Field(default=None, description="Voxel size in mm.")
@@ -107,13 +114,6 @@ class GenerateRequest(Frozen):
     force: bool = Field(default=False, description="Go on beyond what the bundle was trained for.")
     reading: ReadOptions = ReadOptions()
     compute: Compute = Compute()
-
-    @field_validator("size")
-    @classmethod
-    def _positive(cls, size: Size3 | None) -> Size3 | None:
-        if size is not None and min(size) < 1:
-            raise ValueError(f"size {size} has an axis without voxels")
-        return size
 
     @property
     def indices(self) -> range:
@@ -245,7 +245,7 @@ class DecodeRequest(Frozen):
 class PlanRequest(Frozen):
     """All that a bundle can do with a volume of a size, within memory."""
 
-    size: Size3 | None = Field(default=None, description="Voxels of the volume.")
+    size: Voxels = Field(default=None, description="Voxels of the volume.")
     bundle: BundleName = DEFAULT_BUNDLE
     compute: Compute = Compute()
 
@@ -259,7 +259,7 @@ class GenerateLabelsRequest(Frozen):
         default=(),
         description="Structures asked for: liver=0.6 spleen=180ml 'hepatic tumor'=25mm gallbladder=none.",
     )
-    size: Size3 | None = Field(
+    size: Voxels = Field(
         default=None, description="Voxels.", json_schema_extra={"shown_default": "all that the generator draws"}
     )
     spacing: Spacing = Field(

@@ -52,7 +52,7 @@ def training_memory(
     if recipe.autoencoder is not None:
         counted["autoencoder"] = partial(_of_autoencoder, recipe.autoencoder, processes)
     if recipe.diffusion is not None:
-        size = _largest(recipe.diffusion, volume, _factor(recipe, given))
+        size = _largest(recipe.diffusion, _unet_of(recipe.diffusion), volume, _factor(recipe, given))
         counted["diffusion"] = partial(_of_denoiser, recipe.diffusion, size, processes)
     if recipe.controlnet is not None:
         counted["controlnet"] = partial(_of_controlnet, recipe, recipe.controlnet, given, volume, processes)
@@ -124,11 +124,11 @@ def _factor(recipe: BundleRecipe, before: Mapping[str, NetworkConfig]) -> int:
     return (AutoencoderConfig() if recipe.autoencoder is None else recipe.autoencoder.network).factor
 
 
-def _largest(config: DiffusionTraining, volume: Size3, factor: int) -> Size3:
-    """The largest crop in latent voxels; where all of a case is taken, all of such a volume."""
+def _largest(config: DiffusionTraining, unet: UNetConfig, volume: Size3, factor: int) -> Size3:
+    """The largest crop in latent voxels; where all of a case is taken, all of such a volume, in sizes of the U-Net."""
     if config.sizes:
         return max(config.sizes, key=math.prod)
-    x, y, z = (n // factor for n in volume)
+    x, y, z = (-(-n // (factor * unet.size_multiple)) * unet.size_multiple for n in volume)
     return x, y, z
 
 
@@ -182,7 +182,7 @@ def _of_controlnet(
     like = config.controlnet or (begun if isinstance(begun, ControlNetConfig) else controlnet_like(ours, factor))
     controlnet = ControlNet(like)
     unet.requires_grad_(config.train_unet)
-    size, batch = _largest(config, volume, factor), config.batch_size
+    size, batch = _largest(config, ours, volume, factor), config.batch_size
 
     def answered(slabs: Slabs) -> Tensor:
         noisy = torch.empty((batch, unet.config.in_channels, *size))
