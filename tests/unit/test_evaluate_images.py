@@ -9,6 +9,7 @@ import pytest
 
 from maisi.cli import main
 from maisi.errors import InvalidRequestError
+from maisi.evaluation.images import _moved_by_factor
 from maisi.evaluation.requests import EvaluateImagesRequest
 from maisi.runs.carry_out import carry_out
 from maisi.runs.tasks.evaluate_images import EVALUATE_IMAGES
@@ -75,3 +76,10 @@ def test_features_are_made_anew_where_volume_or_code_is_another(
 def test_few_resamplings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "images", "a", "b", "--out", "c", "--draws", "9"]) == 2
     assert "draws" in capsys.readouterr().err
+
+
+def test_resamplings_that_are_mostly_equal_move_no_interval_to_infinity() -> None:
+    found = _moved_by_factor(1e-9, np.array([0.0, 0.0, 0.0, 0.25]))
+    assert (found.value, found.low) == (1e-9, pytest.approx(0, abs=1e-8))
+    assert 0.1 < found.high <= 0.26
+    assert _moved_by_factor(3.0, np.array([1.0, 2.0, 4.0])).high == pytest.approx(6, rel=0.06)

@@ -182,7 +182,8 @@ def _moved(value: float, drawn: np.ndarray) -> Interval:
 
 
 def _moved_by_factor(value: float, drawn: np.ndarray) -> Interval:
-    return _ends(value, drawn * value / max(float(np.median(drawn)), 1e-300))
+    middle = float(np.median(drawn))  # 0 where most resamplings have the same volumes on both sides
+    return _ends(value, drawn * value / middle) if middle > 0 else _moved(value, drawn)
 
 
 def _halves(

@@ -319,5 +319,5 @@ def _notes(
         )
     missed = [s.name for s in structures if s.test.verdict == "not found"]
     if missed:
-        notes.append(f"the segmenter finds these hardly anywhere, or does not know them: {', '.join(missed)}")
+        notes.append(f"the segmenter finds these hardly anywhere, or does not know them: {few(missed, 8)}")
     return notes
