@@ -17,6 +17,7 @@ from scipy import ndimage
 from maisi.evaluation.features import FeatureExtractor, PlaneProtocol
 from maisi.evaluation.neighbours import Neighbour, Neighbours, judged, usual_distance
 from maisi.evaluation.sets import NamedImage, features_of
+from maisi.evaluation.stored import MADE_OF
 from maisi.shapes import Frozen, Spacing3
 from maisi.space.grid import Grid
 from maisi.space.intensity import to_unit
@@ -67,10 +68,9 @@ def sight_of(image: NamedImage, extractor: FeatureExtractor, protocol: PlaneProt
 
 def write_sight(path: Path, sight: Sight, made_of: str) -> None:
     """Write a sight, and what it was made of, as `features_are_of` finds it."""
+    entries = {"name": sight.name, "features": sight.features, "fine": sight.fine, "middle": sight.middle}
     with path.open("wb") as file:
-        np.savez_compressed(
-            file, name=sight.name, features=sight.features, fine=sight.fine, middle=sight.middle, made_of=made_of
-        )
+        np.savez_compressed(file, **{MADE_OF: np.array(made_of)}, **entries)  # type: ignore[arg-type]
 
 
 def read_sight(path: Path) -> Sight:

@@ -16,19 +16,20 @@ KEPT_BYTES = 256_000_000
 """Of features that stay in memory once they were read; all others are read again."""
 
 _GRID = "grid"  # spacing (mm) and shape
-_MADE_OF = "made_of"
+MADE_OF = "made_of"
+"""The entry of a file that says what its features are of, see `features_are_of`."""
 
 
 def write_features(path: Path, planes: Mapping[str, np.ndarray], grid: np.ndarray, made_of: str = "") -> None:
     """Write the features of a volume, the spacing (mm) and the shape that it had, six numbers, and what made them."""
     with path.open("wb") as file:
-        np.savez(file, **{_GRID: grid, _MADE_OF: np.array(made_of)}, **planes)  # type: ignore[arg-type]
+        np.savez(file, **{_GRID: grid, MADE_OF: np.array(made_of)}, **planes)  # type: ignore[arg-type]
 
 
 def features_are_of(path: Path, made_of: str) -> bool:
     """Whether features were written as made of this."""
     with np.load(path, allow_pickle=False) as file:
-        return _MADE_OF in file and str(file[_MADE_OF]) == made_of
+        return MADE_OF in file and str(file[MADE_OF]) == made_of
 
 
 @dataclass(frozen=True)
